@@ -1,0 +1,253 @@
+"""Batches: what came in, the account of its rows, and the held ones that wait for a person."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from datasets.duck import duck, literal
+from datasets.errors import OfflineDqnError
+from datasets.lake import Lake, StagedFile, lake_lock
+from datasets.staging import create_stage, identity_sql, stage_records, take_out_repeats, write_parts
+
+
+class BatchError(OfflineDqnError):
+    """A batch that is not there, or is not held."""
+
+
+@dataclass(frozen=True)
+class BatchCounts:
+    """The account of a batch: n_in = n_lake + n_quarantined + n_duplicates + n_held + n_pending."""
+
+    n_in: int = 0
+    n_lake: int = 0
+    n_quarantined: int = 0
+    n_duplicates: int = 0
+    n_held: int = 0
+    n_pending: int = 0
+
+    def check(self) -> None:
+        """Raises if a row is unaccounted for, which only a mistake of ours could bring about."""
+        accounted = self.n_lake + self.n_quarantined + self.n_duplicates + self.n_held + self.n_pending
+        assert self.n_in == accounted, f"{self.n_in} rows came in and {accounted} are accounted for: {self}"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch as it stands now.
+
+    Attributes:
+        status: "lake", "held", "released" (by a person, after it was held) or "rejected" (all rows in quarantine).
+        note: why it is held, or who decided and why.
+        validation: the suite's result as JSON values; None where there was no row to validate.
+    """
+
+    batch_id: str
+    status: str
+    at: datetime
+    as_of: datetime
+    n_files: int
+    counts: BatchCounts
+    dropped_columns: tuple[str, ...]
+    note: str
+    validation: dict[str, Any] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        values = asdict(self) | asdict(self.counts)
+        del values["counts"]
+        return values | {"at": self.at.isoformat(), "as_of": self.as_of.isoformat()}
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """How far a file was consumed, and by which batch."""
+
+    path: str
+    digest: str
+    n_bytes: int
+    n_lines: int
+    digest_seen: str
+    status: str
+    contract_digest: str
+
+
+def list_batches(lake: Lake) -> list[Batch]:
+    """Every batch as it stands now, oldest first."""
+    with duck() as connection:
+        rows = connection.execute(
+            f"""SELECT * FROM {lake.scan("batches")}
+            QUALIFY row_number() OVER (PARTITION BY batch_id ORDER BY commit_number DESC) = 1 ORDER BY at, batch_id"""
+        ).fetchall()
+        names = [column[0] for column in connection.description or ()]
+    return [_batch(dict(zip(names, row, strict=True))) for row in rows]
+
+
+def find_batch(lake: Lake, batch_id: str) -> Batch:
+    """One batch, by its id or an unambiguous beginning of it.
+
+    Raises:
+        BatchError: there is none, or more than one.
+    """
+    batches = list_batches(lake)
+    found = [b for b in batches if b.batch_id.startswith(batch_id)]
+    if len(found) != 1:
+        what = "no batch" if not found else f"{len(found)} batches"
+        known = ", ".join(b.batch_id for b in batches[-5:]) or "none"
+        raise BatchError(
+            f"{what} begin with '{batch_id}'. The newest are: {known}. `offline-dqn batches list` shows all."
+        )
+    return found[0]
+
+
+def consumed_files(lake: Lake) -> list[FileRecord]:
+    """The files as they stand now: what each consumed prefix belongs to."""
+    with duck() as connection:
+        rows = connection.execute(
+            f"""SELECT path, digest, n_bytes, n_lines, digest_seen, status, contract_digest FROM {lake.scan("files")}
+            QUALIFY row_number() OVER (PARTITION BY digest, n_bytes, digest_seen ORDER BY commit_number DESC) = 1"""
+        ).fetchall()
+    return [FileRecord(*row) for row in rows]
+
+
+def commit_batch(
+    lake: Lake, batch: Batch, files: Iterable[FileRecord], parts: dict[str, list[StagedFile]], folder: Path
+) -> None:
+    """Commits a batch's parts together with its own record and those of its files. The caller holds the lake's lock."""
+    batch.counts.check()
+    number = lake.commit_number() + 1
+    record: dict[str, object] = {
+        "batch_id": batch.batch_id,
+        "status": batch.status,
+        "at": batch.at,
+        "as_of": batch.as_of,
+        "n_files": batch.n_files,
+        **asdict(batch.counts),
+        "dropped_columns": list(batch.dropped_columns),
+        "note": batch.note,
+        "validation": json.dumps(batch.validation) if batch.validation is not None else None,
+        "commit_number": number,
+    }
+    file_records = [
+        {**asdict(file), "batch_id": batch.batch_id, "commit_number": number, "status": batch.status} for file in files
+    ]
+    staged = {
+        **parts,
+        "files": stage_records(lake, "files", file_records, folder, batch_id=batch.batch_id),
+        "batches": stage_records(lake, "batches", [record], folder, batch_id=batch.batch_id),
+    }
+    lake.commit(staged)
+
+
+def hold_batch(lake: Lake, batch: Batch, files: list[FileRecord], staged_folder: Path, folder: Path) -> None:
+    """Sets a batch aside whole: its rows wait in the lake's `_held`, and no table of rows changes."""
+    held = lake.held_path / batch.batch_id
+    held.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(held, ignore_errors=True)
+    staged_folder.replace(held)
+    (held / "validation.json").write_text(json.dumps(batch.validation, indent=1))
+    commit_batch(lake, batch, files, {}, folder)
+
+
+def release_batch(lake: Lake, batch_id: str, *, by: str, at: datetime) -> Batch:
+    """Lets a held batch into the lake although its suite failed; `by` takes the responsibility.
+
+    Repeats are looked for again: the lake may have moved on while the batch waited.
+
+    Raises:
+        BatchError: it is not held.
+    """
+    return _settle_held(lake, batch_id, status="released", note=f"released by {by}", at=at)
+
+
+def reject_batch(lake: Lake, batch_id: str, *, by: str, at: datetime) -> Batch:
+    """Sends every row of a held batch to quarantine. Its files are read again once the contract has changed.
+
+    Raises:
+        BatchError: it is not held.
+    """
+    return _settle_held(lake, batch_id, status="rejected", note=f"rejected by {by}", at=at)
+
+
+def _settle_held(lake: Lake, batch_id: str, *, status: str, note: str, at: datetime) -> Batch:
+    with lake_lock(lake.root):
+        lake.finish_commit()
+        batch = find_batch(lake, batch_id)
+        if batch.status != "held":
+            raise BatchError(f"Batch {batch.batch_id} is not held: it is '{batch.status}'. Nothing was changed.")
+        held, folder = lake.held_path / batch.batch_id, lake.staging_path / f"{batch.batch_id}-{status}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        with duck(folder / "stage.duckdb") as connection:
+            create_stage(connection, lake.contract)
+            _load_held(connection, held)
+            n_again = 0
+            if status == "released":
+                n_again = take_out_repeats(connection, lake)
+            else:
+                connection.execute(
+                    "INSERT INTO bad SELECT to_json(rows)::VARCHAR, source, source_line, "
+                    f"{literal(note)}, episode_id FROM rows"
+                )
+                connection.execute("DELETE FROM rows")
+            parts = write_parts(
+                connection,
+                lake.contract,
+                folder / "parts",
+                batch_id=batch.batch_id,
+                default_date=str(batch.as_of.astimezone(UTC).date()),
+                at=at.isoformat(),
+            )
+        counts = replace(
+            batch.counts,
+            n_lake=sum(file.n_rows for file in parts["steps"]),
+            n_quarantined=sum(file.n_rows for file in parts["quarantine"]),
+            n_duplicates=batch.counts.n_duplicates + n_again,
+            n_held=0,
+        )
+        settled = replace(batch, status=status, counts=counts, note=f"{note}; was held: {batch.note}", at=at)
+        with duck() as connection:
+            rows = connection.execute(
+                f"""SELECT DISTINCT path, digest, n_bytes, n_lines, digest_seen, status, contract_digest
+                FROM {lake.scan("files")} WHERE batch_id = ?""",
+                [batch.batch_id],
+            ).fetchall()
+        commit_batch(lake, settled, [FileRecord(*row) for row in rows], parts, folder / "records")
+        shutil.rmtree(held, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+    return settled
+
+
+def _load_held(connection: Any, held: Path) -> None:
+    steps = sorted(str(p) for p in (held / "steps").rglob("*.parquet")) if (held / "steps").exists() else []
+    if steps:
+        source = Lake.scan_files(steps)
+        connection.execute(
+            f"INSERT INTO rows BY NAME SELECT * EXCLUDE (batch_id, log_date), {identity_sql()} AS identity, "
+            f"row_number() OVER (ORDER BY source, source_line) AS ordinal FROM {source}"
+        )
+    if (held / "quarantine.parquet").exists():
+        path = literal(str(held / "quarantine.parquet"))
+        connection.execute(
+            f"INSERT INTO bad SELECT raw, source, source_line, reason, episode_id FROM read_parquet({path})"
+        )
+
+
+def _batch(row: dict[str, Any]) -> Batch:
+    counts = BatchCounts(**{name: row[name] for name in BatchCounts.__dataclass_fields__})
+    return Batch(
+        batch_id=row["batch_id"],
+        status=row["status"],
+        at=row["at"],
+        as_of=row["as_of"],
+        n_files=row["n_files"],
+        counts=counts,
+        dropped_columns=tuple(row["dropped_columns"] or ()),
+        note=row["note"],
+        validation=json.loads(row["validation"]) if row["validation"] else None,
+    )

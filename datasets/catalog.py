@@ -1,0 +1,145 @@
+"""`lake.duckdb`: views over the lake that any DuckDB opens, and read-only questions to them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from datasets.duck import duck, literal
+from datasets.episodes import episodes_sql, transitions_sql
+from datasets.errors import OfflineDqnError
+from datasets.lake import Lake
+from datasets.locking import exclusive_lock
+
+_STORAGE_VERSION = "v1.0.0"
+"""So that DuckDB 1.x opens the file too."""
+
+
+class QueryError(OfflineDqnError):
+    """A question that is not one read-only SELECT, or that DuckDB cannot answer."""
+
+
+@dataclass(frozen=True)
+class QueryResult:
+    """Rows of an answer."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+
+
+def refresh_catalog(lake: Lake, path: Path, *, as_of: datetime, releases: Sequence[Mapping[str, Any]]) -> None:
+    """Rebuilds the views if the lake, its place or the releases have changed since they were built.
+
+    Built beside and renamed: a reader that has the old file open keeps it.
+
+    Args:
+        as_of: when the `episodes` view judges idleness.
+        releases: rows of the `releases` view.
+    """
+    state = json.dumps(
+        {
+            "root": str(lake.root.resolve()),
+            "versions": lake.versions(),
+            "contract": lake.contract.digest,
+            "as_of": as_of.isoformat(),
+            "releases": list(releases),
+        },
+        sort_keys=True,
+        default=str,
+    )
+    with exclusive_lock(path.with_name(path.name + ".lock"), str(path), wait_s=60.0):
+        if path.exists() and _built_from(path) == state:
+            return
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        beside.unlink(missing_ok=True)
+        with duck() as connection:
+            connection.execute(f"ATTACH {literal(str(beside))} AS built (STORAGE_VERSION '{_STORAGE_VERSION}')")
+            connection.execute("USE built")
+            for name, query in _views(lake, as_of).items():
+                connection.execute(f"CREATE VIEW {name} AS {query}")
+            _store_releases(connection, releases)
+            connection.execute("CREATE TABLE _built_from AS SELECT ? AS state", [state])
+            connection.execute("USE memory")
+            connection.execute("DETACH built")
+        beside.replace(path)
+
+
+def _views(lake: Lake, as_of: datetime) -> dict[str, str]:
+    return {
+        "steps": f"SELECT * FROM {lake.scan('steps')}",
+        "quarantine": f"SELECT * FROM {lake.scan('quarantine')}",
+        "files": f"SELECT * FROM {lake.scan('files')}",
+        "batches": f"SELECT * FROM {lake.scan('batches')} "
+        "QUALIFY row_number() OVER (PARTITION BY batch_id ORDER BY commit_number DESC) = 1",
+        "episodes": episodes_sql("steps", "quarantine", lake.contract, as_of),
+        "transitions": transitions_sql("steps", "episodes", lake.contract),
+    }
+
+
+def _store_releases(connection: duckdb.DuckDBPyConnection, releases: Sequence[Mapping[str, Any]]) -> None:
+    schema = pa.schema(
+        [
+            ("release", pa.int64()),
+            ("created_at", pa.string()),
+            ("gate", pa.string()),
+            ("aliases", pa.list_(pa.string())),
+            ("value", pa.float64()),
+            ("difference", pa.float64()),
+        ]
+    )
+    known = [{field.name: row.get(field.name) for field in schema} for row in releases]
+    connection.register("release_rows", pa.Table.from_pylist(known, schema=schema))
+    connection.execute("CREATE TABLE releases AS SELECT * FROM release_rows")
+    connection.unregister("release_rows")
+
+
+def _built_from(path: Path) -> str | None:
+    try:
+        with duckdb.connect(str(path), read_only=True) as connection:
+            row = connection.execute("SELECT state FROM _built_from").fetchone()
+    except duckdb.Error:
+        return None  # of another version or damaged: it is derived, so it is built anew
+    return str(row[0]) if row else None
+
+
+def query_catalog(path: Path, sql: str, *, folders: Sequence[Path]) -> QueryResult:
+    """Answers one SELECT, read-only in every way.
+
+    A read-only connection alone would still run COPY ... TO and read any file, so the statement must be exactly one
+    SELECT, files outside `folders` are out of reach, and none of this can be set back from SQL.
+
+    Raises:
+        QueryError: it is not one SELECT, names what does not exist, or fails.
+    """
+    try:
+        statements = duckdb.extract_statements(sql)
+    except duckdb.Error as error:
+        raise QueryError(f"That is not SQL that DuckDB understands: {error}") from error
+    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+        kinds = ", ".join(s.type.name for s in statements) or "nothing"
+        raise QueryError(
+            f"`query` answers exactly one SELECT and changes nothing; this is {kinds}. The views are steps, "
+            "transitions, episodes, quarantine, batches, files and releases."
+        )
+    allowed = "[" + ", ".join(literal(str(folder.resolve()) + "/") for folder in folders) + "]"
+    connection = duckdb.connect(str(path), read_only=True)
+    try:
+        connection.execute("SET TimeZone = 'UTC'")
+        connection.execute(f"SET allowed_directories = {allowed}")
+        connection.execute("SET enable_external_access = false")
+        connection.execute("SET lock_configuration = true")
+        answer = connection.execute(statements[0])
+        columns = tuple(column[0] for column in answer.description or ())
+        return QueryResult(columns, tuple(answer.fetchall()))
+    except duckdb.Error as error:
+        raise QueryError(f"DuckDB cannot answer that: {error}") from error
+    finally:
+        connection.close()

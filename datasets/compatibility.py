@@ -1,0 +1,88 @@
+"""Which changes of a contract a lake or a release survives."""
+
+from __future__ import annotations
+
+from datasets.contract import CategoricalFeature, Contract, Feature, NumericFeature, VectorFeature
+from datasets.errors import OfflineDqnError
+
+
+class IncompatibleContractError(OfflineDqnError):
+    """The contract changed in a way that what was written before cannot follow."""
+
+
+def lake_incompatibilities(old: Contract, new: Contract) -> list[str]:
+    """What in `new` would make rows written under `old` wrong; empty if they can stand side by side.
+
+    Compatible are added nullable features (null in history), added actions and categories, wider ranges, and
+    everything that is not stored in a row: the discount, the log's column names and time format.
+    """
+    problems = [
+        f"features.{name} is gone (it was {feature.type}); keep it, or start a new workspace"
+        for name, feature in old.features.items()
+        if name not in new.features
+    ]
+    for name, feature in new.features.items():
+        if name in old.features:
+            problems += [f"features.{name}: {text}" for text in _feature_differences(old.features[name], feature)]
+            if old.features[name].nullable and not feature.nullable:
+                problems.append(f"features.{name} was nullable and is not any more; history may hold nulls")
+        elif not feature.nullable:
+            problems.append(f"features.{name} is new and history has no value for it; set nullable = true")
+    problems += [
+        f"actions.names lost '{action}', which logged rows may hold; keep it"
+        for action in old.actions.names
+        if action not in new.actions.names
+    ]
+    problems += _narrower("reward", old.reward.min, old.reward.max, new.reward.min, new.reward.max)
+    if old.episodes.kind != new.episodes.kind:
+        problems.append(f"episodes.kind was '{old.episodes.kind}' and is '{new.episodes.kind}'")
+    if old.episodes.cluster != new.episodes.cluster:
+        problems.append(
+            f"episodes.cluster was {old.episodes.cluster!r} and is {new.episodes.cluster!r}; splits go by cluster and "
+            "must never change"
+        )
+    return problems
+
+
+def policy_incompatibilities(policy: Contract, current: Contract) -> list[str]:
+    """Why a policy made under `policy` cannot act under `current`; empty if it can."""
+    problems = []
+    for name, feature in policy.features.items():
+        if name not in current.features:
+            problems.append(f"features.{name} is gone")
+        else:
+            problems += [f"features.{name}: {text}" for text in _type_differences(feature, current.features[name])]
+    problems += [f"action '{a}' is gone" for a in policy.actions.names if a not in current.actions.names]
+    return problems
+
+
+def _feature_differences(old: Feature, new: Feature) -> list[str]:
+    differences = _type_differences(old, new)
+    if isinstance(old, NumericFeature) and isinstance(new, NumericFeature):
+        differences += _narrower("range", old.min, old.max, new.min, new.max)
+    if isinstance(old, CategoricalFeature) and isinstance(new, CategoricalFeature) and old.values and new.values:
+        lost = [label for label in old.values if label not in new.values]
+        differences += [f"lost the labels {', '.join(lost)}"] if lost else []
+    return differences
+
+
+def _type_differences(old: Feature, new: Feature) -> list[str]:
+    if old.type != new.type:
+        return [f"was {old.type} and is {new.type}"]
+    differences = []
+    if isinstance(old, NumericFeature) and isinstance(new, NumericFeature) and old.unit != new.unit:
+        differences.append(f"unit was '{old.unit}' and is '{new.unit}'")
+    if isinstance(old, VectorFeature) and isinstance(new, VectorFeature) and old.length != new.length:
+        differences.append(f"length was {old.length} and is {new.length}")
+    return differences
+
+
+def _narrower(
+    what: str, old_min: float | None, old_max: float | None, new_min: float | None, new_max: float | None
+) -> list[str]:
+    problems = []
+    if new_min is not None and (old_min is None or new_min > old_min):
+        problems.append(f"{what} min was {old_min} and is {new_min}: rows already stored may lie below it")
+    if new_max is not None and (old_max is None or new_max < old_max):
+        problems.append(f"{what} max was {old_max} and is {new_max}: rows already stored may lie above it")
+    return problems

@@ -1,0 +1,254 @@
+"""The contract: one description of a decision problem, from which everything else is derived."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+import zoneinfo
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from datasets.durations import seconds_of
+from datasets.settings import Settings, SettingsError, build_settings, parse_toml
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]*")
+
+STEP_COLUMNS = (
+    "episode_id",
+    "step",
+    "timestamp",
+    "action",
+    "available_actions",
+    "reward",
+    "terminated",
+    "truncated",
+    "behavior_prob",
+    "behavior_probs",
+    "decision_id",
+    "policy_version",
+    "decided_by",
+)
+"""Canonical columns of a step that a log may carry, beside observation, final_observation and the cluster."""
+
+
+class _FeatureBase(Settings):
+    exogenous: bool = False
+    """Not moved by our own actions: keeps its drift reference after a promotion."""
+    nullable: bool = False
+    """May be missing; otherwise a row without it breaks the contract."""
+
+
+class NumericFeature(_FeatureBase):
+    """A finite number."""
+
+    type: Literal["numeric"]
+    min: float | None = None
+    """Smallest valid value; a row below it breaks the contract."""
+    max: float | None = None
+    """Largest valid value."""
+    unit: str = ""
+    """Shown in reports."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> NumericFeature:
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min} is larger than max {self.max}")
+        return self
+
+
+class CategoricalFeature(_FeatureBase):
+    """A label. One outside `values` is no violation: it takes the encoder's "unseen" slot and shows as drift."""
+
+    type: Literal["categorical"]
+    values: tuple[str, ...] | None = None
+    """Known labels; without them they are learned from the training split."""
+
+    @field_validator("values")
+    @classmethod
+    def _unique(cls, values: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if values is not None and (not values or len(set(values)) < len(values)):
+            raise ValueError("wants at least one label, each once")
+        return values
+
+
+class BooleanFeature(_FeatureBase):
+    """True or false."""
+
+    type: Literal["boolean"]
+
+
+class VectorFeature(_FeatureBase):
+    """A list of finite numbers of fixed length."""
+
+    type: Literal["vector"]
+    length: int = Field(gt=0)
+    """Number of components."""
+
+
+Feature = Annotated[
+    NumericFeature | CategoricalFeature | BooleanFeature | VectorFeature,
+    Field(discriminator="type"),
+]
+
+
+class Actions(Settings):
+    """The actions by label."""
+
+    names: tuple[str, ...]
+    """Labels, in the order of every array with an action axis."""
+    safe: str | None = None
+    """What acts when nothing else is allowed."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Actions:
+        if len(self.names) < 2 or len(set(self.names)) < len(self.names) or "" in self.names:
+            raise ValueError("names wants at least two different, non-empty labels")
+        if self.safe is not None and self.safe not in self.names:
+            raise ValueError(f"safe = '{self.safe}' is none of the actions {', '.join(self.names)}")
+        return self
+
+
+class RewardRange(Settings):
+    """The smallest and largest reward of one step; a row outside breaks the contract."""
+
+    min: float | None = None
+    max: float | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> RewardRange:
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min} is larger than max {self.max}")
+        return self
+
+
+class Behavior(Settings):
+    """What the log knows of the policy that wrote it."""
+
+    propensity: Literal["logged", "estimated"] = "logged"
+    """`logged`: every row carries the probability of its action. `estimated`: they are fitted from the log, and
+    every number that rests on them says so."""
+
+
+class EpisodeRules(Settings):
+    """What an episode is, and when it has ended."""
+
+    kind: Literal["sequence", "one_step"] = "sequence"
+    """`one_step`: every row is an episode of its own and needs no id."""
+    timeout: str = "1h"
+    """An episode idle this long has ended. Also where logs carry no end flags."""
+    on_timeout: Literal["truncated", "terminated"] = "truncated"
+    """How an idle episode ended: `truncated` has a future that the log does not show, `terminated` has none."""
+    cluster: str | None = None
+    """The log column that names what makes episodes dependent (a user, a service); default: the episode itself."""
+
+    @field_validator("timeout")
+    @classmethod
+    def _duration(cls, timeout: str) -> str:
+        seconds_of(timeout)
+        return timeout
+
+    @property
+    def timeout_s(self) -> float:
+        """`timeout` in seconds."""
+        return seconds_of(self.timeout)
+
+
+class TimeFormat(Settings):
+    """How timestamps are written in the log."""
+
+    format: str = "iso"
+    """`iso`, `epoch_s`, `epoch_ms`, or a strptime pattern such as `%Y-%m`."""
+    zone: str | None = None
+    """Zone of times that carry none; without it they are refused."""
+
+    @model_validator(mode="after")
+    def _known(self) -> TimeFormat:
+        if self.format not in {"iso", "epoch_s", "epoch_ms"} and "%" not in self.format:
+            raise ValueError(f"format = '{self.format}' is neither iso, epoch_s, epoch_ms nor a strptime pattern")
+        if self.zone is not None and self.zone not in zoneinfo.available_timezones():
+            raise ValueError(f"zone = '{self.zone}' is no IANA time zone")
+        return self
+
+
+class Contract(Settings):
+    """A decision problem, described once."""
+
+    name: str = Field(min_length=1)
+    """Of the problem; also the name under which releases are registered."""
+    gamma: float = Field(gt=0.0, le=1.0)
+    """Discount of one step."""
+    features: dict[str, Feature] = Field(min_length=1)
+    """The observation, by name, in the order of every array with a feature axis."""
+    actions: Actions
+    reward: RewardRange = RewardRange()
+    behavior: Behavior = Behavior()
+    episodes: EpisodeRules = EpisodeRules()
+    time: TimeFormat = TimeFormat()
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Canonical name = name in the log; dots reach into nested fields."""
+
+    @model_validator(mode="after")
+    def _names(self) -> Contract:
+        problems = [
+            f"features.{name}: a feature's name is a letter or underscore, then letters, digits, underscores or dashes"
+            for name in self.features
+            if not _NAME.fullmatch(name)
+        ]
+        folded = [name.lower() for name in self.features]
+        problems += [
+            f"features.{name}: another feature differs from it in case only, which SQL cannot tell apart"
+            for name in self.features
+            if folded.count(name.lower()) > 1
+        ]
+        for canonical in self.columns:
+            if canonical not in self._mappable():
+                nearest = difflib.get_close_matches(canonical, self._mappable(), n=1, cutoff=0.5)
+                hint = f"did you mean '{nearest[0]}'?" if nearest else f"known: {', '.join(self._mappable())}"
+                problems.append(f"columns.{canonical}: no canonical column of this contract; {hint}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _mappable(self) -> list[str]:
+        nested = [f"{struct}.{name}" for struct in ("observation", "final_observation") for name in self.features]
+        return [*STEP_COLUMNS, "observation", "final_observation", *nested]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the contract's content: equal contracts have equal digests whatever the file's layout."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """The contract as plain JSON values, in the order it was written."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+def contract_from_text(text: str, where: str) -> Contract:
+    """The contract that a TOML text describes; `where` names it in errors."""
+    return build_settings(Contract, parse_toml(text, where), where)
+
+
+def contract_from_json(values: dict[str, Any], where: str) -> Contract:
+    """The contract that `Contract.to_json` wrote."""
+    return build_settings(Contract, values, where)
+
+
+def read_contract(path: Path) -> Contract:
+    """The contract in a TOML file.
+
+    Raises:
+        SettingsError: the file is missing, not TOML, or breaks a rule; every problem is named at once.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise SettingsError(f"{path} does not exist. `offline-dqn init DIR` writes a workspace with one.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}.") from error
+    return contract_from_text(text, str(path))

@@ -1,0 +1,401 @@
+"""Log files: which there are, what is new in them, and their rows in bounded chunks with the raw text kept."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
+
+from datasets.errors import OfflineDqnError
+
+Format = Literal["jsonl", "csv", "parquet", "arrow"]
+
+_FORMATS: dict[str, Format] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+}
+_COMPRESSIONS = {".gz", ".zst"}
+_CHUNK_ROWS = 100_000
+_CHUNK_BYTES = 64 << 20
+
+LINE, RAW, PROBLEM = "__line", "__raw", "__problem"
+"""Columns of a chunk beside the log's own: line or row number from 1, raw text, and why the row cannot be read."""
+
+
+class LogFileError(OfflineDqnError):
+    """A path that holds no log, or a log whose container is damaged."""
+
+
+@dataclass(frozen=True)
+class LogFile:
+    """One file of decision logs.
+
+    Attributes:
+        path: absolute path.
+        format: how rows are written.
+        compression: "" or the file's compressing suffix.
+    """
+
+    path: Path
+    format: Format
+    compression: str
+
+    @property
+    def grows(self) -> bool:
+        """Whether rows may still be appended: an uncompressed text file."""
+        return self.format in {"jsonl", "csv"} and not self.compression
+
+
+@dataclass(frozen=True)
+class Consumed:
+    """How far a file was read by an earlier batch: SHA-256, bytes and lines of that prefix, SHA-256 of all it held."""
+
+    digest: str
+    n_bytes: int
+    n_lines: int
+    digest_seen: str
+
+
+@dataclass(frozen=True)
+class Unread:
+    """The part of a file that is to be read now.
+
+    Attributes:
+        start: bytes to skip, consumed by an earlier batch.
+        end: byte to stop at; a last line without its newline may stay behind.
+        n_lines_before: lines in the skipped part.
+        digest: SHA-256 of the bytes up to `end`.
+        digest_seen: SHA-256 of the whole file.
+        n_pending: 1 where a last line without newline waits for its rest, else 0.
+    """
+
+    start: int
+    end: int
+    n_lines_before: int
+    digest: str
+    digest_seen: str
+    n_pending: int
+
+
+def find_log_files(paths: Iterable[Path]) -> list[LogFile]:
+    """The log files at and below `paths`, sorted; hidden files and files of other kinds in folders are passed over.
+
+    Raises:
+        LogFileError: a path does not exist, is a file of an unknown kind, or is a folder without any log.
+    """
+    found: dict[Path, LogFile] = {}
+    for path in paths:
+        if path.is_dir():
+            below = [p for p in sorted(path.rglob("*")) if p.is_file() and not _is_hidden(p, path)]
+            logs = [log for log in map(_as_log_file, below) if log is not None]
+            if not logs:
+                raise LogFileError(
+                    f"{path} holds no log: looked for files ending in {', '.join(_FORMATS)} (text also with .gz, .zst) "
+                    f"and found {len(below)} other files. Put logs there or name another path."
+                )
+        elif path.is_file():
+            log = _as_log_file(path)
+            if log is None:
+                raise LogFileError(f"{path} is no log that can be read: it ends in none of {', '.join(_FORMATS)}.")
+            logs = [log]
+        else:
+            raise LogFileError(f"{path} does not exist. Name a log file or a folder of log files.")
+        found.update({log.path: log for log in logs})
+    return list(found.values())
+
+
+def _is_hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
+
+
+def _as_log_file(path: Path) -> LogFile | None:
+    suffixes = [s.lower() for s in path.suffixes]
+    compression = suffixes.pop() if suffixes and suffixes[-1] in _COMPRESSIONS else ""
+    kind = _FORMATS.get(suffixes[-1]) if suffixes else None
+    if kind is None or (compression and kind not in {"jsonl", "csv"}):
+        return None
+    return LogFile(path.absolute(), kind, compression)
+
+
+def look_for_unread(log: LogFile, history: Iterable[Consumed]) -> Unread | None:
+    """What `log` holds beyond what `history` has consumed; None if nothing.
+
+    A file is recognised by the digest of a consumed prefix, whatever its name: the same bytes are read once, and of a
+    text file that grew only the tail is read. A last line without newline waits until the file is unchanged at the
+    next look, because it may be half of a line that is still being written.
+
+    Args:
+        history: prefixes consumed so far, of any file.
+    """
+    size = log.path.stat().st_size
+    complete = _end_of_last_line(log.path, size) if log.grows else size
+    candidates = [c for c in history if c.n_bytes <= size and (log.grows or c.n_bytes == size)]
+    digests = _prefix_digests(log.path, {c.n_bytes for c in candidates} | {complete, size})
+    matches = [c for c in candidates if digests[c.n_bytes] == c.digest]
+    match = max(matches, key=lambda c: (c.n_bytes, c.digest_seen == digests[size]), default=None)
+    start, n_lines_before = (match.n_bytes, match.n_lines) if match else (0, 0)
+    if match and start == size:
+        return None
+    unchanged = match is not None and match.digest_seen == digests[size]
+    end = size if unchanged else max(complete, start)
+    digest = digests[end] if end in digests else match.digest if match else digests[complete]
+    return Unread(start, end, n_lines_before, digest, digests[size], int(end < size))
+
+
+def _end_of_last_line(path: Path, size: int) -> int:
+    """Offset behind the last newline; 0 where there is none."""
+    with path.open("rb") as file:
+        stop = size
+        while stop > 0:
+            start = max(0, stop - (1 << 16))
+            file.seek(start)
+            newline = file.read(stop - start).rfind(b"\n")
+            if newline >= 0:
+                return start + newline + 1
+            stop = start
+    return 0
+
+
+def _prefix_digests(path: Path, lengths: set[int]) -> dict[int, str]:
+    """SHA-256 of the first n bytes for each n, in one pass."""
+    digest, position, digests = hashlib.sha256(), 0, {}
+    with path.open("rb") as file:
+        for length in sorted(lengths):
+            while position < length:
+                block = file.read(min(1 << 20, length - position))
+                if not block:
+                    raise LogFileError(
+                        f"{path} became shorter while it was read. Ingest logs that are only appended to."
+                    )
+                digest.update(block)
+                position += len(block)
+            digests[length] = digest.hexdigest()
+    return digests
+
+
+def read_chunks(log: LogFile, unread: Unread) -> Iterator[pa.Table]:
+    """The unread rows in chunks of bounded size.
+
+    JSON Lines chunks have the columns LINE, RAW and PROBLEM. The others have the log's own columns too: CSV as text
+    (null where empty), Parquet and Arrow as typed; there RAW is null, since the row itself can be written out.
+
+    Raises:
+        LogFileError: the container (gzip, zstd, Parquet, Arrow) is damaged or ends early.
+    """
+    try:
+        if log.format == "jsonl":
+            yield from _json_lines(log, unread)
+        elif log.format == "csv":
+            yield from _csv_rows(log, unread)
+        else:
+            yield from _typed_rows(log)
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        raise LogFileError(
+            f"{log.path} is damaged: {error}. Nothing of it was taken; put the whole file there and run it again."
+        ) from error
+
+
+def _open_text(log: LogFile, unread: Unread) -> BinaryIO:
+    if log.compression == ".gz":
+        return gzip.open(log.path)  # type: ignore[return-value]  # a GzipFile reads like any binary file
+    if log.compression == ".zst":
+        import zstandard  # part of the extra `pipeline`; needed for .zst alone
+
+        return io.BufferedReader(_CompleteZstd(log.path, zstandard))
+    file = log.path.open("rb")
+    file.seek(unread.start)
+    return file
+
+
+class _CompleteZstd(io.RawIOBase):
+    """A zstd file as a stream that fails where a frame is cut short, which the library's own reader passes over."""
+
+    def __init__(self, path: Path, zstandard: object) -> None:
+        self._file = path.open("rb")
+        self._new = zstandard.ZstdDecompressor().decompressobj  # type: ignore[attr-defined]  # typed as object: optional
+        self._frame = self._new()
+        self._started = False
+        self._ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # BufferedReader passes a memoryview
+        while not self._ready:
+            data = self._file.read(1 << 17)
+            if not data:
+                if self._started and not self._frame.eof:
+                    raise EOFError("the compressed data end in the middle of a frame")
+                return 0
+            while data:
+                if self._frame.eof:
+                    self._frame = self._new()
+                self._started = True
+                self._ready += self._frame.decompress(data)
+                data = self._frame.unused_data
+        n = min(len(buffer), len(self._ready))
+        buffer[:n], self._ready = self._ready[:n], self._ready[n:]
+        return n
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _lines(log: LogFile, unread: Unread) -> Iterator[tuple[str, bool]]:
+    """Each line's text without its ending, and whether it was valid UTF-8 (if not, bad bytes show as \\xNN)."""
+    left = unread.end - unread.start if log.grows else None
+    with _open_text(log, unread) as file:
+        for n, line in enumerate(file):
+            if left is not None:
+                if left <= 0:
+                    return
+                line, left = line[:left], left - len(line)
+            body = line.rstrip(b"\r\n")
+            if n == 0 and unread.start == 0:
+                body = body.removeprefix(b"\xef\xbb\xbf")  # byte-order mark
+            try:
+                yield body.decode("utf-8"), True
+            except UnicodeDecodeError:
+                yield body.decode("utf-8", "backslashreplace"), False
+
+
+def _json_lines(log: LogFile, unread: Unread) -> Iterator[pa.Table]:
+    numbers: list[int] = []
+    texts: list[str] = []
+    problems: list[str | None] = []
+    n_bytes = 0
+    for number, (text, valid) in enumerate(_lines(log, unread), start=unread.n_lines_before + 1):
+        if not text.strip():
+            continue  # a blank line holds no row
+        numbers.append(number)
+        texts.append(text)
+        problems.append(None if valid else "the line is not UTF-8 text")
+        n_bytes += len(text)
+        if len(numbers) >= _CHUNK_ROWS or n_bytes >= _CHUNK_BYTES:
+            yield _text_table(numbers, texts, problems)
+            numbers, texts, problems, n_bytes = [], [], [], 0
+    if numbers:
+        yield _text_table(numbers, texts, problems)
+
+
+def _text_table(numbers: list[int], texts: list[str], problems: list[str | None]) -> pa.Table:
+    return pa.table(
+        {
+            LINE: pa.array(numbers, pa.int64()),
+            RAW: pa.array(texts, pa.large_string()),
+            PROBLEM: pa.array(problems, pa.string()),
+        }
+    )
+
+
+def _csv_rows(log: LogFile, unread: Unread) -> Iterator[pa.Table]:
+    header = _csv_header(log)
+    if not header:
+        return
+    taken: list[str] = []  # the physical lines of the record that is being read: its raw text
+    state = {"line": unread.n_lines_before, "valid": True}
+
+    def lines() -> Iterator[str]:
+        for text, valid in _lines(log, unread):
+            state["line"] += 1
+            state["valid"] = state["valid"] and valid
+            taken.append(text)
+            yield text + "\n"
+
+    reader = csv.reader(lines(), strict=True)
+    if unread.start == 0:
+        next(reader, None)
+        taken.clear()
+    rows: list[list[str | None]] = []
+    numbers, raws, problems, n_bytes = [], [], [], 0
+    while True:
+        first_line = int(state["line"]) + 1
+        state["valid"] = True
+        problem: str | None = None
+        try:
+            fields = next(reader)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            fields, problem = [], f"the line is not valid CSV: {error}"
+        raw = "\n".join(taken)
+        taken.clear()
+        if not fields and problem is None:
+            continue  # a blank line holds no row
+        if not state["valid"]:
+            problem = "the line is not UTF-8 text"
+        elif problem is None and len(fields) != len(header):
+            problem = f"the line has {len(fields)} fields and the header has {len(header)}"
+        rows.append([None] * len(header) if problem else [field or None for field in fields])
+        numbers.append(first_line)
+        raws.append(raw)
+        problems.append(problem)
+        n_bytes += len(raw)
+        if len(rows) >= _CHUNK_ROWS or n_bytes >= _CHUNK_BYTES:
+            yield _csv_table(header, rows, numbers, raws, problems)
+            rows, numbers, raws, problems, n_bytes = [], [], [], [], 0
+    if rows:
+        yield _csv_table(header, rows, numbers, raws, problems)
+
+
+def _csv_header(log: LogFile) -> list[str]:
+    whole = Unread(0, log.path.stat().st_size, 0, "", "", 0)
+    names: list[str] = []
+    for name in next(csv.reader(text + "\n" for text, _ in _lines(log, whole)), []):
+        # An index column has no name, and SQL does not tell names apart by case: such columns get a name of their own.
+        taken = not name or name.lower() in {other.lower() for other in names}
+        names.append(f"{name}__column_{len(names) + 1}" if taken else name)
+    return names
+
+
+def _csv_table(
+    header: list[str], rows: list[list[str | None]], numbers: list[int], raws: list[str], problems: list[str | None]
+) -> pa.Table:
+    columns = {
+        name: pa.array(values, pa.string()) for name, values in zip(header, zip(*rows, strict=True), strict=True)
+    }
+    text = _text_table(numbers, raws, problems)
+    return pa.table({**columns, **{name: text[name] for name in text.column_names}})
+
+
+def _typed_rows(log: LogFile) -> Iterator[pa.Table]:
+    number = 1
+    if log.format == "parquet":
+        batches: Iterable[pa.RecordBatch] = pq.ParquetFile(log.path).iter_batches(batch_size=_CHUNK_ROWS)
+    else:
+        batches = _arrow_batches(log.path)
+    for batch in batches:
+        table = pa.Table.from_batches([batch])
+        if len(table):
+            table = table.append_column(LINE, pa.array(range(number, number + len(table)), pa.int64()))
+            table = table.append_column(RAW, pa.nulls(len(table), pa.large_string()))
+            yield table.append_column(PROBLEM, pa.nulls(len(table), pa.string()))
+        number += len(table)
+
+
+def _arrow_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    with path.open("rb") as file:
+        magic = file.read(6)
+    with pa.memory_map(str(path)) as source:
+        if magic == b"ARROW1":
+            reader = pa.ipc.open_file(source)
+            for i in range(reader.num_record_batches):
+                yield reader.get_batch(i)
+        else:
+            yield from pa.ipc.open_stream(source)

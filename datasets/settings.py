@@ -1,0 +1,101 @@
+"""Frozen, typed settings read from TOML, with errors that name the key, the value and the nearest known key."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from datasets.errors import OfflineDqnError
+
+
+class SettingsError(OfflineDqnError):
+    """A configuration or contract file that cannot be used; lists every problem found in it."""
+
+
+class Settings(BaseModel):
+    """Base of the contract and of every stage's configuration: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    """The tables of a TOML text; `where` names it in the error."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(
+            f"{where} is not valid TOML: {error}. Correct that line and run the command again."
+        ) from error
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise SettingsError(f"{path} does not exist. `offline-dqn init DIR` writes a workspace with one.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}.") from error
+    return parse_toml(text, str(path))
+
+
+def build_settings(model: type[SettingsT], values: Mapping[str, Any], where: str) -> SettingsT:
+    """`values` as a `model`; every problem is reported in one error.
+
+    Raises:
+        SettingsError: naming each key, what was found and what is wanted; for an unknown key the nearest known one.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = [_describe(model, problem) for problem in error.errors()]
+        lines = "\n".join(f"  {line}" for line in problems)
+        plural = "problem" if len(problems) == 1 else "problems"
+        raise SettingsError(f"{where} has {len(problems)} {plural}:\n{lines}") from error
+
+
+def _describe(model: type[Settings], problem: Any) -> str:
+    # pydantic puts the tag of a discriminated union into the location; it is no key of the file.
+    location = [str(part) for part in problem["loc"] if part not in _UNION_TAGS]
+    key = ".".join(location) or "(the whole file)"
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(model, location[:-1])
+        nearest = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean '{nearest[0]}'?" if nearest else f"known here: {', '.join(sorted(known)) or 'nothing'}."
+        return f"{key}: unknown key; {hint}"
+    if problem["type"] == "missing":
+        return f"{key}: missing."
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key}: {message} (found {problem['input']!r})"
+
+
+_UNION_TAGS = frozenset({"numeric", "categorical", "boolean", "vector"})
+
+
+def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
+    """Field names of the (possibly nested) settings model that `path` leads to."""
+    models: list[type[BaseModel]] = [model]
+    for part in path:
+        annotations = [m.model_fields[part].annotation for m in models if part in m.model_fields]
+        if not annotations:  # a key of a dict of settings, such as a feature's name
+            continue
+        models = [inner for annotation in annotations for inner in _models_within(annotation)]
+    return sorted({(field.alias or name) for m in models for name, field in m.model_fields.items()})
+
+
+def _models_within(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if typing.get_origin(annotation) is not None or isinstance(annotation, types.UnionType):
+        return [inner for argument in typing.get_args(annotation) for inner in _models_within(argument)]
+    return []

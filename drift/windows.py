@@ -1,0 +1,169 @@
+"""The two windows that a drift check compares, as columns over rows, episodes, clusters and nights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datasets.contract import CategoricalFeature
+from datasets.errors import OfflineDqnError
+from datasets.replay import Replay
+
+ColumnKind = Literal["numeric", "boolean", "categorical", "vector"]
+
+
+class DriftDataError(OfflineDqnError):
+    """A window whose values cannot be compared; names every column at fault."""
+
+
+@dataclass(frozen=True)
+class DriftColumn:
+    """One column of a window.
+
+    Attributes:
+        kind: how `values` are to be read.
+        values: numeric, boolean: (rows,) float64, NaN where missing. Vector: (rows, L) float64, a row of NaN where
+            missing. Categorical: (rows,) integer codes into `vocabulary`, -1 where missing.
+        vocabulary: labels of a categorical column. Windows are matched by label, so theirs may differ.
+        exogenous: not moved by our own actions, so a window's weights do not apply to it.
+    """
+
+    kind: ColumnKind
+    values: NDArray[Any]
+    vocabulary: tuple[str, ...] = ()
+    exogenous: bool = False
+
+
+@dataclass(frozen=True)
+class DriftWindow:
+    """Rows of some nights, their columns, and what makes them dependent.
+
+    Attributes:
+        columns: by name, all over the same rows.
+        episode_of_row: (rows,) index of the row's episode.
+        clusters: (episodes,) code of what makes episodes dependent; the episode's own number where nothing does.
+        nights: (episodes,) datetime64[D], the day on which the episode started.
+        weights: (rows,) not negative, or None for all alike: a reference as the acting policy would have seen it.
+
+    Raises:
+        ValueError: shapes or indices do not fit together.
+        DriftDataError: a column holds infinite values, or a boolean one something else than 0, 1 and NaN.
+    """
+
+    columns: Mapping[str, DriftColumn]
+    episode_of_row: NDArray[np.int64]
+    clusters: NDArray[np.int64]
+    nights: NDArray[np.datetime64]
+    weights: NDArray[np.float64] | None = None
+
+    def __post_init__(self) -> None:
+        self._check_shapes()
+        problems = [text for name, column in self.columns.items() for text in _value_problems(name, column)]
+        if self.weights is not None and not (np.isfinite(self.weights).all() and (self.weights >= 0).all()):
+            problems.append("weights: some are negative or not finite; a row's weight is a number of at least 0")
+        if problems:
+            lines = "\n".join(f"  {text}" for text in problems)
+            raise DriftDataError(f"{len(problems)} columns of the window cannot be compared:\n{lines}")
+
+    @property
+    def n_rows(self) -> int:
+        """Steps."""
+        return len(self.episode_of_row)
+
+    @property
+    def n_episodes(self) -> int:
+        """Episodes."""
+        return len(self.clusters)
+
+    @property
+    def day_numbers(self) -> NDArray[np.int64]:
+        """(episodes,) `nights` as days since 1970."""
+        return self.nights.astype("datetime64[D]").astype(np.int64)
+
+    @property
+    def n_clusters(self) -> int:
+        """Distinct clusters."""
+        return len(np.unique(self.clusters))
+
+    @property
+    def n_nights(self) -> int:
+        """Distinct days on which episodes started."""
+        return len(np.unique(self.nights))
+
+    @property
+    def effective_episodes(self) -> float:
+        """Kish's effective number of episodes under the weights: (sum w)^2 / sum w^2 of the episodes' mean weights."""
+        if self.weights is None or not self.weights.any():
+            return float(self.n_episodes) if self.weights is None else 0.0
+        rows = np.bincount(self.episode_of_row, minlength=self.n_episodes)
+        mean = np.bincount(self.episode_of_row, self.weights, minlength=self.n_episodes) / np.maximum(rows, 1)
+        return float(mean.sum() ** 2 / (mean**2).sum())
+
+    def _check_shapes(self) -> None:
+        wrong = [
+            f"column '{name}' has {len(column.values)} rows" for name, column in self.columns.items()
+            if len(column.values) != self.n_rows
+        ]  # fmt: skip
+        if self.weights is not None and self.weights.shape != (self.n_rows,):
+            wrong.append(f"weights have shape {self.weights.shape}")
+        if wrong:
+            raise ValueError(f"the window has {self.n_rows} rows, but {'; '.join(wrong)}")
+        if self.nights.shape != self.clusters.shape:
+            raise ValueError(f"{self.clusters.shape} clusters and {self.nights.shape} nights: wants one per episode")
+        if self.n_rows and not 0 <= self.episode_of_row.min() <= self.episode_of_row.max() < self.n_episodes:
+            raise ValueError(f"episode_of_row points outside the {self.n_episodes} episodes")
+
+
+def window_from_replay(replay: Replay, weights: NDArray[np.float64] | None = None) -> DriftWindow:
+    """The steps of a replay dataset as a window: `observation.<feature>`, `action` and `reward`.
+
+    Args:
+        replay: T steps of N episodes.
+        weights: (T,) not negative, what each step counts under the acting policy; None counts all alike.
+    """
+    columns: dict[str, DriftColumn] = {}
+    for name, feature in replay.contract.features.items():
+        values = replay.observations.columns[name][: replay.n_steps]
+        vocabulary = replay.observations.vocabularies[name] if isinstance(feature, CategoricalFeature) else ()
+        columns[f"observation.{name}"] = DriftColumn(feature.type, values, vocabulary, feature.exogenous)
+    columns["action"] = DriftColumn("categorical", replay.actions, replay.contract.actions.names)
+    columns["reward"] = DriftColumn("numeric", replay.rewards)
+    return DriftWindow(columns, replay.episode_of_step, replay.clusters, replay.nights, weights)
+
+
+def scalar_columns(name: str, column: DriftColumn) -> dict[str, DriftColumn]:
+    """The columns that are compared: a vector as its Euclidean norm and its components, others as they are.
+
+    The norm sees a change of scale that is spread thinly over many components; the components see the rest. The cost
+    grows with the vector's length, and so does the price of looking at many columns at once.
+    """
+    if column.kind != "vector":
+        return {name: column}
+    parts = {f"{name}.norm": np.linalg.norm(column.values, axis=1)}
+    parts |= {f"{name}[{i}]": column.values[:, i] for i in range(column.values.shape[1])}
+    return {part: DriftColumn("numeric", values, exogenous=column.exogenous) for part, values in parts.items()}
+
+
+def _value_problems(name: str, column: DriftColumn) -> list[str]:
+    """What is wrong with a column's values; empty if nothing."""
+    values = column.values
+    if (values.ndim == 2) != (column.kind == "vector"):
+        raise ValueError(f"column '{name}' is {column.kind} but has {values.ndim} dimensions")
+    if column.kind == "categorical":
+        if len(values) and not -1 <= values.min() <= values.max() < len(column.vocabulary):
+            raise ValueError(f"column '{name}' has codes outside its vocabulary of {len(column.vocabulary)} labels")
+        return []
+    infinite = np.isinf(values)
+    if infinite.any():
+        rows = np.flatnonzero(infinite if values.ndim == 1 else infinite.any(axis=1))
+        return [
+            f"{name}: {len(rows)} of {len(values)} rows are infinite, first row {rows[0] + 1}. Log them as null, or "
+            "give the feature a range in the contract so that such rows go to quarantine."
+        ]
+    if column.kind == "boolean" and not (np.isnan(values) | (values == 0) | (values == 1)).all():
+        return [f"{name}: a boolean column holds other numbers than 0 and 1. Declare it numeric in the contract."]
+    return []

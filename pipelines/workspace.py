@@ -1,0 +1,117 @@
+"""A workspace: one folder with a contract, a configuration, logs, the lake, snapshots and releases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+
+from datasets.catalog import refresh_catalog
+from datasets.contract import Contract, read_contract
+from datasets.errors import OfflineDqnError
+from datasets.ingest import newest_timestamp
+from datasets.lake import Lake, open_lake
+from pipelines.config import PipelineConfig, read_config
+from reports.registry import Registry
+
+SCENARIOS = ("autoscaler", "blank")
+
+
+class WorkspaceError(OfflineDqnError):
+    """A folder that is no workspace, or that cannot become one."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """An opened workspace. Everything in it is found relative to `root`, so the folder can be moved."""
+
+    root: Path
+
+    @cached_property
+    def contract(self) -> Contract:
+        """The decision problem as described now."""
+        return read_contract(self.root / "contract.toml")
+
+    @cached_property
+    def config(self) -> PipelineConfig:
+        """The settings of every stage."""
+        return read_config(self.root / "offline_dqn.toml")
+
+    @property
+    def logs_path(self) -> Path:
+        """Where logs of steps are put."""
+        return self.root / "logs" / "steps"
+
+    @property
+    def snapshots_path(self) -> Path:
+        """Where frozen replay datasets lie, each named by its digest."""
+        return self.root / "snapshots"
+
+    @property
+    def releases_path(self) -> Path:
+        """Where releases lie, each named by its number."""
+        return self.root / "releases"
+
+    @property
+    def catalog_path(self) -> Path:
+        """The DuckDB file with the views."""
+        return self.root / "lake.duckdb"
+
+    def release_path(self, release: int) -> Path:
+        """The folder of a release."""
+        return self.releases_path / str(release)
+
+    def open_lake(self) -> Lake:
+        """The lake, made if there is none; a commit that was cut off is finished."""
+        return open_lake(self.root / "lake", self.contract)
+
+    @cached_property
+    def registry(self) -> Registry:
+        """The release registry."""
+        return Registry(mlflow_path=self.root / "mlflow.db", releases_path=self.releases_path, name=self.contract.name)
+
+    def as_of(self, lake: Lake) -> datetime:
+        """The instant that stages take for now: the clock, or the lake's newest timestamp where so configured."""
+        if self.config.ingest.as_of == "newest":
+            return newest_timestamp(lake) or datetime.now(UTC)
+        return datetime.now(UTC)
+
+    def refresh_catalog(self, lake: Lake) -> Path:
+        """Brings `lake.duckdb` up to the lake's last commit and returns its path."""
+        rows = [release.to_json() for release in self.registry.releases()] if self.releases_path.exists() else []
+        refresh_catalog(lake, self.catalog_path, as_of=self.as_of(lake), releases=rows)
+        return self.catalog_path
+
+
+def open_workspace(root: Path) -> Workspace:
+    """The workspace in `root`.
+
+    Raises:
+        WorkspaceError: there is none.
+    """
+    if not (root / "contract.toml").is_file() or not (root / "offline_dqn.toml").is_file():
+        what = "does not exist" if not root.exists() else "is no workspace: it lacks contract.toml or offline_dqn.toml"
+        raise WorkspaceError(f"{root} {what}. Name one with --workspace, or make one: offline-dqn init {root}")
+    return Workspace(root.resolve())
+
+
+def write_workspace(root: Path, scenario: str) -> Workspace:
+    """Writes a new workspace: contract and configuration of a scenario, and empty folders.
+
+    Raises:
+        WorkspaceError: the scenario is unknown, or `root` already holds a workspace.
+    """
+    if scenario not in SCENARIOS:
+        raise WorkspaceError(f"There is no scenario '{scenario}'. Known: {', '.join(SCENARIOS)}.")
+    for name in ("contract.toml", "offline_dqn.toml"):
+        if (root / name).exists():
+            raise WorkspaceError(f"{root} already holds {name}; nothing was changed. Choose another folder.")
+    templates = resources.files("datasets") / "scenarios"
+    (root / "logs" / "steps").mkdir(parents=True, exist_ok=True)
+    # The configuration is written last: without it the folder is no workspace yet.
+    (root / "contract.toml").write_text((templates / f"{scenario}.toml").read_text(encoding="utf-8"), encoding="utf-8")
+    settings = (templates / f"{scenario}_settings.toml").read_text(encoding="utf-8")
+    (root / "offline_dqn.toml").write_text(settings, encoding="utf-8")
+    return Workspace(root.resolve())

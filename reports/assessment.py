@@ -1,0 +1,332 @@
+"""From the arrays of a trial to everything an evaluation says: estimates, comparisons, overlap, checks of the inputs.
+
+Pure: models of the policies' values come in as arrays, fitted elsewhere on other episodes. The estimator that decides
+is named by rule before a reward is looked at: doubly robust if the behavior probabilities are usable, none otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from scipy import stats
+
+from datasets.settings import Settings
+from reports import estimators
+from reports.estimators import Floats, Ints, RatioSum
+from reports.gate import GateConfig
+from reports.intervals import bootstrap_replicates, cluster_codes, lower_bound, percentile_interval, upper_bound
+from reports.intervals import variance_of_mean as clustered_variance
+from reports.overlap import measure_overlap
+from reports.propensity import PropensityConfig, check_propensities
+from reports.records import (
+    ActionShares,
+    Agreement,
+    Comparison,
+    DesignEffect,
+    Estimate,
+    Interval,
+    Overlap,
+    PropensityReport,
+    QClaim,
+)
+from reports.trial import Role, Trial, estimators_of, log_weights_of, masked
+
+DECIDING_RULE = (
+    "Cross-fitted doubly robust estimation decides wherever the behavior probabilities are usable; without them "
+    "nothing decides and the gate refuses. The rule is fixed before the gate episodes are read."
+)
+
+
+class AssessmentConfig(Settings):
+    """How estimates and intervals are made."""
+
+    level: float = Field(0.95, gt=0, le=0.99)
+    """Level of the intervals shown in the report."""
+    n_replicates: int = Field(10_000, ge=2_000)
+    """Bootstrap replicates; raised to 100 / alpha of the gate where that is more."""
+    agreement_level: float = Field(0.99, gt=0, le=0.99)
+    """Level of the interval of deciding minus checking estimator, which must contain 0."""
+    largest_step_table: int = Field(20_000_000, ge=1)
+    """Episodes times longest length up to which WPDIS and WDR are computed; beyond it WIS checks."""
+    propensity: PropensityConfig = PropensityConfig()
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What `assess` found, for `reports.evaluation` to put beside names, counts and settings."""
+
+    deciding_estimator: str | None
+    estimates: tuple[Estimate, ...]
+    comparisons: tuple[Comparison, ...]
+    agreement: Agreement
+    overlaps: tuple[Overlap, ...]
+    propensities: PropensityReport
+    q_claim: QClaim | None
+    design_effects: tuple[DesignEffect, ...]
+    action_shares: tuple[ActionShares, ...]
+    n_replicates: int
+
+
+def assess(trial: Trial, config: AssessmentConfig, gate: GateConfig, rng: np.random.Generator) -> Assessment:
+    """Estimate, compare and check everything the gate asks about.
+
+    Args:
+        trial: episodes and policies.
+        config: levels and replicates.
+        gate: for alpha and the bounds on overlap.
+        rng: draws the bootstrap.
+    """
+    arms = trial.arms
+    step_clusters = np.repeat(cluster_codes(trial.clusters), np.diff(trial.offsets))
+    propensities = check_propensities(
+        trial.behavior_probs,
+        trial.actions,
+        trial.available,
+        step_clusters,
+        trial.names,
+        kind=trial.propensity_kind,
+        used_shares=np.max([arm.probs.mean(axis=0) for arm in arms.values()], axis=0),
+        config=config.propensity,
+    )
+    weighted = propensities.refused is None
+    log_weights = log_weights_of(trial) if weighted else {}
+    sums = estimators_of(trial, log_weights, largest_step_table=config.largest_step_table)
+    n_replicates = max(config.n_replicates, int(np.ceil(100 / gate.alpha)))
+    replicates: dict[str, Floats] = {}
+    if len(np.unique(trial.clusters)) > 1:
+        replicates = bootstrap_replicates(sums, trial.clusters, n_replicates=n_replicates, rng=rng)
+    report = _Reporter(trial, config, gate, propensities, log_weights, sums, replicates)
+    overlaps = tuple(report.overlap(role) for role in arms) if weighted else ()
+    refusals = {overlap.policy: overlap.refused for overlap in overlaps}
+    estimates = report.estimates(refusals)
+    deciding = "dr" if weighted else None
+    return Assessment(
+        deciding_estimator=deciding,
+        estimates=estimates,
+        comparisons=report.comparisons(estimates),
+        agreement=report.agreement(estimates),
+        overlaps=overlaps,
+        propensities=propensities,
+        q_claim=report.q_claim(),
+        design_effects=report.design_effects() if weighted else (),
+        action_shares=_action_shares(trial),
+        n_replicates=n_replicates,
+    )
+
+
+def night_episodes_upper(nights: NDArray[Any], alpha: float) -> float:
+    """Upper bound at confidence 1 - alpha of the number of episodes that start in one more night.
+
+    From (N,) nights of past episodes: a t prediction bound, at least the largest night seen; from a single night the
+    Poisson bound, which takes episodes to come independently.
+    """
+    counts = np.unique(nights, return_counts=True)[1].astype(np.float64)
+    if len(counts) == 1:
+        rate = stats.chi2.ppf(1 - alpha / 2, 2 * (counts[0] + 1)) / 2
+        return float(stats.poisson.ppf(1 - alpha / 2, rate))
+    spread = float(counts.std(ddof=1)) * np.sqrt(1 + 1 / len(counts))
+    return max(float(counts.max()), float(counts.mean() + stats.t.ppf(1 - alpha, len(counts) - 1) * spread))
+
+
+@dataclass(frozen=True)
+class _Reporter:
+    """Turns estimators and their shared replicates into records."""
+
+    trial: Trial
+    config: AssessmentConfig
+    gate: GateConfig
+    propensities: PropensityReport
+    log_weights: Mapping[str, Floats]
+    sums: Mapping[str, RatioSum]
+    replicates: Mapping[str, Floats]
+
+    def overlap(self, role: Role) -> Overlap:
+        weights = self.sums[f"weight/{role}"]
+        terms = self.sums[f"dr/{role}"].terms
+        if role == "candidate":  # what decides is its difference to the baseline
+            terms = terms - self.sums[self._value_of("baseline")].terms
+        with np.errstate(invalid="ignore", over="ignore"):
+            influence = terms - terms.mean()
+        return measure_overlap(
+            role,
+            estimators.episode_log_weights(self.log_weights[role], self.trial.offsets),
+            influence,
+            weights.value,
+            self._interval(f"weight/{role}", self.gate.overlap.mean_weight_level),
+            self.gate.overlap,
+        )
+
+    def estimates(self, overlap_refusals: Mapping[str, str | None]) -> tuple[Estimate, ...]:
+        found = []
+        for key, estimator in self.sums.items():
+            name, role = key.split("/")
+            if name in ("weight", "greedy"):
+                continue
+            unweighted = name in ("on_policy", "direct")
+            cause = None if unweighted else overlap_refusals.get(role)
+            found.append(self._estimate(name, role, estimator.value, cause))
+        if self.propensities.refused is not None:
+            names = ("is", "wis", "pdis", "wpdis", "dr", "wdr")
+            found += [self._estimate(name, "candidate", 0.0, self.propensities.refused) for name in names]
+        return tuple(found)
+
+    def _estimate(self, name: str, role: str, value: float, cause: str | None) -> Estimate:
+        interval = self._interval(f"{name}/{role}", self.config.level)
+        low, high = self.trial.feasible.low, self.trial.feasible.high
+        slack = 1e-9 * (1 + abs(value))
+        outside = (low is not None and value < low - slack) or (high is not None and value > high + slack)
+        if cause is None and not np.isfinite(value):
+            cause = "the weights overflow or are all zero"
+        elif cause is None and outside:
+            cause = f"{name} of the {role} is {value:.4g}, outside the feasible range [{low}, {high}]"
+        elif cause is None and interval is None:
+            cause = "there is no interval: fewer than two clusters, or replicates without any weight"
+        return Estimate(
+            estimator=name,
+            policy=role,
+            value=None if cause else value,
+            interval=None if cause else interval,
+            propensity="none" if name in ("on_policy", "direct") else self.trial.propensity_kind,
+            binding=name == "dr" or (role == "log" and "on_policy/log" in self._values_of_others()),
+            refused=cause,
+            note="biased as far as its model is; shown, not binding" if name == "direct" else "",
+        )
+
+    def comparisons(self, estimates: tuple[Estimate, ...]) -> tuple[Comparison, ...]:
+        refused = {f"{e.estimator}/{e.policy}": e.refused for e in estimates}
+        others: list[Role] = ["baseline"]
+        if self.trial.version_zero is not None or self.trial.version_zero_is_log:
+            others.append("version_zero")
+        found = []
+        for against in others:
+            value_of = self._value_of(against)
+            found.append(self._comparison(against, "dr/candidate", value_of, refused, binding=True))
+            model_of = f"direct/{against}" if f"direct/{against}" in self.sums else "on_policy/log"
+            found.append(self._comparison(against, "direct/candidate", model_of, refused, binding=False))
+        return tuple(found)
+
+    def _comparison(
+        self, against: Role, ours: str, theirs: str, refused: Mapping[str, str | None], *, binding: bool
+    ) -> Comparison:
+        cause = refused.get(ours, self.propensities.refused) or refused.get(theirs, self.propensities.refused)
+        difference = self._difference(ours, theirs) if cause is None else None
+        alpha = self.gate.alpha
+        theirs_alone = self.replicates.get(theirs) if refused.get(theirs, "missing") is None else None
+        return Comparison(
+            against=against,
+            estimator=f"{ours.split('/')[0]} - {theirs.split('/')[0]}",
+            value=None if difference is None else self.sums[ours].value - self.sums[theirs].value,
+            interval=None if difference is None else percentile_interval(difference, self.config.level),
+            lower_bound=None if difference is None else lower_bound(difference, alpha),
+            upper_bound=None if difference is None else upper_bound(difference, alpha),
+            against_upper_bound=None if theirs_alone is None else upper_bound(theirs_alone, alpha),
+            alpha=alpha,
+            propensity="none" if ours.startswith("direct") else self.trial.propensity_kind,
+            binding=binding,
+            refused=cause,
+            note="" if binding else "biased as far as its models are; shown, not binding",
+        )
+
+    def agreement(self, estimates: tuple[Estimate, ...]) -> Agreement:
+        """DR against WPDIS, or against WIS where the table of steps would be too large."""
+        checking = "wis" if "wis/candidate" in self.sums and "wpdis/candidate" not in self.sums else "wpdis"
+        refused = {e.estimator: e.refused for e in estimates if e.policy == "candidate"}
+        cause = refused.get("dr") or refused.get(checking)
+        if cause is not None:
+            return Agreement("dr", checking, None, None, cause)
+        replicates = self._difference("dr/candidate", f"{checking}/candidate")
+        difference = self.sums["dr/candidate"].value - self.sums[f"{checking}/candidate"].value
+        return Agreement("dr", checking, difference, percentile_interval(replicates, self.config.agreement_level))
+
+    def q_claim(self) -> QClaim | None:
+        trial = self.trial
+        if trial.own_q is None:
+            return None
+        first = trial.offsets[:-1]
+        finite = np.isfinite(trial.own_q)
+        possible = trial.own_q[trial.available & finite]
+        greedy = masked(trial.own_q, trial.available)[first].max(axis=1)
+        beyond = self._beyond_cuts()
+        uppers = [
+            upper_bound(self.replicates[key], self.gate.alpha)
+            for key in ("dr/candidate", "greedy/candidate")
+            if key in self.replicates
+        ]
+        finite_uppers = [bound for bound in uppers if bound is not None]
+        high = trial.feasible.high
+        if np.any(trial.truncated) and high is not None:
+            high = None if trial.gamma == 1 else max(high, (trial.largest_reward or 0.0) / (1 - trial.gamma))
+        note = "" if finite_uppers and beyond is not None else "the evaluation puts no upper bound on the greedy policy"
+        return QClaim(
+            greedy_q=float(greedy.mean()) if np.all(np.isfinite(greedy)) else None,
+            upper_bound=max(finite_uppers) + beyond if finite_uppers and beyond is not None else None,
+            largest_q=float(possible.max()) if len(possible) else None,
+            feasible_high=high,
+            n_nonfinite=int((~finite).sum()),
+            note=note,
+        )
+
+    def _beyond_cuts(self) -> float | None:
+        """Largest mean return behind truncated ends, which Q-values may promise and the log cannot show."""
+        trial = self.trial
+        if not np.any(trial.truncated) or (trial.largest_reward is not None and trial.largest_reward <= 0):
+            return 0.0
+        if trial.largest_reward is None or trial.gamma == 1:
+            return None
+        reach = trial.gamma ** np.diff(trial.offsets) * trial.truncated
+        return float(reach.mean()) * trial.largest_reward / (1 - trial.gamma)
+
+    def design_effects(self) -> tuple[DesignEffect, ...]:
+        """Of clusters against episodes (the intervals know of it) and of nights against clusters (they may not)."""
+        clusters, nights = cluster_codes(self.trial.clusters), cluster_codes(self.trial.nights)
+        terms = self.sums["dr/candidate"].terms - self.sums[self._value_of("baseline")].terms
+        found = []
+        if not np.all(np.isfinite(terms)) or clusters.max() == 0 or np.ptp(terms) == 0:
+            return ()
+        episodes = np.arange(len(terms))
+        if len(np.unique(clusters)) < len(episodes):
+            found.append(_design_effect("cluster", clusters, "episode", episodes, terms, ignored=False))
+        if nights.max() >= 1:
+            pairs = len(np.unique(nights * (clusters.max() + 1) + clusters))
+            whole = pairs == len(np.unique(nights))  # each night lies within one cluster
+            found.append(_design_effect("night", nights, "cluster", clusters, terms, ignored=not whole))
+        return tuple(found)
+
+    def _value_of(self, against: Role) -> str:
+        return f"dr/{against}" if against in self.trial.arms else "on_policy/log"
+
+    def _values_of_others(self) -> list[str]:
+        return [self._value_of("baseline"), self._value_of("version_zero") if self.trial.version_zero_is_log else ""]
+
+    def _interval(self, key: str, level: float) -> Interval | None:
+        return percentile_interval(self.replicates[key], level) if key in self.replicates else None
+
+    def _difference(self, ours: str, theirs: str) -> Floats:
+        return np.asarray(self.replicates[ours] - self.replicates[theirs])
+
+
+def _design_effect(
+    unit: str, units: Ints, compared_with: str, others: Ints, terms: Floats, *, ignored: bool
+) -> DesignEffect:
+    n_units = len(np.unique(units))
+    ratio = clustered_variance(terms, units) / clustered_variance(terms, others)
+    p_value = float(stats.chi2.sf(ratio * (n_units - 1), n_units - 1))
+    return DesignEffect(unit, compared_with, ratio, n_units, p_value, ignored)
+
+
+def _action_shares(trial: Trial) -> tuple[ActionShares, ...]:
+    logged = np.bincount(trial.actions, minlength=len(trial.names)) / len(trial.actions)
+    shares = {"log": logged, "candidate": trial.candidate.probs.mean(axis=0)}
+    if trial.baseline is not None:
+        shares["baseline"] = trial.baseline.probs.mean(axis=0)
+    if trial.version_zero is not None:
+        shares["version_zero"] = trial.version_zero.probs.mean(axis=0)
+    return tuple(
+        ActionShares(policy, {name: float(s) for name, s in zip(trial.names, values, strict=True)})
+        for policy, values in shares.items()
+    )

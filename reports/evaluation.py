@@ -1,0 +1,211 @@
+"""The evaluation stage: a candidate on the gate episodes of a replay dataset, from policies to a decision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+from pydantic import Field
+
+from datasets.encoding import Encoder
+from datasets.errors import OfflineDqnError
+from datasets.replay import GATE, Replay
+from offline_dqn.fqe import FqeConfig, fit_q_evaluation
+from offline_dqn.policy import Policy
+from reports.assessment import DECIDING_RULE, AssessmentConfig, assess, night_episodes_upper
+from reports.crossfit import QFitter, QFunction, cross_fit, deal_folds, step_probs
+from reports.estimators import Floats
+from reports.gate import GateConfig, decide
+from reports.records import Counts, Evaluation
+from reports.trial import Arm, Role, Trial, feasible_range
+
+
+class EvaluationError(OfflineDqnError):
+    """There is nothing to evaluate on."""
+
+
+class EvaluateConfig(AssessmentConfig):
+    """The evaluation stage."""
+
+    n_folds: int = Field(5, ge=2)
+    """Folds of clusters among the gate episodes, each modelled by what lies outside it."""
+    fqe: FqeConfig = FqeConfig()
+
+
+def evaluate_candidate(
+    replay: Replay,
+    *,
+    candidate: Policy,
+    baseline: Policy | None,
+    version_zero: Policy | None,
+    candidate_name: str,
+    baseline_name: str,
+    version_zero_name: str | None = None,
+    baseline_wrote_gate: bool = False,
+    version_zero_wrote_gate: bool = False,
+    excluded: Mapping[str, int],
+    config: EvaluateConfig,
+    gate_config: GateConfig,
+    seed: int,
+    fit_q: QFitter | None = None,
+) -> Evaluation:
+    """Estimate the candidate's value on the gate episodes, compare it with what runs today, and decide.
+
+    Args:
+        replay: every split; estimates use the gate episodes alone, models also what lies outside a fold.
+        candidate: the policy on trial, exactly as it would act.
+        baseline: what runs today; None for the logging policy, whose value is the mean return of the log.
+        version_zero: the rule the workspace started with; None leaves that comparison out.
+        candidate_name, baseline_name, version_zero_name: for the report.
+        baseline_wrote_gate, version_zero_wrote_gate: whether exactly that policy logged every gate episode; then the
+            mean of their returns is its value and nothing is weighted.
+        excluded: episodes left out of `replay`, by reason; those under "damaged" are charged by the gate.
+        config: estimators, folds, fitted Q evaluation.
+        gate_config: when the candidate passes.
+        seed: of folds, fits and bootstrap.
+        fit_q: fits action values; fitted Q evaluation with `config.fqe` by default.
+
+    Raises:
+        EvaluationError: if no gate episode can be used.
+        ValueError: if a policy's actions are not the contract's.
+    """
+    policies: dict[Role, Policy] = {"candidate": candidate}
+    if baseline is not None:
+        policies["baseline"] = baseline
+    if version_zero is not None:
+        policies["version_zero"] = version_zero
+    for role, policy in policies.items():
+        if policy.actions != replay.contract.actions.names:
+            raise ValueError(f"The {role}'s actions are {policy.actions}, not {replay.contract.actions.names}.")
+    replay, n_unknown = _with_known_probabilities(replay)
+    gate = replay.of_split(GATE)
+    if gate.n_episodes == 0:
+        raise EvaluationError(
+            f"None of {replay.n_episodes} episodes can be evaluated: the gate split is empty. Wait for more nights, or "
+            "raise the gate's share in [snapshot]."
+        )
+    if version_zero is baseline and baseline is not None:
+        version_zero_wrote_gate = baseline_wrote_gate
+    wrote_gate = {"baseline": baseline_wrote_gate, "version_zero": version_zero_wrote_gate}
+    modelled = {role: policy for role, policy in policies.items() if not wrote_gate.get(role, False)}
+    folds = deal_folds(gate.clusters, config.n_folds, seed)
+    q, behavior_probs = cross_fit(
+        replay, folds, modelled, fit_q or _fqe_fitter(config.fqe), propensity=config.propensity, seed=seed
+    )
+    probs = {role: step_probs(policy, gate) for role, policy in policies.items()}
+    arms = {role: Arm(probs=probs[role], q=q.get(role)) for role in policies}
+    own_q = candidate.q_values(gate.observations.take(np.arange(gate.n_steps)))
+    reward, gamma = replay.contract.reward, replay.contract.gamma
+    trial = Trial(
+        names=replay.contract.actions.names,
+        actions=gate.actions,
+        rewards=gate.rewards,
+        available=gate.available[: gate.n_steps],
+        behavior_probs=behavior_probs,
+        propensity_kind=replay.contract.behavior.propensity,
+        offsets=gate.offsets,
+        clusters=gate.clusters,
+        nights=gate.nights,
+        truncated=gate.truncated[gate.offsets[1:] - 1],
+        gamma=gamma,
+        feasible=feasible_range(reward.min, reward.max, gamma, int(replay.lengths.max())),
+        largest_reward=reward.max,
+        candidate=arms["candidate"],
+        baseline=arms.get("baseline"),
+        version_zero=arms.get("version_zero"),
+        version_zero_is_log=version_zero_wrote_gate,
+        own_q=None if own_q is None else np.asarray(own_q, dtype=np.float64),
+    )
+    found = assess(trial, config, gate_config, np.random.default_rng(seed))
+    evaluation = Evaluation(
+        estimand=_estimand(trial),
+        candidate_name=candidate_name,
+        baseline_name=baseline_name,
+        baseline_source="log" if baseline is None else "wrote_gate" if baseline_wrote_gate else "estimated",
+        version_zero_name=None if version_zero is None else version_zero_name or "version 0",
+        deciding_estimator=found.deciding_estimator,
+        deciding_rule=DECIDING_RULE,
+        estimates=found.estimates,
+        comparisons=found.comparisons,
+        agreement=found.agreement,
+        overlaps=found.overlaps,
+        propensities=found.propensities,
+        q_claim=found.q_claim,
+        design_effects=found.design_effects,
+        action_shares=found.action_shares,
+        feasible=trial.feasible,
+        counts=_counts(replay, gate, excluded, n_unknown, gate_config.alpha),
+        largest_probability_change=_largest_change(trial),
+        gamma=gamma,
+        alpha=gate_config.alpha,
+        level=config.level,
+        n_replicates=found.n_replicates,
+        n_folds=int(folds.max()) + 1,
+        seed=seed,
+        config={"evaluate": config.model_dump(mode="json"), "gate": gate_config.model_dump(mode="json")},
+    )
+    return replace(evaluation, decision=decide(evaluation, gate_config))
+
+
+def _with_known_probabilities(replay: Replay) -> tuple[Replay, int]:
+    """The replay without gate episodes that lack a behavior probability, and how many those are.
+
+    Where none is logged at all, the episodes stay: their returns are still what the log earned.
+    """
+    if replay.contract.behavior.propensity == "estimated" or np.all(np.isnan(replay.behavior_prob)):
+        return replay, 0
+    unknown = np.bincount(replay.episode_of_step, weights=np.isnan(replay.behavior_prob)) > 0
+    left_out = unknown & (replay.split == GATE)
+    return (replay.subset(~left_out), int(left_out.sum())) if left_out.any() else (replay, 0)
+
+
+def _fqe_fitter(config: FqeConfig) -> QFitter:
+    def fit(replay: Replay, evaluation_probs: Floats, *, encoder: Encoder, seed: int) -> QFunction:
+        return fit_q_evaluation(replay, evaluation_probs, config, encoder=encoder, seed=seed)
+
+    return fit
+
+
+def _largest_change(trial: Trial) -> float | None:
+    """Largest change of an action probability; against an unknown logging policy, of the logged actions alone."""
+    if trial.baseline is not None:
+        return float(np.abs(trial.candidate.probs - trial.baseline.probs).max())
+    if trial.propensity_kind == "estimated" or not np.any(np.isfinite(trial.behavior_probs)):
+        return None
+    taken = trial.candidate.probs[np.arange(len(trial.actions)), trial.actions]
+    return float(np.nanmax(np.abs(taken - trial.behavior_probs)))
+
+
+def _counts(replay: Replay, gate: Replay, excluded: Mapping[str, int], n_unknown: int, alpha: float) -> Counts:
+    damaged = excluded.get("damaged", 0)
+    kept = (1 - damaged / (replay.n_episodes + n_unknown + damaged)) * (1 - n_unknown / (gate.n_episodes + n_unknown))
+    left_out = dict(excluded) | ({"without behavior_prob": n_unknown} if n_unknown else {})
+    return Counts(
+        n_episodes=gate.n_episodes,
+        n_steps=gate.n_steps,
+        n_clusters=len(np.unique(gate.clusters)),
+        n_nights=len(np.unique(gate.nights)),
+        n_truncated=int(gate.truncated[gate.offsets[1:] - 1].sum()),
+        n_fitting_episodes=replay.n_episodes - gate.n_episodes,
+        left_out=left_out,
+        damaged_share=1 - kept,
+        mean_length=float(gate.lengths.mean()),
+        median_length=float(np.median(gate.lengths)),
+        longest_length=int(gate.lengths.max()),
+        night_episodes_upper=night_episodes_upper(replay.nights, alpha) / kept,
+    )
+
+
+def _estimand(trial: Trial) -> str:
+    words = (
+        f"The expected return of one episode, discounted by {trial.gamma:g} per step, until the episode ends as the "
+        "log ends it, in reward units."
+    )
+    share = float(trial.truncated.mean())
+    if share > 0:
+        words += (
+            f" {share:.0%} of the episodes are cut by the log and not ended: every "
+            "estimate counts the return up to the cut, while the policy's own Q-values look beyond it."
+        )
+    return words

@@ -1,0 +1,305 @@
+"""The release gate: a pure function from an evaluation to a verdict. It passes only if every check does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydantic import Field
+
+from datasets.settings import Settings
+from reports.overlap import OverlapBounds
+from reports.records import Check, Comparison, Evaluation, GateDecision, Overlap
+
+VALUE_CHECK = "value against baseline"
+"""The one check whose failure still leaves room for a certified share."""
+
+
+class GateConfig(Settings):
+    """When a candidate may be released. Values and margins are in reward units per episode."""
+
+    margin: float = Field(0.0, ge=0)
+    """How much worse than the baseline a candidate may be."""
+    version_zero_margin: float = Field(0.0, ge=0)
+    """How much worse than version 0; fixed for the life of a workspace, so that small losses cannot add up."""
+    alpha: float = Field(0.01, gt=0, lt=0.5)
+    """Chance per reading to pass a candidate that is worse by the margin; .01 is .20 a year over 20 readings."""
+    harm_budget: float = Field(0.0, ge=0)
+    """Largest loss of one night, in reward units, that the certified share of traffic may risk."""
+    min_episodes: int = Field(100, ge=2)
+    """Fewest gate episodes that may decide."""
+    largest_damaged_share: float = Field(0.01, ge=0, lt=1)
+    """Share of damaged episodes above which the gate refuses; up to it, each is charged at the worst difference."""
+    largest_design_effect: float = Field(1.5, ge=1)
+    """Variance ratio above which a dependence that the intervals ignore refuses."""
+    design_effect_level: float = Field(0.05, gt=0, le=1)
+    """And only where chance gives so large a ratio less often than this; 1 judges by the ratio alone."""
+    smallest_change: float = Field(1e-6, gt=0, lt=1)
+    """A candidate whose action probabilities all lie this close to the baseline's is nothing new."""
+    overlap: OverlapBounds = OverlapBounds()
+
+
+def decide(evaluation: Evaluation, config: GateConfig) -> GateDecision:
+    """The verdict on an evaluation, with every check and the share of traffic that could be given tonight.
+
+    Nothing is estimated here: the same evaluation and settings give the same decision again.
+
+    Raises:
+        ValueError: if the evaluation's bounds were made at another alpha than the gate's.
+    """
+    if evaluation.alpha != config.alpha:
+        raise ValueError(f"The evaluation's bounds hold at alpha {evaluation.alpha}, the gate asks for {config.alpha}.")
+    against_baseline = evaluation.comparison("baseline")
+    lower = _charged_lower_bound(evaluation, against_baseline)
+    checks = (
+        *_data_checks(evaluation, config),
+        *(check for overlap in evaluation.overlaps for check in _overlap_checks(overlap, config.overlap)),
+        _feasible_check(evaluation),
+        _agreement_check(evaluation),
+        *_q_checks(evaluation),
+        _value_check(VALUE_CHECK, evaluation.baseline_name, against_baseline, lower, config.margin, config.alpha),
+        *_version_zero_check(evaluation, config),
+    )
+    loss = _largest_loss(evaluation, against_baseline, lower)
+    share, share_reason = _certified_share(checks, loss, evaluation.counts.night_episodes_upper, config)
+    failed = [check for check in checks if not check.passed]
+    return GateDecision(
+        passed=not failed,
+        reason=_reason(evaluation, failed, lower, config),
+        checks=checks,
+        deciding_estimator=evaluation.deciding_estimator,
+        certified_share=share,
+        certified_reason=share_reason,
+        largest_loss=loss,
+        margin=config.margin,
+        alpha=config.alpha,
+    )
+
+
+def _data_checks(evaluation: Evaluation, config: GateConfig) -> Iterator[Check]:
+    propensities, counts = evaluation.propensities, evaluation.counts
+    yield Check(
+        "behavior probabilities",
+        propensities.refused is None,
+        propensities.smallest,
+        None,
+        f"Nothing can be weighted: {propensities.refused}."
+        if propensities.refused
+        else f"The {propensities.kind} behavior probabilities average to 1 for every action that can be judged.",
+    )
+    yield Check(
+        "enough episodes",
+        counts.n_episodes >= config.min_episodes,
+        float(counts.n_episodes),
+        float(config.min_episodes),
+        f"{counts.n_episodes} gate episodes in {counts.n_clusters} clusters; at least {config.min_episodes} decide.",
+    )
+    yield _damage_check(evaluation, config)
+    change = evaluation.largest_probability_change
+    yield Check(
+        "something new",
+        change is None or change > config.smallest_change,
+        change,
+        config.smallest_change,
+        "Nothing new: the candidate's action probabilities equal the baseline's."
+        if change is not None and change <= config.smallest_change
+        else "The candidate's action probabilities differ from the baseline's.",
+    )
+    for effect in evaluation.design_effects:
+        if effect.ignored:
+            large = effect.value > config.largest_design_effect and effect.p_value <= config.design_effect_level
+            yield Check(
+                f"episodes independent within a {effect.unit}",
+                not large,
+                effect.value,
+                config.largest_design_effect,
+                f"The variance by {effect.unit} is {effect.value:.2f} times that by {effect.compared_with} over "
+                f"{effect.n_units} {effect.unit}s (chance of that much: {effect.p_value:.2g})"
+                + (f"; set episodes.cluster so that a {effect.unit} stays whole." if large else "."),
+            )
+
+
+def _damage_check(evaluation: Evaluation, config: GateConfig) -> Check:
+    share, feasible = evaluation.counts.damaged_share, evaluation.feasible
+    unbounded = feasible.low is None or feasible.high is None
+    if share > config.largest_damaged_share:
+        meaning = f"{share:.2%} of episodes are damaged, more than {config.largest_damaged_share:.2%}."
+    elif share > 0 and unbounded:
+        meaning = "Damaged episodes cannot be charged: reward.min and reward.max are not both set in the contract."
+    elif share > 0:
+        meaning = f"{share:.2%} of episodes are damaged and charged at the worst feasible difference."
+    else:
+        meaning = "No episode is damaged."
+    passed = share == 0 or (share <= config.largest_damaged_share and not unbounded)
+    return Check("damaged episodes", passed, share, config.largest_damaged_share, meaning)
+
+
+def _overlap_checks(overlap: Overlap, bounds: OverlapBounds) -> Iterator[Check]:
+    interval, tail, share = overlap.mean_weight_interval, overlap.tail_index, overlap.largest_share
+    of = f"of the {overlap.policy.replace('_', ' ')}"
+    yield Check(
+        f"mean weight {of}",
+        interval is not None and interval.low <= 1.0 <= interval.high,
+        overlap.mean_weight,
+        1.0,
+        f"The interval of the mean weight, [{interval.low:.3g}, {interval.high:.3g}], must contain 1."
+        if interval
+        else "The weights overflow or have no interval.",
+    )
+    yield Check(
+        f"tail of the influence {of}",
+        tail is not None and tail <= bounds.largest_tail_index,
+        tail,
+        bounds.largest_tail_index,
+        "How heavy the tail of the influence terms is; above the bound their mean is not to be trusted."
+        if tail is not None
+        else "The tail of the influence terms cannot be fitted.",
+    )
+    yield Check(
+        f"largest influence {of}",
+        share is not None and share <= bounds.largest_share,
+        share,
+        bounds.largest_share,
+        "Share of the most influential episode in the squared influence.",
+    )
+    yield Check(
+        f"effective sample size {of}",
+        overlap.effective_sample_size >= bounds.smallest_sample_size,
+        overlap.effective_sample_size,
+        bounds.smallest_sample_size,
+        "How many episodes of the policy itself the weighted log is worth.",
+    )
+
+
+def _feasible_check(evaluation: Evaluation) -> Check:
+    outside = [e for e in evaluation.estimates if e.binding and e.refused and "feasible" in e.refused]
+    feasible = evaluation.feasible
+    low = "unbounded" if feasible.low is None else f"{feasible.low:.4g}"
+    high = "unbounded" if feasible.high is None else f"{feasible.high:.4g}"
+    return Check(
+        "feasible values",
+        not outside,
+        None,
+        None,
+        outside[0].refused if outside and outside[0].refused else f"Deciding values lie within [{low}, {high}].",
+    )
+
+
+def _agreement_check(evaluation: Evaluation) -> Check:
+    agreement = evaluation.agreement
+    interval = agreement.interval
+    if interval is None:
+        return Check("agreement of estimators", False, None, 0.0, f"Could not be judged: {agreement.refused}.")
+    return Check(
+        "agreement of estimators",
+        interval.low <= 0.0 <= interval.high,
+        agreement.difference,
+        0.0,
+        f"The paired interval of {agreement.deciding} - {agreement.checking}, "
+        f"[{interval.low:.4g}, {interval.high:.4g}], must contain 0.",
+    )
+
+
+def _q_checks(evaluation: Evaluation) -> Iterator[Check]:
+    claim = evaluation.q_claim
+    if claim is None:
+        return
+    yield Check(
+        "finite Q-values", claim.n_nonfinite == 0, float(claim.n_nonfinite), 0.0, "Q-values that are not finite."
+    )
+    yield Check(
+        "feasible Q-values",
+        claim.largest_q is not None and (claim.feasible_high is None or claim.largest_q <= claim.feasible_high),
+        claim.largest_q,
+        claim.feasible_high,
+        "The largest Q-value, against the largest possible return.",
+    )
+    bounded = claim.upper_bound is not None
+    yield Check(
+        "Q-values against evaluation",
+        claim.greedy_q is not None and (claim.upper_bound is None or claim.greedy_q <= claim.upper_bound),
+        claim.greedy_q,
+        claim.upper_bound,
+        "The greedy Q-value at the first step must not exceed what the log supports; a lower one is no fault."
+        if bounded
+        else f"Shown only: {claim.note}.",
+    )
+
+
+def _value_check(
+    name: str, against: str, comparison: Comparison | None, lower: float | None, margin: float, alpha: float
+) -> Check:
+    if comparison is None or lower is None:
+        cause = comparison.refused if comparison is not None else None
+        return Check(name, False, None, -margin, f"No bound on the difference to {against}: {cause or 'no estimate'}.")
+    return Check(
+        name,
+        lower > -margin,
+        lower,
+        -margin,
+        f"With {1 - alpha:.4g} confidence the candidate's value minus that of {against} is at least {lower:.4g}; "
+        f"it must be above {-margin:g}.",
+    )
+
+
+def _version_zero_check(evaluation: Evaluation, config: GateConfig) -> Iterator[Check]:
+    if evaluation.version_zero_name is not None:
+        comparison = evaluation.comparison("version_zero")
+        lower = _charged_lower_bound(evaluation, comparison)
+        yield _value_check(
+            "value against version 0",
+            evaluation.version_zero_name,
+            comparison,
+            lower,
+            config.version_zero_margin,
+            config.alpha,
+        )
+
+
+def _charged_lower_bound(evaluation: Evaluation, comparison: Comparison | None) -> float | None:
+    """The lower bound, with the damaged share of episodes at the worst feasible difference."""
+    share, feasible = evaluation.counts.damaged_share, evaluation.feasible
+    if comparison is None or comparison.lower_bound is None or comparison.refused:
+        return None
+    if share == 0:
+        return comparison.lower_bound
+    if feasible.low is None or feasible.high is None:
+        return None
+    return (1 - share) * comparison.lower_bound + share * (feasible.low - feasible.high)
+
+
+def _largest_loss(evaluation: Evaluation, comparison: Comparison | None, lower: float | None) -> float | None:
+    """Upper bound per episode of value(baseline) - value(candidate), within [0, what the baseline could lose]."""
+    low = evaluation.feasible.low
+    cap = None
+    if low is not None and comparison is not None and comparison.against_upper_bound is not None:
+        cap = max(comparison.against_upper_bound - low, 0.0)
+    loss = None if lower is None else max(-lower, 0.0)
+    known = [bound for bound in (cap, loss) if bound is not None]
+    return min(known) if known else None
+
+
+def _certified_share(
+    checks: tuple[Check, ...], loss: float | None, night_episodes: float, config: GateConfig
+) -> tuple[float, str]:
+    others = [check.name for check in checks if not check.passed and check.name != VALUE_CHECK]
+    if others:
+        return 0.0, f"No traffic: {', '.join(others)} failed."
+    if loss is None:
+        return 0.0, "No traffic: the loss per episode has no bound."
+    night_loss = loss * night_episodes
+    share = 1.0 if night_loss <= config.harm_budget else config.harm_budget / night_loss
+    return share, (
+        f"At most {loss:.4g} lost per episode, at most {night_episodes:.0f} episodes a night, and a budget of "
+        f"{config.harm_budget:g} a night."
+    )
+
+
+def _reason(evaluation: Evaluation, failed: list[Check], lower: float | None, config: GateConfig) -> str:
+    if not failed:
+        return (
+            f"Passed: with {1 - config.alpha:.4g} confidence {evaluation.candidate_name} earns at least {lower:.4g} "
+            f"more per episode than {evaluation.baseline_name} (margin {config.margin:g})."
+        )
+    first, rest = failed[0], len(failed) - 1
+    more = f" {rest} further {'check' if rest == 1 else 'checks'} failed." if rest else ""
+    return f"Refused, {first.name}: {first.meaning}{more}"

@@ -1,0 +1,139 @@
+"""Confidence intervals for estimators on clustered episodes: cluster bootstrap and Student t.
+
+The bootstrap draws clusters with replacement and asks every estimator for its value on the same draw. Differences of
+two estimators are therefore paired, and self-normalized weights are normalized anew inside each replicate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from reports.estimators import Floats, RatioSum, sum_of_ratios
+from reports.records import Interval
+
+PERCENTILE = "cluster bootstrap, percentile"
+STUDENT_T = "Student t, by cluster"
+
+_CHUNK_BYTES = 32 * 2**20
+
+
+def cluster_codes(clusters: NDArray[np.generic]) -> NDArray[np.int64]:
+    """(N,) the clusters renumbered 0..C-1."""
+    return np.asarray(np.unique(clusters, return_inverse=True)[1], dtype=np.int64)
+
+
+def bootstrap_replicates(
+    estimators: Mapping[str, RatioSum],
+    clusters: NDArray[np.generic],
+    *,
+    n_replicates: int,
+    rng: np.random.Generator,
+) -> dict[str, Floats]:
+    """(n_replicates,) values of each estimator, replicate r of all of them on the same draw of clusters.
+
+    Memory is bounded: replicates are drawn in chunks, and only each estimator's totals per cluster are kept.
+
+    Args:
+        estimators: by name, on the same N episodes.
+        clusters: (N,) code of each episode's cluster; clusters are what is drawn.
+        n_replicates: number of draws.
+        rng: source of all randomness.
+
+    Returns:
+        By name; NaN in a replicate where the estimator is not defined (no episode drawn had weight).
+
+    Raises:
+        ValueError: if there are fewer than two clusters, or an estimator has another number of episodes.
+
+    Source: Field and Welsh 2007, Bootstrapping clustered data (the cluster, or block, bootstrap).
+    """
+    codes = cluster_codes(clusters)
+    n_clusters = int(codes.max()) + 1 if len(codes) else 0
+    if n_clusters < 2:
+        raise ValueError(f"{n_clusters} clusters: a bootstrap needs at least two.")
+    for name, estimator in estimators.items():
+        if len(estimator.numerators) != len(codes):
+            raise ValueError(f"{name} has {len(estimator.numerators)} episodes, the clusters {len(codes)}.")
+    totals = {
+        name: (_by_cluster(e.numerators, codes), _by_cluster(e.denominators, codes)) for name, e in estimators.items()
+    }
+    values = {name: np.empty(n_replicates) for name in estimators}
+    chunk = max(1, min(n_replicates, _CHUNK_BYTES // (8 * n_clusters)))
+    for start in range(0, n_replicates, chunk):
+        size = min(chunk, n_replicates - start)
+        draws = rng.integers(n_clusters, size=(size, n_clusters)) + np.arange(size)[:, None] * n_clusters
+        counts = np.bincount(draws.ravel(), minlength=size * n_clusters).reshape(size, n_clusters).astype(np.float64)
+        for name, (numerators, denominators) in totals.items():
+            with np.errstate(invalid="ignore", over="ignore"):  # overflowed weights end as NaN, which is refused later
+                values[name][start : start + size] = sum_of_ratios(counts @ numerators, counts @ denominators)
+    return values
+
+
+def percentile_interval(replicates: Floats, level: float) -> Interval | None:
+    """Two-sided interval between the outer quantiles of bootstrap replicates; None if any replicate is undefined.
+
+    Args:
+        replicates: (R,) values of one estimator, or the paired difference of two.
+        level: two-sided confidence level in (0, 1).
+    """
+    tail = (1 - level) / 2
+    low, high = lower_bound(replicates, tail), upper_bound(replicates, tail)
+    return None if low is None or high is None else Interval(low, high, level, PERCENTILE)
+
+
+def lower_bound(replicates: Floats, alpha: float) -> float | None:
+    """One-sided lower bound at confidence 1 - alpha; None if any replicate is undefined.
+
+    Raises:
+        ValueError: if there are fewer than 10 / alpha replicates: the quantile would rest on a handful of draws.
+    """
+    return _quantile(replicates, alpha, alpha, "lower")
+
+
+def upper_bound(replicates: Floats, alpha: float) -> float | None:
+    """One-sided upper bound at confidence 1 - alpha; None if any replicate is undefined."""
+    return _quantile(replicates, 1 - alpha, alpha, "higher")
+
+
+def student_t_interval(terms: Floats, clusters: NDArray[np.generic], level: float) -> Interval:
+    """Two-sided interval of the mean of (N,) per-episode terms, with the variance between clusters.
+
+    Raises:
+        ValueError: if there are fewer than two clusters.
+
+    Source: Liang and Zeger 1986, Longitudinal data analysis using generalized linear models (the robust variance).
+    """
+    codes = cluster_codes(clusters)
+    n_clusters = int(codes.max()) + 1 if len(codes) else 0
+    if n_clusters < 2:
+        raise ValueError(f"{n_clusters} clusters: an interval needs at least two.")
+    mean, quantile = float(terms.mean()), float(stats.t.ppf((1 + level) / 2, n_clusters - 1))
+    half = quantile * float(np.sqrt(variance_of_mean(terms, clusters)))
+    return Interval(mean - half, mean + half, level, STUDENT_T)
+
+
+def variance_of_mean(terms: Floats, clusters: NDArray[np.generic]) -> float:
+    """Variance of the mean of (N,) terms when whole clusters are independent; needs at least two clusters."""
+    codes = cluster_codes(clusters)
+    residuals = np.bincount(codes, weights=terms - terms.mean())
+    n_clusters = len(residuals)
+    return float(n_clusters / (n_clusters - 1) * (residuals**2).sum() / len(terms) ** 2)
+
+
+def _quantile(replicates: Floats, q: float, alpha: float, method: str) -> float | None:
+    if len(replicates) * alpha < 10 * (1 - 1e-9):
+        raise ValueError(f"{len(replicates)} replicates are too few for a tail of {alpha}; use {10 / alpha:.0f}.")
+    if not np.all(np.isfinite(replicates)):
+        return None
+    return float(np.quantile(replicates, q, method=method))  # type: ignore[call-overload]  # one of numpy's names
+
+
+def _by_cluster(table: Floats, codes: NDArray[np.int64]) -> Floats:
+    """(C, K) sums of an (N, K) table over each cluster's episodes."""
+    order = np.argsort(codes, kind="stable")
+    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
+    return np.asarray(np.add.reduceat(table[order], starts, axis=0))

@@ -1,0 +1,354 @@
+"""What an evaluation found and what the gate decided: frozen records, readable from JSON alone.
+
+A number that cannot be trusted is not stored: `refused` says why, and the value is None. Records hold plain
+numbers, text, tuples and dictionaries, so that `evaluation.json` can be read without this package.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+PropensityKind = Literal["logged", "estimated", "none"]
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A two-sided confidence interval, in the unit of what it bounds."""
+
+    low: float
+    high: float
+    level: float
+    """Two-sided confidence level, such as 0.95."""
+    method: str
+    """How it was made, such as "cluster bootstrap, percentile"."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One estimator's value of one policy, in reward units per episode, or the cause why there is none."""
+
+    estimator: str
+    """"on_policy", "direct", "is", "wis", "pdis", "wpdis", "dr" or "wdr"."""
+    policy: str
+    """"log", "candidate", "baseline" or "version_zero"."""
+    value: float | None
+    interval: Interval | None
+    propensity: PropensityKind
+    """Where the behavior probabilities came from; "none" where the estimator uses none."""
+    binding: bool = False
+    """Whether the gate rests on this number (otherwise it is shown only)."""
+    refused: str | None = None
+    """Why there is no value, in one sentence; None where there is one."""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """value(candidate) - value(`against`) on the same episodes, in reward units per episode."""
+
+    against: str
+    """"baseline" or "version_zero"."""
+    estimator: str
+    """Estimators of the two sides, such as "dr - on_policy"."""
+    value: float | None
+    interval: Interval | None
+    lower_bound: float | None
+    """One-sided lower confidence bound at 1 - alpha."""
+    upper_bound: float | None
+    """One-sided upper confidence bound at 1 - alpha."""
+    against_upper_bound: float | None
+    """One-sided upper confidence bound at 1 - alpha of value(`against`) alone."""
+    alpha: float
+    propensity: PropensityKind
+    binding: bool = False
+    refused: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Deciding minus checking estimator of the candidate's value, paired on the same episodes."""
+
+    deciding: str
+    checking: str
+    difference: float | None
+    interval: Interval | None
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How well the logged episodes cover what one weighted policy does."""
+
+    policy: str
+    mean_weight: float | None
+    """Mean episode weight; its expectation is 1. None where it overflows."""
+    mean_weight_interval: Interval | None
+    effective_sample_size: float
+    """(sum w)^2 / sum w^2, in episodes."""
+    tail_index: float | None
+    """Pareto tail index of the influence terms; above .7 their mean is not to be trusted. None: cannot be fitted."""
+    largest_share: float | None
+    """Share of the one most influential episode in the sum of squared influence terms."""
+    refused: str | None = None
+    """Every cause for which weighted estimates of this policy are not trusted."""
+
+
+@dataclass(frozen=True)
+class ActionAverage:
+    """Average of 1[A = a] / p over the rows where action a was available; 1 if the probabilities are right."""
+
+    action: str
+    n_available: int
+    n_taken: int
+    average: float | None
+    interval: Interval | None
+    passed: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class PropensityReport:
+    """Whether the behavior probabilities can carry weights."""
+
+    kind: PropensityKind
+    actions: tuple[ActionAverage, ...]
+    n_missing: int
+    """Steps without a probability."""
+    n_certain: int
+    """Steps logged with probability 1 although more than one action was available."""
+    smallest: float | None
+    constant: bool
+    """Whether every step carries one and the same probability."""
+    refused: str | None = None
+    """Why no estimate may be weighted with these probabilities; None where they are usable."""
+
+
+@dataclass(frozen=True)
+class QClaim:
+    """What the candidate's own Q-values promise at the first observation of each episode."""
+
+    greedy_q: float | None
+    """Mean over episodes of the largest Q-value of an available action."""
+    upper_bound: float | None
+    """Upper confidence bound of the greedy policy's value, with what may lie beyond truncated ends; None: unbounded."""
+    largest_q: float | None
+    """Largest finite Q-value on any step of the gate episodes."""
+    feasible_high: float | None
+    """Largest possible discounted return, beyond truncated ends too; None: unbounded."""
+    n_nonfinite: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class DesignEffect:
+    """Variance of the deciding difference by `unit` over its variance by `compared_with`."""
+
+    unit: str
+    compared_with: str
+    value: float
+    n_units: int
+    p_value: float
+    """Chance of so large a ratio among `n_units` independent units with no effect of their own."""
+    ignored: bool
+    """Whether the intervals leave this dependence out."""
+
+
+@dataclass(frozen=True)
+class ActionShares:
+    """Average probability with which a policy takes each action on the gate episodes' observations."""
+
+    policy: str
+    shares: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class FeasibleRange:
+    """Smallest and largest possible discounted return; None where the contract leaves the reward unbounded."""
+
+    low: float | None
+    high: float | None
+    longest_episode: int
+    """Steps of the longest episode in the replay dataset."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the evaluation used and what it left out."""
+
+    n_episodes: int
+    n_steps: int
+    n_clusters: int
+    n_nights: int
+    n_truncated: int
+    """Evaluated episodes whose last step was cut, not ended."""
+    n_fitting_episodes: int
+    """Episodes outside the gate split; the fitted models may use all of them."""
+    left_out: Mapping[str, int]
+    """Episodes left out, by reason."""
+    damaged_share: float
+    """Share of episodes whose data is damaged or lacks a needed probability."""
+    mean_length: float
+    median_length: float
+    longest_length: int
+    night_episodes_upper: float
+    """Upper bound of the number of episodes in one night."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One condition of the gate."""
+
+    name: str
+    passed: bool
+    value: float | None
+    bound: float | None
+    meaning: str
+    """One sentence for the reviewer: what was compared and what it says."""
+
+
+@dataclass(frozen=True)
+class GateDecision:
+    """The verdict, with every check that led to it."""
+
+    passed: bool
+    reason: str
+    """The verdict in one sentence."""
+    checks: tuple[Check, ...]
+    deciding_estimator: str | None
+    certified_share: float
+    """Largest share of the traffic whose worst plausible loss in one night stays within the harm budget, in [0, 1]."""
+    certified_reason: str
+    largest_loss: float | None
+    """Upper confidence bound of value(baseline) - value(candidate) per episode, floored at 0; None: unbounded."""
+    margin: float
+    alpha: float
+
+    @property
+    def failed_checks(self) -> tuple[Check, ...]:
+        return tuple(check for check in self.checks if not check.passed)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything the report and the gate need to know about one candidate."""
+
+    estimand: str
+    candidate_name: str
+    baseline_name: str
+    baseline_source: Literal["log", "estimated", "wrote_gate"]
+    """Where the baseline's value comes from: the log's own return, an estimate, or the returns it wrote itself."""
+    version_zero_name: str | None
+    deciding_estimator: str | None
+    deciding_rule: str
+    estimates: tuple[Estimate, ...]
+    comparisons: tuple[Comparison, ...]
+    agreement: Agreement
+    overlaps: tuple[Overlap, ...]
+    propensities: PropensityReport
+    q_claim: QClaim | None
+    design_effects: tuple[DesignEffect, ...]
+    action_shares: tuple[ActionShares, ...]
+    feasible: FeasibleRange
+    counts: Counts
+    largest_probability_change: float | None
+    """Largest difference between candidate and baseline in any action probability on any gate step."""
+    gamma: float
+    alpha: float
+    level: float
+    """Level of the intervals shown in the report."""
+    n_replicates: int
+    n_folds: int
+    seed: int
+    config: Mapping[str, Mapping[str, object]]
+    """Resolved settings by stage: "evaluate" and "gate"."""
+    decision: GateDecision | None = None
+    format_version: int = field(default=1)
+
+    def estimate(self, estimator: str, policy: str) -> Estimate | None:
+        """The estimate of that name, or None where it was not made."""
+        return next((e for e in self.estimates if e.estimator == estimator and e.policy == policy), None)
+
+    def comparison(self, against: str) -> Comparison | None:
+        """The binding comparison with `against` ("baseline" or "version_zero"), or None where there is none."""
+        return next((c for c in self.comparisons if c.against == against and c.binding), None)
+
+
+def to_json(record: object) -> Any:
+    """A record of this module as dictionaries, lists, text and numbers.
+
+    Raises:
+        ValueError: if a number is not finite; JSON has no word for it, and a reader would have no use for it.
+    """
+    return _plain(record, type(record).__name__)
+
+
+def evaluation_to_json(evaluation: Evaluation) -> dict[str, Any]:
+    """The evaluation as plain dictionaries and lists, fit for `json.dumps`.
+
+    Raises:
+        ValueError: if a number in it is not finite.
+    """
+    plain = to_json(evaluation)
+    assert isinstance(plain, dict)
+    return plain
+
+
+def evaluation_from_json(data: Mapping[str, Any]) -> Evaluation:
+    """The evaluation that `evaluation_to_json` wrote.
+
+    Raises:
+        ValueError: if a field is missing, unknown, or of the wrong shape.
+    """
+    return _record(Evaluation, data, "evaluation")
+
+
+def _plain(value: object, where: str) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name), f"{where}.{f.name}") for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} is {value}: a record holds finite numbers; store None and say why in `refused`.")
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise ValueError(f"{where} is a {type(value).__name__}: a record holds text, numbers, tuples and dictionaries.")
+
+
+def _record(kind: type[R], data: object, where: str) -> R:
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{where} is a {type(data).__name__}, wanted an object.")
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]  # only called with dataclasses
+    unknown = sorted(set(data) - set(fields))
+    optional = {name for name, f in fields.items() if f.default is not dataclasses.MISSING}
+    missing = sorted(set(fields) - set(data) - optional)
+    if unknown or missing:
+        raise ValueError(f"{where}: unknown fields {unknown}, missing fields {missing}.")
+    hints = typing.get_type_hints(kind)
+    return kind(**{name: _value(hints[name], item, f"{where}.{name}") for name, item in data.items()})
+
+
+def _value(hint: Any, data: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if data is None:
+            return None
+        return _value(next(a for a in arguments if a is not type(None)), data, where)
+    if origin is tuple:
+        if not isinstance(data, list):
+            raise ValueError(f"{where} is a {type(data).__name__}, wanted a list.")
+        return tuple(_value(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(data))
+    if dataclasses.is_dataclass(hint):
+        return _record(hint, data, where)  # type: ignore[arg-type]  # hints name classes, never instances
+    if hint is float and isinstance(data, int) and not isinstance(data, bool):
+        return float(data)
+    return data

@@ -1,0 +1,138 @@
+"""A trial: the gate episodes, the policies judged on them, and every estimator built from the two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reports import estimators
+from reports.estimators import Floats, Ints, RatioSum
+from reports.records import FeasibleRange, PropensityKind
+
+Role = Literal["candidate", "baseline", "version_zero"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One policy on the T gate steps."""
+
+    probs: Floats
+    """(T, A) probability of each action, as it acts."""
+    q: Floats | None
+    """(T, A) its action values, from models not fitted on the step's episode; None where the log gives its value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """T steps of N gate episodes and the policies on trial."""
+
+    names: tuple[str, ...]
+    actions: Ints
+    rewards: Floats
+    available: NDArray[np.bool_]
+    behavior_probs: Floats
+    propensity_kind: PropensityKind
+    offsets: Ints
+    clusters: NDArray[Any]
+    nights: NDArray[Any]
+    truncated: NDArray[np.bool_]
+    """(N,) whether the episode was cut at its last step."""
+    gamma: float
+    feasible: FeasibleRange
+    largest_reward: float | None
+    candidate: Arm
+    baseline: Arm | None
+    """None where the episodes' own returns are the baseline's value."""
+    version_zero: Arm | None
+    version_zero_is_log: bool = False
+    """Whether the episodes' own returns are the value of version 0."""
+    own_q: Floats | None = None
+    """(T, A) the candidate's own Q-values; None for a policy without."""
+
+    @property
+    def arms(self) -> dict[Role, Arm]:
+        """The arms whose value is estimated, by role."""
+        arms: dict[Role, Arm] = {"candidate": self.candidate}
+        if self.baseline is not None and self.baseline.q is not None:
+            arms["baseline"] = self.baseline
+        if self.version_zero is not None and not self.version_zero_is_log:
+            arms["version_zero"] = self.version_zero
+        return arms
+
+
+def feasible_range(low: float | None, high: float | None, gamma: float, longest: int) -> FeasibleRange:
+    """Smallest and largest discounted return of 1 to `longest` steps whose rewards lie in [low, high]."""
+    weight = float(longest) if gamma == 1 else (1 - gamma**longest) / (1 - gamma)
+    return FeasibleRange(
+        low=None if low is None else min(low, low * weight),
+        high=None if high is None else max(high, high * weight),
+        longest_episode=longest,
+    )
+
+
+def log_weights_of(trial: Trial) -> dict[str, Floats]:
+    """(T,) cumulative log weights of each arm, and of the candidate without exploration under "greedy"."""
+    taken = np.arange(len(trial.actions)), trial.actions
+    probs: dict[str, Floats] = {role: arm.probs for role, arm in trial.arms.items()}
+    if trial.own_q is not None and np.all(np.isfinite(trial.own_q)):
+        probs["greedy"] = greedy_probs(trial.own_q, trial.available)
+    return {
+        name: estimators.cumulative_log_weights(p[taken], trial.behavior_probs, trial.offsets)
+        for name, p in probs.items()
+    }
+
+
+def estimators_of(trial: Trial, log_weights: Mapping[str, Floats], *, largest_step_table: int) -> dict[str, RatioSum]:
+    """Every estimator by "name/role", such as "dr/candidate", on the same episodes.
+
+    "weight" is the mean weight, "greedy" the DR of the candidate without exploration. Without log weights there are
+    only the log's own return and the direct method.
+
+    Args:
+        trial: episodes and policies.
+        log_weights: from `log_weights_of`, or empty.
+        largest_step_table: episodes times longest length beyond which WPDIS and WDR are left out.
+    """
+    offsets, rewards, gamma = trial.offsets, trial.rewards, trial.gamma
+    returns = estimators.on_policy_returns(rewards, offsets, gamma)
+    sums = {"on_policy/log": estimators.mean_of(returns)}
+    for role, arm in trial.arms.items():
+        assert arm.q is not None
+        values = (arm.probs * arm.q).sum(axis=1)
+        sums[f"direct/{role}"] = estimators.mean_of(values[offsets[:-1]])
+        if role not in log_weights:
+            continue
+        steps = log_weights[role]
+        whole = estimators.episode_log_weights(steps, offsets)
+        sums[f"weight/{role}"] = estimators.importance_sampling(np.ones(len(returns)), whole)
+        model = rewards, arm.q[np.arange(len(rewards)), trial.actions], values
+        sums[f"dr/{role}"] = estimators.doubly_robust(*model, steps, offsets, gamma)
+        if role != "candidate":
+            continue
+        sums["is/candidate"] = estimators.importance_sampling(returns, whole)
+        sums["wis/candidate"] = estimators.weighted_importance_sampling(returns, whole)
+        sums["pdis/candidate"] = estimators.per_decision(rewards, steps, offsets, gamma)
+        if len(returns) * int(np.diff(offsets).max()) <= largest_step_table:
+            sums["wpdis/candidate"] = estimators.weighted_per_decision(rewards, steps, offsets, gamma)
+            sums["wdr/candidate"] = estimators.weighted_doubly_robust(*model, steps, offsets, gamma)
+        if "greedy" in log_weights and trial.own_q is not None:
+            # Any Q keeps DR unbiased: the candidate's model serves its greedy form too.
+            greedy_values = (greedy_probs(trial.own_q, trial.available) * arm.q).sum(axis=1)
+            sums["greedy/candidate"] = estimators.doubly_robust(
+                *model[:2], greedy_values, log_weights["greedy"], offsets, gamma
+            )
+    return sums
+
+
+def greedy_probs(q: Floats, available: NDArray[np.bool_]) -> Floats:
+    """(T, A) 1 for the first best available action."""
+    return np.asarray(np.eye(q.shape[1])[np.argmax(masked(q, available), axis=1)])
+
+
+def masked(q: Floats, available: NDArray[np.bool_]) -> Floats:
+    """(T, A) Q-values with -inf for unavailable actions."""
+    return np.where(available, q, -np.inf)

@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from datasets.contract import Contract, contract_from_text
+from datasets.encoding import Encoder
+from datasets.observations import Observations
+from datasets.replay import GATE, SELECT, TRAIN, Replay
+from offline_dqn.fqe import FqeConfig
+from reports.crossfit import NothingToFitError, QFunction, cross_fit, deal_folds
+from reports.evaluation import EvaluateConfig, EvaluationError, evaluate_candidate
+from reports.gate import GateConfig
+from reports.propensity import PropensityConfig
+from reports.records import Evaluation, evaluation_from_json, evaluation_to_json
+from tests.reports.worlds import GAMMA, Log, World, greedy, simulate, small_world
+
+CONTRACT = """
+name = "world"
+gamma = 0.9
+[features.state]
+type = "categorical"
+values = ["0", "1", "2", "3"]
+[actions]
+names = ["left", "right"]
+[reward]
+min = -3.0
+max = 3.0
+"""
+WORLD = small_world()
+UNIFORM = np.full((4, 2), 0.5)
+CONFIG = EvaluateConfig(n_replicates=2000, n_folds=2, fqe=FqeConfig(n_random_features=20))
+GATE_CONFIG = GateConfig(alpha=0.05)
+
+
+@dataclass(frozen=True)
+class TablePolicy:
+    """Acts by a table (S, A)."""
+
+    table: NDArray[np.float64]
+    q: NDArray[np.float64] | None = None
+    digest: str = ""
+    actions: tuple[str, ...] = ("left", "right")
+
+    @property
+    def contract(self) -> Contract:
+        return contract_from_text(CONTRACT, "test")
+
+    def action_probs(self, observations: Observations, available: NDArray[np.bool_]) -> NDArray[np.float64]:
+        probs = self.table[observations.columns["state"]] * available
+        return np.asarray(probs / probs.sum(axis=1, keepdims=True))
+
+    def q_values(self, observations: Observations) -> NDArray[np.float64] | None:
+        return None if self.q is None else self.q[observations.columns["state"]]
+
+
+def make_replay(log: Log, behavior: NDArray[np.float64], *, text: str = CONTRACT) -> Replay:
+    n, n_steps = len(log.offsets) - 1, len(log.actions)
+    ends = np.zeros(n_steps, dtype=bool)
+    ends[log.offsets[1:] - 1] = True
+    rng = np.random.default_rng(987)  # not the log's: splits must not know first states
+    return Replay(
+        contract=contract_from_text(text, "test"),
+        digest="0" * 64,
+        observations=Observations({"state": log.states.astype(np.int32)}, {"state": ("0", "1", "2", "3")}),
+        available=np.ones((n_steps, 2), dtype=bool),
+        actions=log.actions,
+        rewards=log.rewards,
+        terminated=ends,
+        truncated=np.zeros(n_steps, dtype=bool),
+        next_row=np.where(ends, -1, np.arange(n_steps) + 1),
+        behavior_prob=behavior[log.states, log.actions],
+        offsets=log.offsets,
+        episode_ids=np.array([f"e{i}" for i in range(n)], dtype=object),
+        clusters=np.arange(n),
+        nights=np.datetime64("2024-05-01") + np.arange(n) % 7,
+        policy_versions=np.full(n, "", dtype=object),
+        split=rng.choice([TRAIN, SELECT, GATE], p=[0.4, 0.1, 0.5], size=n).astype(np.int8),
+    )
+
+
+@dataclass(frozen=True)
+class TableQ:
+    table: NDArray[np.float64]
+
+    def q_values(self, replay: Replay) -> NDArray[Any]:
+        return self.table[replay.observations.columns["state"][: replay.n_steps]]
+
+
+def known_q(
+    replay: Replay,
+    evaluation_probs: NDArray[np.float64],
+    *,
+    encoder: Encoder,  # noqa: ARG001  # part of the protocol
+    seed: int,  # noqa: ARG001
+) -> QFunction:
+    """The true Q of the evaluation policy, read off its probabilities, in place of a fit."""
+    table = np.full((4, 2), 0.5)
+    table[replay.observations.columns["state"][: replay.n_steps]] = evaluation_probs
+    return TableQ(WORLD.q(table))
+
+
+def evaluate(replay: Replay, candidate: NDArray[np.float64], **changes: Any) -> Evaluation:
+    arguments: dict[str, Any] = {
+        "candidate": TablePolicy(candidate),
+        "baseline": None,
+        "version_zero": None,
+        "candidate_name": "7",
+        "baseline_name": "the logging policy",
+        "excluded": {"damaged": 0},
+        "config": CONFIG,
+        "gate_config": GATE_CONFIG,
+        "seed": 0,
+        "fit_q": known_q,
+    }
+    return evaluate_candidate(replay, **(arguments | changes))
+
+
+@pytest.fixture(scope="module")
+def replay() -> Replay:
+    return make_replay(simulate(WORLD, UNIFORM, 2400, np.random.default_rng(0)), UNIFORM)
+
+
+def world_gain(world: World, candidate: NDArray[np.float64], baseline: NDArray[np.float64]) -> float:
+    return world.value(candidate) - world.value(baseline)
+
+
+def test_a_better_candidate_passes_with_a_difference_near_the_truth(replay: Replay) -> None:
+    candidate = greedy(WORLD, 0.6)
+    evaluation = evaluate(replay, candidate)
+    assert evaluation.decision is not None
+    assert evaluation.decision.passed, evaluation.decision.reason
+    comparison = evaluation.comparison("baseline")
+    assert comparison is not None
+    assert comparison.value == pytest.approx(world_gain(WORLD, candidate, UNIFORM), abs=0.15)
+    assert evaluation.counts.n_episodes == int((replay.split == GATE).sum())
+    assert evaluation.counts.n_nights == 7
+    assert evaluation_from_json(json.loads(json.dumps(evaluation_to_json(evaluation)))) == evaluation
+
+
+def test_the_same_seed_gives_the_same_evaluation(replay: Replay) -> None:
+    assert evaluate(replay, greedy(WORLD, 0.6)) == evaluate(replay, greedy(WORLD, 0.6))
+
+
+def test_fitted_q_evaluation_is_the_default_model(replay: Replay) -> None:
+    candidate = greedy(WORLD, 0.6)
+    evaluation = evaluate(replay, candidate, fit_q=None)
+    direct, robust = evaluation.estimate("direct", "candidate"), evaluation.estimate("dr", "candidate")
+    assert direct is not None
+    assert robust is not None
+    assert direct.value == pytest.approx(WORLD.value(candidate), abs=0.15)
+    assert robust.value == pytest.approx(WORLD.value(candidate), abs=0.15)
+
+
+def test_a_champion_that_wrote_the_gate_episodes_is_worth_their_plain_mean(replay: Replay) -> None:
+    champion = TablePolicy(UNIFORM)
+    evaluation = evaluate(
+        replay, greedy(WORLD, 0.6), baseline=champion, baseline_wrote_gate=True, version_zero=champion
+    )
+    comparisons = [evaluation.comparison(name) for name in ("baseline", "version_zero")]
+    assert [c.estimator for c in comparisons if c] == ["dr - on_policy"] * 2
+    assert evaluation.baseline_source == "wrote_gate"
+    assert [o.policy for o in evaluation.overlaps] == ["candidate"]
+    assert evaluation.largest_probability_change == pytest.approx(0.2)
+
+
+def test_an_estimated_baseline_has_overlap_of_its_own(replay: Replay) -> None:
+    baseline = TablePolicy(greedy(WORLD, 0.9))
+    evaluation = evaluate(replay, greedy(WORLD, 0.6), baseline=baseline)
+    comparison = evaluation.comparison("baseline")
+    assert comparison is not None
+    assert comparison.estimator == "dr - dr"
+    assert comparison.value == pytest.approx(world_gain(WORLD, greedy(WORLD, 0.6), baseline.table), abs=0.15)
+    assert [o.policy for o in evaluation.overlaps] == ["candidate", "baseline"]
+
+
+def test_candidate_equal_to_the_logging_policy_is_nothing_new(replay: Replay) -> None:
+    decision = evaluate(replay, UNIFORM).decision
+    assert decision is not None
+    assert "something new" in [check.name for check in decision.failed_checks]
+
+
+def test_models_never_see_the_fold_they_are_used_on(replay: Replay) -> None:
+    fitted_on: list[set[str]] = []
+
+    def remember(replay: Replay, evaluation_probs: NDArray[np.float64], *, encoder: Encoder, seed: int) -> QFunction:
+        fitted_on.append(set(replay.episode_ids))
+        return known_q(replay, evaluation_probs, encoder=encoder, seed=seed)
+
+    gate = replay.of_split(GATE)
+    clustered = replace(replay, clusters=replay.clusters // 3)
+    folds = deal_folds(gate.clusters // 3, 3, seed=0)
+    policy = TablePolicy(greedy(WORLD, 0.6))
+    cross_fit(
+        clustered, folds, {"candidate": policy, "baseline": policy}, remember, propensity=PropensityConfig(), seed=0
+    )
+    assert len(fitted_on) == 3  # one policy in two roles is fitted once
+    for fold, seen in enumerate(fitted_on):
+        held = set(gate.episode_ids[folds == fold])
+        assert seen == set(replay.episode_ids) - held
+    for cluster in np.unique(gate.clusters // 3):
+        assert len(np.unique(folds[gate.clusters // 3 == cluster])) == 1
+
+
+def test_episodes_without_a_probability_are_left_out_and_charged(replay: Replay) -> None:
+    probs = replay.behavior_prob.copy()
+    first_gate = int(np.flatnonzero(replay.split == GATE)[0])
+    probs[replay.offsets[first_gate]] = np.nan
+    evaluation = evaluate(replace(replay, behavior_prob=probs), greedy(WORLD, 0.6))
+    n_gate = int((replay.split == GATE).sum())
+    assert evaluation.counts.n_episodes == n_gate - 1
+    assert evaluation.counts.left_out["without behavior_prob"] == 1
+    assert evaluation.counts.damaged_share == pytest.approx(1 / n_gate)
+
+
+def test_damaged_episodes_count_against_the_candidate(replay: Replay) -> None:
+    evaluation = evaluate(replay, greedy(WORLD, 0.6), excluded={"damaged": 60, "incomplete": 500})
+    assert evaluation.counts.damaged_share == pytest.approx(60 / 2460)
+    assert evaluation.decision is not None
+    assert evaluation.decision.failed_checks[0].name == "damaged episodes"
+
+
+def test_a_log_without_probabilities_decides_nothing(replay: Replay) -> None:
+    blank = replace(replay, behavior_prob=np.full(replay.n_steps, np.nan))
+    evaluation = evaluate(blank, greedy(WORLD, 0.6))
+    assert evaluation.deciding_estimator is None
+    on_policy = evaluation.estimate("on_policy", "log")
+    assert on_policy is not None
+    assert on_policy.value == pytest.approx(WORLD.value(UNIFORM), abs=0.1)
+
+
+def test_estimated_probabilities_are_labelled_and_serve(replay: Replay) -> None:
+    text = CONTRACT + '[behavior]\npropensity = "estimated"\n'
+    blank = replace(replay, contract=contract_from_text(text, "test"), behavior_prob=np.full(replay.n_steps, np.nan))
+    evaluation = evaluate(blank, greedy(WORLD, 0.6))
+    robust = evaluation.estimate("dr", "candidate")
+    assert robust is not None
+    assert robust.propensity == "estimated"
+    assert robust.value == pytest.approx(WORLD.value(greedy(WORLD, 0.6)), abs=0.2)
+    assert evaluation.propensities.kind == "estimated"
+
+
+def test_one_step_episodes_work_the_same_way(replay: Replay) -> None:
+    n = replay.n_steps
+    one_step = replace(
+        replay,
+        offsets=np.arange(n + 1),
+        terminated=np.ones(n, dtype=bool),
+        next_row=np.full(n, -1),
+        episode_ids=np.arange(n).astype(str).astype(object),
+        clusters=np.arange(n),
+        nights=np.repeat(replay.nights, replay.lengths),
+        policy_versions=np.full(n, "", dtype=object),
+        split=np.repeat(replay.split, replay.lengths),
+    )
+    candidate = greedy(WORLD, 0.6)
+    evaluation = evaluate(one_step, candidate)
+    gate = one_step.of_split(GATE)
+    states = gate.observations.columns["state"]
+    truth = float((candidate * WORLD.rewards)[states].sum(axis=1).mean())
+    for name in ("is", "wis", "dr"):
+        found = evaluation.estimate(name, "candidate")
+        assert found is not None
+        assert found.value == pytest.approx(truth, abs=0.05)
+
+
+def test_truncated_episodes_are_named_in_the_estimand(replay: Replay) -> None:
+    last = replay.offsets[1:] - 1
+    terminated, truncated = replay.terminated.copy(), replay.truncated.copy()
+    terminated[last[::2]], truncated[last[::2]] = False, True
+    evaluation = evaluate(replace(replay, terminated=terminated, truncated=truncated), greedy(WORLD, 0.6))
+    assert "are cut by the log" in evaluation.estimand
+    assert evaluation.counts.n_truncated > 0
+
+
+def test_nothing_in_the_gate_split_is_an_error(replay: Replay) -> None:
+    with pytest.raises(EvaluationError, match="the gate split is empty"):
+        evaluate(replace(replay, split=np.full(replay.n_episodes, TRAIN, dtype=np.int8)), UNIFORM)
+
+
+def test_a_single_episode_in_all_is_an_error() -> None:
+    one = make_replay(simulate(WORLD, UNIFORM, 1, np.random.default_rng(0)), UNIFORM)
+    with pytest.raises(NothingToFitError, match="one cluster of gate episodes"):
+        evaluate(replace(one, split=np.full(1, GATE, dtype=np.int8)), UNIFORM)
+
+
+def test_a_policy_with_other_actions_is_refused(replay: Replay) -> None:
+    other = replace(TablePolicy(UNIFORM), actions=("up", "down"))
+    with pytest.raises(ValueError, match="The baseline's actions are"):
+        evaluate(replay, UNIFORM, baseline=other)
+
+
+def test_gamma_of_the_test_contract_is_that_of_the_world() -> None:
+    assert contract_from_text(CONTRACT, "test").gamma == GAMMA

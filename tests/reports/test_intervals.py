@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from reports import intervals
+from reports.estimators import RatioSum, mean_of
+
+
+def test_replicates_of_a_mean_spread_like_its_standard_error() -> None:
+    terms = np.random.default_rng(0).normal(size=500)
+    rng = np.random.default_rng(1)
+    found = intervals.bootstrap_replicates({"mean": mean_of(terms)}, np.arange(500), n_replicates=4000, rng=rng)["mean"]
+    assert found.std() == pytest.approx(terms.std() / np.sqrt(500), rel=0.05)
+    assert found.mean() == pytest.approx(terms.mean(), abs=0.005)
+
+
+def test_all_estimators_share_each_draw_and_weights_are_normalized_inside_it() -> None:
+    rng = np.random.default_rng(0)
+    values, weights = rng.normal(size=50), rng.uniform(size=50)
+    sums = {
+        "mean": mean_of(values),
+        "shifted": mean_of(values + 3),
+        "weighted": RatioSum((weights * (values + 3))[:, None], weights[:, None]),
+        "weighted plain": RatioSum((weights * values)[:, None], weights[:, None]),
+    }
+    found = intervals.bootstrap_replicates(sums, np.arange(50), n_replicates=200, rng=rng)
+    np.testing.assert_allclose(found["shifted"] - found["mean"], 3.0)
+    np.testing.assert_allclose(found["weighted"] - found["weighted plain"], 3.0)
+
+
+def test_clusters_are_drawn_whole() -> None:
+    terms = np.repeat([0.0, 1.0], 50)
+    rng = np.random.default_rng(0)
+    found = intervals.bootstrap_replicates({"m": mean_of(terms)}, np.repeat([7, 3], 50), n_replicates=500, rng=rng)["m"]
+    assert set(np.unique(found)) == {0.0, 0.5, 1.0}
+
+
+def test_chunks_do_not_change_a_replicate(monkeypatch: pytest.MonkeyPatch) -> None:
+    sums, clusters = {"m": mean_of(np.arange(20.0))}, np.arange(20)
+    whole = intervals.bootstrap_replicates(sums, clusters, n_replicates=100, rng=np.random.default_rng(0))["m"]
+    monkeypatch.setattr(intervals, "_CHUNK_BYTES", 8 * 20 * 7)
+    parts = intervals.bootstrap_replicates(sums, clusters, n_replicates=100, rng=np.random.default_rng(0))["m"]
+    np.testing.assert_array_equal(whole, parts)
+
+
+def test_one_cluster_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least two"):
+        intervals.bootstrap_replicates(
+            {"m": mean_of(np.ones(3))}, np.zeros(3), n_replicates=10, rng=np.random.default_rng(0)
+        )
+    with pytest.raises(ValueError, match="at least two"):
+        intervals.student_t_interval(np.ones(3), np.zeros(3), 0.95)
+
+
+def test_undefined_replicates_leave_no_interval() -> None:
+    assert intervals.percentile_interval(np.append(np.zeros(999), np.nan), 0.95) is None
+
+
+def test_too_few_replicates_for_a_tail_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"use 1000"):
+        intervals.lower_bound(np.zeros(999), 0.01)
+
+
+def test_student_t_equals_the_textbook_where_each_episode_is_a_cluster() -> None:
+    terms = np.random.default_rng(0).normal(size=30)
+    found = intervals.student_t_interval(terms, np.arange(30), 0.95)
+    wanted = stats.ttest_1samp(terms, 0.0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high))
+
+
+def test_intervals_cover_the_mean_of_clustered_terms_as_often_as_they_claim() -> None:
+    # 400 logs of 60 clusters of 5 episodes that share a shock; bootstrap and t at 95 %, judged with binomial error.
+    rng = np.random.default_rng(0)
+    clusters = np.repeat(np.arange(60), 5)
+    hits = np.zeros(3)
+    for _ in range(400):
+        terms = rng.normal(size=60)[clusters] + rng.normal(size=300)
+        drawn = intervals.bootstrap_replicates({"m": mean_of(terms)}, clusters, n_replicates=800, rng=rng)["m"]
+        by_cluster = intervals.percentile_interval(drawn, 0.95)
+        assert by_cluster is not None
+        t = intervals.student_t_interval(terms, clusters, 0.95)
+        naive = intervals.student_t_interval(terms, np.arange(300), 0.95)
+        hits += [i.low <= 0 <= i.high for i in (by_cluster, t, naive)]
+    low, high = stats.binom.ppf([0.001, 0.999], 400, 0.95)
+    assert low - 4 <= hits[0] <= high  # the percentile bootstrap is a little short at 60 clusters
+    assert low <= hits[1] <= high
+    assert hits[2] < low  # taking episodes for independent is not harmless
