@@ -12,7 +12,7 @@ from typing import Any
 
 from datasets.duck import duck, literal
 from datasets.errors import OfflineDqnError
-from datasets.lake import Lake, StagedFile, lake_lock
+from datasets.lake import Lake, StagedFile, lake_lock, scan_files
 from datasets.staging import create_stage, identity_sql, stage_records, take_out_repeats, write_parts
 
 
@@ -226,7 +226,7 @@ def _settle_held(lake: Lake, batch_id: str, *, status: str, note: str, at: datet
 def _load_held(connection: Any, held: Path) -> None:
     steps = sorted(str(p) for p in (held / "steps").rglob("*.parquet")) if (held / "steps").exists() else []
     if steps:
-        source = Lake.scan_files(steps)
+        source = scan_files(steps, by_date=True)
         connection.execute(
             f"INSERT INTO rows BY NAME SELECT * EXCLUDE (batch_id, log_date), {identity_sql()} AS identity, "
             f"row_number() OVER (ORDER BY source, source_line) AS ordinal FROM {source}"

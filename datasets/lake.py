@@ -121,6 +121,13 @@ def table_columns(contract: Contract) -> dict[str, dict[str, str]]:
 TABLES = ("quarantine", "files", "batches", "steps")
 
 
+def scan_files(files: Iterable[str], *, by_date: bool) -> str:
+    """SQL that reads Parquet files as one relation; `by_date` where their folders name the log_date."""
+    listed = ", ".join(literal(file) for file in files)
+    dates = ", hive_partitioning = true, hive_types = {'log_date': DATE}" if by_date else ", hive_partitioning = false"
+    return f"read_parquet([{listed}], union_by_name = true{dates})"
+
+
 @dataclass(frozen=True)
 class Lake:
     """An opened lake under a contract it is compatible with."""
@@ -130,16 +137,7 @@ class Lake:
 
     def scan(self, table: str) -> str:
         """SQL that reads a table at its last commit, from absolute paths."""
-        return self.scan_files(self.files(table))
-
-    @staticmethod
-    def scan_files(files: Iterable[str]) -> str:
-        """SQL that reads the given Parquet files as one relation."""
-        listed = ", ".join(literal(file) for file in files)
-        return (
-            f"read_parquet([{listed}], union_by_name = true, hive_partitioning = true, "
-            "hive_types = {'log_date': DATE})"
-        )
+        return scan_files(self.files(table), by_date=table == "steps")
 
     def files(self, table: str) -> list[str]:
         """Absolute paths of the table's Parquet files. Never empty: an empty one carries the schema."""

@@ -235,7 +235,7 @@ def _read(
             _whole_episodes(connection, started_after), contract, config, judge_since
         )
         connection.register("kept", kept)
-        table = connection.execute(_steps_sql(steps, contract)).to_arrow_table()
+        table = connection.sql(_steps_sql(steps, contract)).to_arrow_table()
         connection.unregister("kept")
     if not len(table):
         raise NoEpisodesError(
@@ -255,7 +255,7 @@ def _read(
 
 def _whole_episodes(connection: duckdb.DuckDBPyConnection, started_after: datetime | None) -> pa.Table:
     since = f"AND start > TIMESTAMPTZ '{started_after.isoformat()}'" if started_after else ""
-    return connection.execute(
+    return connection.sql(
         f"""SELECT episode_id, cluster, coalesce(policy_version, '') AS policy_version, log_date AS night, n_steps
         FROM episodes WHERE complete AND damage IS NULL {since} ORDER BY start, log_date, episode_id"""
     ).to_arrow_table()

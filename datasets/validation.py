@@ -113,7 +113,7 @@ def validate_steps(
     found = run_suites(setup, {table: [_request(i, e) for i, e in enumerate(es)] for table, es in suites.items()})
     n_rows = int(found["steps"][0]["result"].get("observed_value") or 0)
     records = tuple(
-        _record(expectation, result)
+        _record(table, expectation, result)
         for table, expectations in suites.items()
         for expectation, result in zip(expectations, found[table], strict=True)
     )
@@ -160,7 +160,7 @@ def _request(place: int, expectation: Expectation) -> dict[str, Any]:
     return {"type": expectation.type, "kwargs": column | expectation.arguments}
 
 
-def _record(expectation: Expectation, found: Mapping[str, Any]) -> ExpectationRecord:
+def _record(table: str, expectation: Expectation, found: Mapping[str, Any]) -> ExpectationRecord:
     if found["error"] is not None:  # neither kept nor broken: nothing is known, which must not pass for either
         raise SuiteError(f"'{expectation.column} {expectation.says}' could not be checked: {found['error']}")
     result = found["result"]
@@ -177,12 +177,17 @@ def _record(expectation: Expectation, found: Mapping[str, Any]) -> ExpectationRe
         examples=examples,
         sentence="",
     )
-    return record if record.success else replace(record, sentence=_sentence(expectation, record, n_rows))
+    return (
+        record
+        if record.success
+        else replace(record, sentence=_sentence(expectation, record, 0 if table == "batch" else n_rows))
+    )
 
 
 def _sentence(expectation: Expectation, record: ExpectationRecord, n_rows: int) -> str:
+    """In words; `n_rows` is 0 where the expectation is about one number instead of the steps' values."""
     demand = f"{record.column} {record.says}".strip()
-    if n_rows > 1 or record.column.startswith("observation"):
+    if n_rows:
         such_as = f", for example {', '.join(str(e) for e in record.examples)}" if record.examples else ""
         found = (
             f"not so in {record.unexpected_count} of {n_rows} steps ({record.unexpected_count / n_rows:.2%}){such_as}"

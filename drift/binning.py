@@ -169,8 +169,8 @@ def _interval_labels(edges: NDArray[np.float64]) -> list[str]:
         return ["any value"]
     is_point = np.append(edges[1:] == np.nextafter(edges[:-1], np.inf), False)
     after_point = np.append(False, is_point[:-1])
-    # The edge just above a point mass prints like the point itself.
-    texts = [f"{edge:.6g}" for edge in edges]
+    # The edge just above a point mass prints as the point: next to 0 it would print as 4.94066e-324.
+    texts = [f"{edges[i - 1] if after_point[i] else edges[i]:.6g}" for i in range(len(edges))]
     labels = [f"< {texts[0]}"]
     for i in range(len(edges) - 1):
         bracket = "(" if after_point[i] else "["

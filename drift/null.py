@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from drift.binning import histograms_by_unit
 from drift.divergence import psi_of_rows
 
-MAX_UNITS = 4096
+MAX_UNITS = 2048
 """Larger pools are put together into this many bundles by chance, which leaves the variance of a sum as it is."""
 
 MAX_DRAWS = 500
@@ -258,7 +258,8 @@ class _Draws:
         expected = self.chances @ by_unit
         pooled = expected / expected.sum()
         stretched = pooled + self.stretch * (_shares(sums, otherwise=pooled) - pooled)
-        return np.maximum(stretched, 0.0)
+        shares: NDArray[np.float64] = np.maximum(stretched, 0.0)
+        return shares
 
 
 def _draw(weights: NDArray[np.float64], n_draws: int, n_replicates: int, rng: np.random.Generator) -> _Draws:

@@ -35,7 +35,7 @@ class FqeError(OfflineDqnError):
 class FqeConfig(Settings):
     """How the value of a policy is fitted."""
 
-    n_random_features: int = Field(200, ge=0)
+    n_random_features: int = Field(400, ge=0)
     """Cosines of random directions of observation and time (Rahimi and Recht 2007): what lets values be curved."""
     n_time_knots: int = Field(24, ge=0)
     """Bends of the piecewise linear effect of time: half evenly spaced, for values fall fast where logs are cut; half
@@ -57,7 +57,8 @@ class FittedQ:
         ridge: the chosen strength of shrinkage.
         low, high: smallest and largest return that rewards like the log's allow; values are cut there.
         n_iterations: of the last backward induction, until nothing moved.
-        held_out_error: mean squared error of the last regression on held-out clusters, by candidate of `ridges`.
+        held_out_error: mean squared error of the last regression on held-out clusters, by candidate of `ridges`;
+            empty where nothing could be compared.
     """
 
     basis: _Basis
@@ -92,7 +93,7 @@ def fit_q_evaluation(
 
     Raises:
         ValueError: evaluation_probs has another shape, or rows that do not sum to 1.
-        FqeError: no step, or observations or rewards that are not finite.
+        FqeError: no step, or rewards that are not finite.
 
     Source: Le et al. 2019, Batch Policy Learning under Constraints (arXiv:1903.08738), algorithm 3.
     Differs from it: finite horizon, linear in random features, shrunk towards what all actions have in common.
@@ -121,9 +122,11 @@ def _chosen_ridge(
     """
     clusters = induction.replay.clusters[induction.replay.episode_of_step]
     codes, of_step = np.unique(clusters, return_inverse=True)
+    if min(len(codes), len(ridges)) < 2:
+        return max(ridges), ()
     fold = rng.permutation(len(codes))[of_step] % 2
     errors = np.zeros(len(ridges))
-    for held_out in range(2) if min(len(codes), len(ridges)) > 1 else ():
+    for held_out in range(2):
         out = fold == held_out
         regression = _Regression(induction.features[~out], induction.replay.actions[~out], induction.n_actions)
         for i, ridge in enumerate(ridges):
@@ -245,7 +248,7 @@ class _Basis:
         n_random, time_scale = config.n_random_features, max(last, 1.0)
         inputs = _inputs(replay, encoder, time_scale)
         spread = float(np.sqrt(inputs.var(axis=0).sum())) or 1.0
-        lengths = np.exp(rng.uniform(np.log(0.3), np.log(3.0), n_random)) / spread
+        lengths = np.exp(rng.uniform(np.log(0.5), np.log(6.0), n_random)) / spread
         directions = rng.normal(size=(inputs.shape[1], n_random)) * lengths
         phases = rng.uniform(0.0, 2.0 * np.pi, n_random)
         return _Basis(encoder, knots, time_scale, directions, phases, spread)

@@ -25,7 +25,7 @@ class QNetwork(nn.Module):
         """Q-values (B, A) of encoded observations (B, D)."""
         features = encoded
         for layer in self.hidden:
-            features = torch.relu_(layer(features))  # in place: at these sizes memory costs as much as arithmetic
+            features = torch.relu_(layer(features))  # in place: spares an allocation
         q_values: Tensor = self.head(features)
         if self.value is not None:
             q_values = q_values - q_values.mean(dim=1, keepdim=True) + self.value(features)

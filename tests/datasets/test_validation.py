@@ -12,6 +12,7 @@ import duckdb
 import pytest
 
 from datasets.contract import Contract, contract_from_text
+from datasets.duck import literal
 from datasets.validation import (
     BatchSummary,
     ExpectationRecord,
@@ -70,7 +71,7 @@ def write_steps(path: Path, n_rows: int = 20, **changed: str | None) -> Path:
     columns = {name: sql for name, sql in (CLEAN | changed).items() if sql is not None}
     select = ", ".join(f'{sql} AS "{name}"' for name, sql in columns.items())
     connection = duckdb.connect()
-    connection.execute(f"COPY (SELECT {select} FROM range({n_rows}) t(i)) TO '{path}' (FORMAT parquet)")
+    connection.execute(f"COPY (SELECT {select} FROM range({n_rows}) t(i)) TO {literal(str(path))} (FORMAT parquet)")
     connection.close()
     return path
 
@@ -140,7 +141,7 @@ def test_result_survives_json(tmp_path: Path, contract: Contract) -> None:
 def test_one_broken_rule_is_one_failure_in_words(
     tmp_path: Path, contract: Contract, changed: dict[str, str], column: str, n_unexpected: int, words: str
 ) -> None:
-    failure = only_failure(check([write_steps(tmp_path / "a.parquet", **changed)], contract))
+    failure = only_failure(check([write_steps(tmp_path / "a.parquet", 20, **changed)], contract))
     assert (failure.column, failure.unexpected_count) == (column, n_unexpected)
     assert words in failure.sentence
 

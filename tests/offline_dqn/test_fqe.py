@@ -102,9 +102,9 @@ def test_rare_clicks_shrink_towards_the_mean() -> None:
         seed=0,
     )
     q_values = fitted.q_values(one_step_clicks(np.full(34, 0.005), 2_000, seed=1))
-    assert fitted.ridge == 3_000.0
+    assert fitted.ridge >= 3e4
     assert q_values.mean() == pytest.approx(replay.rewards.mean(), abs=1e-3)
-    assert q_values.std() < 0.005  # a table of action means alone would have .0041, a free fit far more
+    assert q_values.std() < 0.001  # a table of action means alone would have .0041, a free fit far more
     assert q_values.min() >= 0.0
 
 

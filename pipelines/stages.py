@@ -1,0 +1,583 @@
+"""The stages of a night as plain functions: read, call the core once, write. Shell, notebook and flow call these."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets.catalog import QueryResult, query_catalog
+from datasets.compatibility import IncompatibleContractError
+from datasets.encoding import fit_encoder
+from datasets.errors import OfflineDqnError
+from datasets.ingest import IngestReport, ingest_logs
+from datasets.lake import Lake
+from datasets.observations import Observations, ObservationError, observations_from_records
+from datasets.replay import GATE, TRAIN, Replay
+from datasets.snapshot import SnapshotSummary, freeze_snapshot, open_snapshot, read_episodes
+from datasets.validation import ValidationResult, validate_steps
+from drift.decision import LivePerformance, RetrainDecision, decide_retrain
+from drift.detection import measure_drift
+from drift.records import DriftReport
+from drift.windows import window_from_replay
+from offline_dqn.learner import Metrics, fit
+from offline_dqn.policy import Policy, load_policy, save_policy
+from pipelines.workspace import Workspace
+from reports.crossfit import step_probs
+from reports.estimators import cumulative_log_weights, on_policy_returns
+from reports.evaluation import EvaluationError, evaluate_candidate
+from reports.plan import LogPlan, plan_log
+from reports.records import Evaluation, evaluation_from_json, evaluation_to_json
+from reports.render import ReportData, render_report
+
+VERSION_ZERO = 0
+
+
+class StageError(OfflineDqnError):
+    """A stage that lacks what an earlier one makes."""
+
+
+# --- ingest, validate, query
+
+
+def ingest(
+    workspace: Workspace, paths: Sequence[Path] = (), *, on_rows: Callable[[int], None] = lambda _: None
+) -> IngestReport:
+    """Takes new log rows into the lake; by default those in `logs/steps`."""
+    lake = workspace.open_lake()
+    config = workspace.config
+    report = ingest_logs(
+        lake, paths or [workspace.logs_path], config.ingest, config.validate_, base=workspace.root, on_rows=on_rows
+    )
+    workspace.refresh_catalog(lake)
+    return report
+
+
+def validate(workspace: Workspace) -> ValidationResult:
+    """Runs the contract's suite on the whole lake and leaves the result beside it."""
+    lake = workspace.open_lake()
+    result = validate_steps(lake.files("steps"), lake.contract, summary=None, config=workspace.config.validate_)
+    (lake.root / "validation.json").write_text(json.dumps(result.to_json(), indent=1))
+    return result
+
+
+def query(workspace: Workspace, sql: str) -> QueryResult:
+    """Answers one read-only SELECT over the lake's views at its last commit."""
+    path = workspace.refresh_catalog(workspace.open_lake())
+    return query_catalog(path, sql, folders=[workspace.root / "lake"])
+
+
+# --- snapshot, drift
+
+
+def snapshot(workspace: Workspace, *, judge_since: date | None = None) -> tuple[Path, SnapshotSummary]:
+    """Freezes the replay dataset; after a change of the world, `judge_since` is the first night that may judge."""
+    lake = workspace.open_lake()
+    return freeze_snapshot(
+        lake,
+        workspace.config.snapshot,
+        workspace.snapshots_path,
+        as_of=workspace.as_of(lake),
+        judge_since=judge_since,
+    )
+
+
+@dataclass(frozen=True)
+class DriftOutcome:
+    """What the drift stage found.
+
+    Attributes:
+        report: the comparison; None where there is no champion or no live episode.
+        decision: whether to retrain, and why.
+        live_nights: first and last night of the live window.
+    """
+
+    report: DriftReport | None
+    decision: RetrainDecision
+    live_nights: tuple[date, date] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        nights = [night.isoformat() for night in self.live_nights] if self.live_nights else None
+        report = self.report.to_json() if self.report else None
+        return {"decision": self.decision.to_json(), "live_nights": nights, "report": report}
+
+
+def measure(workspace: Workspace, *, forced: bool = False) -> DriftOutcome:
+    """Compares the newest nights with what the champion was judged on, and decides whether to retrain."""
+    champion = workspace.registry.champion()
+    config = workspace.config.drift
+    if champion is None or champion == VERSION_ZERO:
+        decision = decide_retrain(
+            has_champion=False, report=None, champion_age_days=None, config=config, forced=forced
+        )
+        return DriftOutcome(None, decision, None)
+    lake = workspace.open_lake()
+    as_of = workspace.as_of(lake)
+    trained_on, summary = open_snapshot(_snapshot_of(workspace, champion))
+    frozen_at = datetime.fromisoformat(summary.as_of)
+    live = _newest_nights(
+        read_episodes(lake, workspace.config.snapshot, as_of=as_of, started_after=frozen_at), config.live_nights
+    )
+    report, performance = None, None
+    if live is not None:
+        policy = _load(workspace, champion)
+        acted = live.policy_versions == str(champion)
+        gate = trained_on.of_split(GATE)
+        weights = _weights_to(policy, gate) if acted.mean() > 0.5 else None
+        report = measure_drift(window_from_replay(gate, weights), window_from_replay(live), config)
+        performance = _performance(workspace, champion, live.subset(acted))
+    decision = decide_retrain(
+        has_champion=True,
+        report=report,
+        champion_age_days=(as_of - frozen_at).total_seconds() / 86400,
+        config=config,
+        forced=forced,
+        performance=performance,
+    )
+    nights = (live.nights.min().astype(date), live.nights.max().astype(date)) if live is not None else None
+    return DriftOutcome(report, decision, nights)
+
+
+def _newest_nights(live: Replay | None, n_nights: int) -> Replay | None:
+    if live is None:
+        return None
+    newest = np.unique(live.nights)[-n_nights:]
+    return live.subset(np.isin(live.nights, newest))
+
+
+def _weights_to(policy: Policy, gate: Replay) -> Any:
+    """(T,) weight of each step of the log as `policy` would have visited it; None where the log cannot say."""
+    if np.isnan(gate.behavior_prob).any():
+        return None
+    probs = step_probs(policy, gate)
+    taken = probs[np.arange(gate.n_steps), gate.actions]
+    return np.exp(cumulative_log_weights(taken, gate.behavior_prob, gate.offsets))
+
+
+def _performance(workspace: Workspace, champion: int, own: Replay) -> LivePerformance | None:
+    """The champion's promise against what its own live episodes earned; None where it made no promise."""
+    evaluation = recorded_evaluation(workspace, champion)
+    if evaluation is None or own.n_episodes < 2 or evaluation.deciding_estimator is None:
+        return None
+    promised = evaluation.estimate(evaluation.deciding_estimator, "candidate")
+    if promised is None or promised.interval is None:
+        return None
+    returns = on_policy_returns(own.rewards, own.offsets, own.contract.gamma)
+    sums = np.bincount(own.clusters, weights=returns)
+    sizes = np.bincount(own.clusters)
+    present = sizes > 0
+    deviations = sums[present] - sizes[present] * returns.mean()
+    n_clusters = int(present.sum())
+    spread = np.sqrt((deviations**2).sum() * n_clusters / max(1, n_clusters - 1))
+    return LivePerformance(
+        promised_low=promised.interval.low,
+        live_mean=float(returns.mean()),
+        live_standard_error=float(spread / len(returns)),
+        n_episodes=n_clusters,
+    )
+
+
+# --- train
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """A trained candidate release."""
+
+    release: int
+    snapshot: str
+    n_steps: int
+    n_unusable_steps: int
+    seconds: float
+    last_metrics: Mapping[str, float]
+    q_exceeds_feasible: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**self.__dict__, "last_metrics": dict(self.last_metrics)}
+
+
+def train(
+    workspace: Workspace,
+    snapshot_path: Path | None = None,
+    *,
+    on_metrics: Callable[[int, Metrics], None] = lambda *_: None,
+) -> TrainOutcome:
+    """Trains on a snapshot's `train` split and registers the policy as the candidate release.
+
+    Killed anywhere and repeated on the same snapshot, it goes on from its last checkpoint and ends in the same bits.
+    """
+    path = snapshot_path or _newest_snapshot(workspace)
+    replay, summary = open_snapshot(path)
+    train_split = replay.of_split(TRAIN)
+    if not train_split.n_episodes:
+        raise StageError(
+            f"No episode of {path.name} is in the training split ({replay.n_episodes} in all). Wait for more nights."
+        )
+    config = workspace.config.train
+    checkpoints = workspace.root / "checkpoints" / path.name
+    began = time.perf_counter()
+    encoder = fit_encoder(replay.contract, train_split.observations)
+    trained = fit(train_split, config, encoder=encoder, checkpoint_dir=checkpoints, on_metrics=on_metrics)
+    seconds = time.perf_counter() - began
+    staged = workspace.registry.new_staging_dir()
+    save_policy(staged, trained.to_policy())
+    (staged / "training.json").write_text(
+        json.dumps(
+            {
+                "config": config.model_dump(mode="json"),
+                "history": [dict(metrics) for metrics in trained.history],
+                "n_steps": trained.n_steps,
+                "n_unusable_steps": trained.n_unusable_steps,
+                "seconds": seconds,
+                "snapshot": path.name,
+                "snapshot_digest": replay.digest,
+                "as_of": summary.as_of,
+            },
+            indent=1,
+        )
+    )
+    release = workspace.registry.register(staged, gate="not evaluated", tags={"snapshot": path.name})
+    curves = [(int(m["step"]), {k: v for k, v in m.items() if k != "step"}) for m in trained.history]
+    workspace.registry.log_training(release, curves, config.model_dump(mode="json"))
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return TrainOutcome(
+        release=release,
+        snapshot=path.name,
+        n_steps=trained.n_steps,
+        n_unusable_steps=trained.n_unusable_steps,
+        seconds=seconds,
+        last_metrics=trained.history[-1] if trained.history else {},
+        q_exceeds_feasible=trained.q_exceeds_feasible,
+    )
+
+
+def ensure_version_zero(workspace: Workspace) -> None:
+    """Registers the configured rules as version 0, where there are rules and no version 0 yet."""
+    rules = workspace.config.baseline
+    if rules is None or workspace.release_path(VERSION_ZERO).exists():
+        return
+    staged = workspace.registry.new_staging_dir()
+    save_policy(staged, rules.to_policy(workspace.contract))
+    workspace.registry.register(staged, gate="baseline", tags={})
+
+
+# --- evaluate
+
+
+@dataclass(frozen=True)
+class EvaluateOutcome:
+    """A candidate's recorded evaluation."""
+
+    release: int
+    evaluation: Evaluation
+    report_path: Path
+    repeated: bool
+
+    @property
+    def passed(self) -> bool:
+        """Whether the gate opened."""
+        return self.evaluation.decision is not None and self.evaluation.decision.passed
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "release": self.release,
+            "passed": self.passed,
+            "repeated": self.repeated,
+            "report": str(self.report_path),
+            "evaluation": evaluation_to_json(self.evaluation),
+        }
+
+
+def evaluate(workspace: Workspace, release: int, drift: DriftOutcome | None = None) -> EvaluateOutcome:
+    """Estimates a release on its snapshot's `gate` episodes, decides, and writes evaluation and report beside it.
+
+    A release meets `gate` once: a repeat returns the recorded decision, because every further look would spend error
+    that the gate's level does not hold.
+    """
+    folder = workspace.release_path(release)
+    workspace.registry.check(release)
+    recorded = recorded_evaluation(workspace, release)
+    report_path = folder / "report.html"
+    if recorded is not None:
+        return EvaluateOutcome(release, recorded, report_path, repeated=True)
+    snapshot_path = _snapshot_of(workspace, release)
+    replay, summary = open_snapshot(snapshot_path)
+    champion = workspace.registry.champion()
+    wrote = {str(v) for v in np.unique(replay.of_split(GATE).policy_versions)}
+    version_zero = _load(workspace, VERSION_ZERO) if workspace.release_path(VERSION_ZERO).exists() else None
+    baseline = _load(workspace, champion) if champion is not None else None
+    try:
+        evaluation = evaluate_candidate(
+            replay,
+            candidate=_load(workspace, release),
+            baseline=version_zero if champion == VERSION_ZERO else baseline,
+            version_zero=version_zero,
+            candidate_name=f"release {release}",
+            baseline_name="the logging policy" if champion is None else f"release {champion}, the champion",
+            version_zero_name="version 0, the rules" if version_zero is not None else None,
+            baseline_wrote_gate=champion is not None and wrote == {str(champion)},
+            version_zero_wrote_gate=wrote == {str(VERSION_ZERO)},
+            excluded=_excluded(summary),
+            config=workspace.config.evaluate,
+            gate_config=workspace.config.gate,
+            seed=workspace.config.train.seed,
+        )
+    except EvaluationError as error:
+        raise StageError(f"Release {release} cannot be evaluated on snapshot {snapshot_path.name}: {error}") from error
+    decision = evaluation.decision
+    assert decision is not None  # evaluate_candidate always decides
+    data = _report_data(workspace, release, evaluation, summary, drift)
+    workspace.registry.record_evaluation(
+        release,
+        gate="passed" if decision.passed else "refused",
+        files={
+            "evaluation.json": json.dumps(evaluation_to_json(evaluation), indent=1),
+            "report.html": render_report(data),
+        },
+        metrics=_headline(evaluation),
+    )
+    return EvaluateOutcome(release, evaluation, report_path, repeated=False)
+
+
+def _excluded(summary: SnapshotSummary) -> dict[str, int]:
+    """Episodes left out, by the names that the gate knows."""
+    left_out = {
+        "damaged": summary.n_damaged + summary.n_unplaced,
+        "still open": summary.n_open,
+        "older than the change": summary.n_before_change,
+    }
+    return {reason: n for reason, n in left_out.items() if n}
+
+
+def _headline(evaluation: Evaluation) -> dict[str, float]:
+    """The numbers that a list of releases shows; what was refused is absent."""
+    name = evaluation.deciding_estimator
+    value = evaluation.estimate(name, "candidate") if name else None
+    difference = evaluation.comparison("baseline")
+    found = {
+        "value": value.value if value else None,
+        "difference": difference.value if difference else None,
+        "difference_lower_bound": difference.lower_bound if difference else None,
+        "certified_share": evaluation.decision.certified_share if evaluation.decision else None,
+    }
+    return {name: number for name, number in found.items() if number is not None}
+
+
+def recorded_evaluation(workspace: Workspace, release: int) -> Evaluation | None:
+    """The evaluation beside a release; None where it was not evaluated."""
+    path = workspace.release_path(release) / "evaluation.json"
+    return evaluation_from_json(json.loads(path.read_text())) if path.exists() else None
+
+
+def _report_data(
+    workspace: Workspace, release: int, evaluation: Evaluation, summary: SnapshotSummary, drift: DriftOutcome | None
+) -> ReportData:
+    from datasets.batches import list_batches
+
+    folder = workspace.release_path(release)
+    manifest = json.loads((folder / "policy.json").read_text())
+    batches = list_batches(workspace.open_lake())
+    newest = batches[-1] if batches else None
+    passed = evaluation.decision is not None and evaluation.decision.passed
+    return ReportData(
+        title=workspace.contract.name,
+        release=release,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        as_of=summary.as_of,
+        evaluation=evaluation,
+        training=json.loads((folder / "training.json").read_text()),
+        drift=drift.report.to_json() if drift and drift.report else None,
+        retrain=drift.decision.to_json() if drift else None,
+        validation=newest.validation if newest else None,
+        snapshot=summary.to_json(),
+        batch=newest.to_json() if newest else None,
+        lineage={
+            "policy digest": manifest["digest"],
+            "contract digest": workspace.contract.digest,
+            "snapshot digest": summary.digest,
+            "code version": manifest["code_version"],
+            **{f"lake version of {table}": str(version) for table, version in summary.lake_versions.items()},
+        },
+        command=f"offline-dqn promote {release} --reviewer NAME" if passed else None,
+    )
+
+
+# --- plan, act, simulate
+
+
+def plan(workspace: Workspace, paths: Sequence[Path] = ()) -> LogPlan:
+    """What a log can decide before any training: the lake's episodes, or those of the given files."""
+    if not paths:
+        lake = workspace.open_lake()
+        return plan_log(_episodes_of(lake, workspace, workspace.as_of(lake)), workspace.config.gate, _gate_share(workspace))
+    import tempfile
+
+    from datasets.lake import open_lake
+
+    with tempfile.TemporaryDirectory(prefix="offline-dqn-plan-") as folder:
+        lake = open_lake(Path(folder) / "lake", workspace.contract)
+        tolerant = workspace.config.validate_.model_copy(update={"max_quarantined_share": 1.0})
+        report = ingest_logs(lake, paths, workspace.config.ingest, tolerant, base=workspace.root)
+        if report.batch is None or report.batch.status != "lake":
+            why = report.batch.note if report.batch else "they hold no row"
+            raise StageError(f"Nothing can be planned from these files: {why}")
+        return plan_log(_episodes_of(lake, workspace, report.batch.as_of), workspace.config.gate, _gate_share(workspace))
+
+
+def _episodes_of(lake: Lake, workspace: Workspace, as_of: datetime) -> Replay:
+    replay = read_episodes(lake, workspace.config.snapshot, as_of=as_of)
+    if replay is None:
+        raise StageError(
+            f"No episode is complete and undamaged at {as_of:%Y-%m-%d %H:%M} UTC. Ingest logs first, or see why with "
+            'offline-dqn query "SELECT complete, damage, count(*) FROM episodes GROUP BY ALL".'
+        )
+    return replay
+
+
+def _gate_share(workspace: Workspace) -> float:
+    config = workspace.config.snapshot
+    return 1 - config.train_share - config.select_share
+
+
+def act(workspace: Workspace, release: int, path: Path) -> Iterable[dict[str, Any]]:
+    """What a release would do on each observation of a JSON Lines file: action, probabilities and Q-values.
+
+    A line is an observation, or an object with `observation` and, optionally, `available_actions`.
+
+    Raises:
+        ObservationError: a line is no JSON object or does not fit the contract; every problem is named, nothing acts.
+    """
+    workspace.registry.check(release)
+    policy = _load(workspace, release)
+    records, masks = _read_observations(path, policy.actions)
+    if not records:
+        return []
+    observations = observations_from_records(policy.contract, records)
+    probs = policy.action_probs(observations, masks)
+    q = policy.q_values(observations)
+    names = policy.actions
+    return [
+        {
+            "action": names[int(probs[i].argmax())],
+            "probabilities": dict(zip(names, probs[i].round(6).tolist(), strict=True)),
+            "q_values": None if q is None else dict(zip(names, q[i].round(6).tolist(), strict=True)),
+        }
+        for i in range(len(records))
+    ]
+
+
+def _read_observations(path: Path, actions: tuple[str, ...]) -> tuple[list[dict[str, Any]], Any]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ObservationError(f"{path} cannot be read as text: {error}.") from error
+    records: list[dict[str, Any]] = []
+    masks: list[list[bool]] = []
+    problems: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            problems.append(f"line {number} is not valid JSON: {error}")
+            continue
+        if not isinstance(row, dict):
+            problems.append(f"line {number} is no JSON object")
+            continue
+        allowed = row.get("available_actions") or list(actions)
+        unknown = [name for name in allowed if name not in actions]
+        problems += [f"line {number}: '{name}' is no action of this release" for name in unknown]
+        nested = row.get("observation", {k: v for k, v in row.items() if k != "available_actions"})
+        records.append(nested)
+        masks.append([name in allowed for name in actions])
+    if problems:
+        listed = "\n".join(f"  {text}" for text in problems[:10])
+        raise ObservationError(f"{path} has {len(problems)} lines that cannot be acted on:\n{listed}")
+    return records, np.array(masks, dtype=bool).reshape(len(records), len(actions))
+
+
+def simulate(
+    workspace: Workspace,
+    *,
+    night: int | None = None,
+    n_episodes: int | None = None,
+    traffic: float = 1.0,
+    trace_path: Path | None = None,
+) -> SimulateOutcome:
+    """Writes one simulated night of logs: the champion acts, or version 0 before there is one.
+
+    Args:
+        night: number of the night from 1; by default the one after the newest log.
+        traffic: factor on the request rate, a shift of the world.
+        trace_path: CSV of timestamp and requests that drives the traffic in place of the rhythm.
+    """
+    from datasets.simulators.autoscaler_logs import simulate_logs
+
+    config = workspace.config.simulate
+    if config is None:
+        raise StageError(
+            f"{workspace.root} was not made from a scenario with a simulator: offline_dqn.toml has no [simulate] table. "
+            "offline-dqn init DIR --scenario autoscaler makes one that has."
+        )
+    champion = workspace.registry.champion()
+    policy = _load(workspace, champion) if champion else None
+    return SimulateOutcome(
+        *simulate_logs(
+            workspace.logs_path,
+            night=night,
+            n_episodes=n_episodes or config.n_episodes,
+            seed=config.seed,
+            traffic=traffic,
+            trace_path=trace_path,
+            policy=policy,
+            policy_version=str(champion or VERSION_ZERO),
+        )
+    )
+
+
+@dataclass(frozen=True)
+class SimulateOutcome:
+    """A simulated night."""
+
+    path: Path
+    night: int
+    n_episodes: int
+    n_steps: int
+    policy_version: str
+    mean_return: float
+    episodes_per_effective: float
+
+
+# --- releases
+
+
+def _load(workspace: Workspace, release: int) -> Any:
+    try:
+        return load_policy(workspace.release_path(release), actions=workspace.contract.actions.names)
+    except IncompatibleContractError as error:
+        raise StageError(f"Release {release} cannot act under the current contract: {error}") from error
+
+
+def _snapshot_of(workspace: Workspace, release: int) -> Path:
+    path = workspace.release_path(release) / "training.json"
+    if not path.exists():
+        raise StageError(f"Release {release} was not trained on a snapshot, so there is nothing to judge it on.")
+    return workspace.snapshots_path / str(json.loads(path.read_text())["snapshot"])
+
+
+def _newest_snapshot(workspace: Workspace) -> Path:
+    found = sorted(workspace.snapshots_path.glob("*/snapshot.json"), key=lambda p: p.stat().st_mtime)
+    if not found:
+        raise StageError("There is no snapshot to train on. `offline-dqn snapshot` freezes one from the lake.")
+    return found[-1].parent

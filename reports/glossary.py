@@ -1,0 +1,297 @@
+"""Every number of the report, defined once, with the function that computes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Term:
+    """A number: its key in links, its name, what it means, and the dotted name of what computes it."""
+
+    key: str
+    name: str
+    meaning: str
+    computed_by: str
+
+
+@dataclass(frozen=True)
+class TermGroup:
+    """Terms that belong together."""
+
+    title: str
+    terms: tuple[Term, ...]
+
+
+GLOSSARY: tuple[TermGroup, ...] = (
+    TermGroup(
+        "Verdict",
+        (
+            Term(
+                "check",
+                "check",
+                "A condition of the release gate. The gate passes only if every check does.",
+                "reports.gate.decide",
+            ),
+            Term(
+                "difference",
+                "paired difference",
+                "Value of the candidate minus value of the baseline on the same episodes: what both share cancels.",
+                "reports.assessment.assess",
+            ),
+            Term(
+                "lower_bound",
+                "one-sided bound",
+                "The difference lies above it with confidence 1 − alpha. The gate asks whether it is above −margin.",
+                "reports.intervals.lower_bound",
+            ),
+            Term(
+                "alpha",
+                "alpha and margin",
+                "Chance per reading of passing a candidate that is worse by the margin, and that margin.",
+                "reports.gate.GateConfig",
+            ),
+            Term(
+                "certified_share",
+                "certified share",
+                "Largest share of the traffic whose worst plausible loss in one night stays within the harm budget.",
+                "reports.gate.decide",
+            ),
+            Term(
+                "night_episodes",
+                "episodes of a night, at most",
+                "Upper bound of the number of episodes that start in one more night; the certified share assumes it.",
+                "reports.assessment.night_episodes_upper",
+            ),
+            Term(
+                "damaged_share",
+                "damaged episodes",
+                "Share of episodes with a quarantined, missing or conflicting row, or without a needed probability. "
+                "They stay out whole, and the gate charges them at the worst feasible difference.",
+                "datasets.snapshot.SnapshotSummary.damaged_share",
+            ),
+        ),
+    ),
+    TermGroup(
+        "Value",
+        (
+            Term(
+                "policy_value",
+                "policy value",
+                "Expected discounted return of an episode in which the policy acts, in reward units.",
+                "reports.evaluation.evaluate_candidate",
+            ),
+            Term(
+                "interval",
+                "interval",
+                "Percentile interval of a bootstrap that draws whole clusters; all estimates share the draws.",
+                "reports.intervals.percentile_interval",
+            ),
+            Term(
+                "on_policy",
+                "return of the log",
+                "Mean discounted return of the logged episodes: the value of whatever wrote them.",
+                "reports.estimators.on_policy_returns",
+            ),
+            Term(
+                "dr",
+                "doubly robust (DR)",
+                "Model value plus weighted corrections by what was logged; right if the model or the weights are. "
+                "The model of an episode is fitted on other episodes.",
+                "reports.estimators.doubly_robust",
+            ),
+            Term(
+                "wdr",
+                "weighted doubly robust (WDR)",
+                "DR with weights that are normalized step by step.",
+                "reports.estimators.weighted_doubly_robust",
+            ),
+            Term(
+                "direct",
+                "direct method",
+                "What a fitted model of the policy's values says on its own. Biased as far as the model is.",
+                "offline_dqn.fqe.fit_q_evaluation",
+            ),
+            Term(
+                "is",
+                "importance sampling (IS)",
+                "Mean of returns times episode weights.",
+                "reports.estimators.importance_sampling",
+            ),
+            Term(
+                "wis",
+                "weighted importance sampling (WIS)",
+                "The same, divided by the sum of weights.",
+                "reports.estimators.weighted_importance_sampling",
+            ),
+            Term(
+                "pdis",
+                "per-decision importance sampling (PDIS)",
+                "Each reward is weighted only by the decisions before it.",
+                "reports.estimators.per_decision",
+            ),
+            Term(
+                "wpdis",
+                "weighted per-decision importance sampling (WPDIS)",
+                "PDIS with normalized weights; ended episodes hold their last weight.",
+                "reports.estimators.weighted_per_decision",
+            ),
+            Term(
+                "agreement",
+                "agreement",
+                "Deciding minus checking estimator on the same episodes; its interval must contain 0.",
+                "reports.assessment.assess",
+            ),
+            Term(
+                "feasible",
+                "feasible range",
+                "Smallest and largest return that rewards within the contract's range can add up to.",
+                "reports.trial.feasible_range",
+            ),
+            Term(
+                "design_effect",
+                "design effect",
+                "Variance of the difference with a larger unit (a night) as independent over that with a smaller one.",
+                "reports.assessment.assess",
+            ),
+            Term(
+                "q_claim",
+                "Q-values against evaluation",
+                "What the policy's own Q-values promise at the first step. Above what the log supports is suspicious; "
+                "below is normal, because the penalty makes them cautious.",
+                "reports.assessment.assess",
+            ),
+        ),
+    ),
+    TermGroup(
+        "Can the log tell?",
+        (
+            Term(
+                "mean_weight",
+                "mean weight",
+                "Mean of the episode weights; 1 if the log covers everything that the policy does.",
+                "reports.overlap.measure_overlap",
+            ),
+            Term(
+                "effective_sample_size",
+                "effective sample size",
+                "How many episodes of the policy itself the weighted log is worth: (Σw)² / Σw².",
+                "reports.estimators.effective_sample_size",
+            ),
+            Term(
+                "tail_index",
+                "tail index",
+                "How heavy the tail of the influence terms is; above 0.7 their mean is not to be trusted.",
+                "reports.overlap.pareto_tail_index",
+            ),
+            Term(
+                "largest_share",
+                "largest influence",
+                "Share of the most influential episode in the sum of squared influence.",
+                "reports.overlap.largest_influence_share",
+            ),
+            Term(
+                "propensity",
+                "propensity check",
+                "1[A = a] / p, averaged over the steps where action a was available: 1 if the probabilities are right.",
+                "reports.propensity.check_propensities",
+            ),
+            Term(
+                "action_share",
+                "action shares",
+                "Average probability with which a policy takes each action on the gate episodes; counted for the log.",
+                "reports.assessment.assess",
+            ),
+        ),
+    ),
+    TermGroup(
+        "Training",
+        (
+            Term(
+                "td_error",
+                "TD error",
+                "Mean distance between the Double DQN target and the Q-value of the logged action, in reward units.",
+                "offline_dqn.losses.double_dqn_target",
+            ),
+            Term(
+                "penalty",
+                "conservative penalty",
+                "Mean of logsumexp Q − Q of the logged action: grows when actions that were never logged look better.",
+                "offline_dqn.losses.conservative_penalty",
+            ),
+            Term(
+                "q_values",
+                "Q of the logged and the greedy action",
+                "Mean Q-value of the action in the log and of the best available one. A widening gap is a warning.",
+                "offline_dqn.learner.fit",
+            ),
+            Term(
+                "gradient_norm",
+                "gradient norm",
+                "Size of the gradient before it is clipped.",
+                "offline_dqn.learner.fit",
+            ),
+            Term(
+                "unusable_steps",
+                "unusable steps",
+                "Truncated steps after which nothing is known: no target can be made, and they are not the end either.",
+                "offline_dqn.training_data.usable_steps",
+            ),
+        ),
+    ),
+    TermGroup(
+        "Drift and data",
+        (
+            Term(
+                "psi",
+                "PSI",
+                "Population stability index of reference and live window, in nats: KL(live ‖ reference) + "
+                "KL(reference ‖ live) on shared bins.",
+                "drift.divergence.population_stability_index",
+            ),
+            Term(
+                "psi_threshold",
+                "allowed PSI",
+                "What unchanged nights exceed in no column at the promised false-alarm rate, and at least the smallest "
+                "size that matters.",
+                "drift.null.psi_null",
+            ),
+            Term(
+                "kl",
+                "KL",
+                "KL(live ‖ reference) in nats.",
+                "drift.divergence.kl_divergence",
+            ),
+            Term(
+                "wasserstein",
+                "Wasserstein distance",
+                "How far the values moved on average, in the column's own unit; numeric columns only.",
+                "drift.divergence.wasserstein_distance",
+            ),
+            Term(
+                "retrain",
+                "retrain decision",
+                "Whether drift, age, performance, a missing champion or a person asked for a new candidate.",
+                "drift.decision.decide_retrain",
+            ),
+            Term(
+                "expectation",
+                "expectation",
+                "A statement about the data that the contract implies, checked on the batch before it enters the lake.",
+                "datasets.validation.validate_steps",
+            ),
+            Term(
+                "account",
+                "account of a batch",
+                "in = lake + quarantined + duplicates + held + pending: no row is lost.",
+                "datasets.batches.BatchCounts",
+            ),
+            Term(
+                "snapshot",
+                "snapshot",
+                "The replay dataset, frozen: complete, undamaged episodes, split by cluster into train, select, gate.",
+                "datasets.snapshot.freeze_snapshot",
+            ),
+        ),
+    ),
+)

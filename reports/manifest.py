@@ -1,0 +1,103 @@
+"""`release.json`: the SHA-256 of every file of a release, so that altered bytes are noticed before they act."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "release.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a release consists of.
+
+    Attributes:
+        files: path within the release -> SHA-256, of what it was registered with. These never change.
+        evaluation_files: the same of what its evaluation added; the next evaluation replaces them.
+    """
+
+    release: int
+    created_at: datetime
+    gate: str
+    tags: Mapping[str, str]
+    files: Mapping[str, str]
+    evaluation_files: Mapping[str, str]
+
+    @classmethod
+    def of_folder(
+        cls, folder: Path, *, release: int, created_at: datetime, gate: str, tags: Mapping[str, str]
+    ) -> Manifest:
+        """The manifest of every file now in `folder`."""
+        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        files = {name: file_digest(folder / name) for name in names if name != MANIFEST}
+        return cls(release, created_at, gate, tags, files, {})
+
+    def with_evaluation(self, folder: Path, names: Iterable[str], *, gate: str, tags: Mapping[str, str]) -> Manifest:
+        """The manifest after an evaluation wrote `names` into `folder`."""
+        added = {name: file_digest(folder / name) for name in sorted(names)}
+        return replace(self, gate=gate, tags={**self.tags, **tags}, evaluation_files=added)
+
+    def damage(self, folder: Path, *, without_evaluation: bool = False) -> str:
+        """Which files are missing or altered, in words; "" for none."""
+        expected = dict(self.files) if without_evaluation else {**self.files, **self.evaluation_files}
+        missing = [name for name in expected if not (folder / name).is_file()]
+        altered = [n for n, digest in expected.items() if n not in missing and file_digest(folder / n) != digest]
+        parts = [(missing, "missing"), (altered, "altered")]
+        return "; ".join(
+            f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} {how}" for names, how in parts if names
+        )
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest's content."""
+        return hashlib.sha256(self._text().encode()).hexdigest()
+
+    def _text(self) -> str:
+        values = {
+            "release": self.release,
+            "created_at": self.created_at.isoformat(),
+            "gate": self.gate,
+            "tags": dict(self.tags),
+            "files": dict(self.files),
+            "evaluation_files": dict(self.evaluation_files),
+        }
+        return json.dumps(values, indent=1, sort_keys=True) + "\n"
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a release's folder; None if it is missing or none."""
+    try:
+        values: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        created_at = datetime.fromisoformat(values.pop("created_at"))
+        return Manifest(created_at=created_at, **values)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes `release.json`, whole or not at all."""
+    write_durably(folder / MANIFEST, manifest._text().encode())
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Writes a file beside its place, through to the disk, and renames it into it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.part")
+    with beside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

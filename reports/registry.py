@@ -1,0 +1,364 @@
+"""The release registry: numbered folders, the MLflow versions that point at them, promotion and rollback.
+
+Release 0 is the rule-based baseline; candidates are 1, 2, and so on. A release is its folder `releases/<n>`:
+`release.json` there holds the SHA-256 of every file, and a tag of the MLflow version holds that of `release.json`.
+`history.jsonl` says who is champion, and the MLflow alias repeats it. Folder and history come first; what a crash kept
+MLflow from learning, the next operation tells it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, get_args
+
+from datasets.errors import OfflineDqnError
+from datasets.locking import exclusive_lock
+from reports.history import Promotion, append_promotion, line_of_champions, read_history
+from reports.manifest import MANIFEST, Manifest, read_manifest, write_durably, write_manifest
+from reports.tracking import Tracking
+
+Gate = Literal["passed", "refused", "baseline", "not evaluated"]
+_LOCK_WAIT_S = 60.0
+_OWN_TAGS = {"release", "digest", "digest_expected", "gate", "created_at", "run_id"}
+
+
+class RegistryError(OfflineDqnError):
+    """A release that is not there, not whole, or may not do what was asked of it."""
+
+
+@dataclass(frozen=True)
+class ReleaseRecord:
+    """One release as it stands now.
+
+    Attributes:
+        gate: "passed", "refused", "baseline" or "not evaluated".
+        aliases: of "champion" and "candidate".
+        tags: what was said of it when it was registered or evaluated.
+        damage: which of its bytes are not those that were registered, in words; "" for none.
+    """
+
+    number: int
+    created_at: datetime
+    gate: str
+    aliases: tuple[str, ...]
+    tags: Mapping[str, str]
+    damage: str
+
+    @property
+    def intact(self) -> bool:
+        """Whether every file is the one that was registered."""
+        return not self.damage
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The releases of one workspace. Nothing is opened before it is used.
+
+    Attributes:
+        mlflow_path: MLflow's SQLite database; made when first needed.
+        releases_path: the folder of the numbered folders.
+        name: of the decision problem, under which the versions are registered.
+    """
+
+    mlflow_path: Path
+    releases_path: Path
+    name: str
+    _tracking: Tracking = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_tracking", Tracking(self.mlflow_path, self.name))
+
+    def new_staging(self) -> Path:
+        """An empty folder beside the releases, to be filled and then registered."""
+        self.releases_path.mkdir(parents=True, exist_ok=True)
+        path = self.releases_path / f".staging-{os.getpid()}-{os.urandom(4).hex()}"
+        path.mkdir()
+        return path
+
+    def register(
+        self, staged_path: Path, *, gate: Gate = "not evaluated", tags: Mapping[str, object], at: datetime | None = None
+    ) -> int:
+        """Turns a fully written staging folder into the next release and makes it the candidate.
+
+        Args:
+            staged_path: folder on the releases' own file system, best from `new_staging`; it is moved.
+            gate: "baseline" makes release 0, of which there is one and which is no candidate.
+            tags: what the registry shall say of it, such as the snapshot's digest.
+            at: when it was made; default now.
+
+        Returns:
+            The number of the release.
+
+        Raises:
+            RegistryError: the folder is missing or empty, or there is a baseline already.
+        """
+        if not staged_path.is_dir() or not any(path.is_file() for path in staged_path.rglob("*")):
+            raise RegistryError(f"{staged_path} is no folder with files in it; nothing was registered.")
+        _check_arguments(gate, tags)
+        with self._opened():
+            number = self._next_number(gate)
+            created_at = (at or datetime.now(UTC)).astimezone(UTC)
+            manifest = Manifest.of_folder(
+                staged_path, release=number, created_at=created_at, gate=gate, tags={k: str(v) for k, v in tags.items()}
+            )
+            write_manifest(staged_path, manifest)
+            for path in (*staged_path.rglob("*"), staged_path):
+                _sync(path)
+            staged_path.replace(self._path(number))  # the commit point: from here on the release exists
+            _sync(self.releases_path)
+            self._tracking.add(manifest)
+            if gate != "baseline":
+                self._tracking.set_alias("candidate", number)
+        return number
+
+    def record_evaluation(
+        self, number: int, *, gate: Gate, files: Mapping[str, bytes], tags: Mapping[str, object] | None = None
+    ) -> None:
+        """Adds what an evaluation found to a release; a later evaluation replaces an earlier one.
+
+        Args:
+            gate: the verdict.
+            files: name and content, such as `evaluation.json` and `report.html`.
+            tags: added to the release's own.
+
+        Raises:
+            RegistryError: the release is unknown or damaged, or a file would replace one that it was registered with.
+        """
+        _check_arguments(gate, tags or {})
+        wrong = [name for name in files if Path(name).name != name or name == MANIFEST or name.startswith(".")]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)}: a file of an evaluation is named by a plain name, not {MANIFEST}")
+        with self._opened():
+            manifest = self._known(number)
+            taken = sorted(manifest.files.keys() & files.keys())
+            if taken:
+                raise RegistryError(f"Release {number} was registered with {', '.join(taken)}: that cannot change.")
+            # What an earlier evaluation left may be half written; it is about to be replaced.
+            self._refuse_damage(number, without_evaluation=True)
+            folder = self._path(number)
+            for name, content in files.items():
+                write_durably(folder / name, content)
+            judged = manifest.with_evaluation(
+                folder, files, gate=gate, tags={k: str(v) for k, v in (tags or {}).items()}
+            )
+            self._tracking.expect(number, judged.digest)  # a crash between these lines leaves either digest valid
+            write_manifest(folder, judged)
+            self._tracking.update(judged)
+
+    def releases(self) -> list[ReleaseRecord]:
+        """Every release by number, each with its bytes checked."""
+        with self._opened():
+            aliases, digests = self._tracking.aliases(), self._tracking.digests()
+            return [self._record(number, aliases, digests) for number in self._numbers()]
+
+    def path(self, number: int) -> Path:
+        """The folder of a release whose bytes are those that were registered.
+
+        Raises:
+            RegistryError: it is unknown or damaged.
+        """
+        with self._opened():
+            self._known(number)
+            self._refuse_damage(number)
+        return self._path(number)
+
+    def champion(self) -> int | None:
+        """The release that acts; None before the first promotion."""
+        history = self.history()
+        return history[-1].to_release if history else None
+
+    def candidate(self) -> int | None:
+        """The newest release that was not promoted yet."""
+        with self._opened():
+            return self._tracking.aliases().get("candidate")
+
+    def history(self) -> list[Promotion]:
+        """Every promotion and rollback, oldest first."""
+        return read_history(self._history_path)
+
+    def promote(self, number: int, *, reviewer: str, note: str = "", at: datetime | None = None) -> Promotion:
+        """Makes a release whose gate passed (or the baseline) the champion.
+
+        Raises:
+            RegistryError: it is unknown, its gate did not pass, its bytes changed, it is champion already, or no
+                reviewer is named. Nothing changes then.
+        """
+        with self._opened():
+            manifest = self._known(number)
+            if manifest.gate not in ("passed", "baseline"):
+                raise RegistryError(
+                    f"Release {number} cannot be promoted: its gate is '{manifest.gate}', not 'passed'. "
+                    + (
+                        f"Run `offline-dqn evaluate {number}` first."
+                        if manifest.gate == "not evaluated"
+                        else f"{self._path(number) / 'report.html'} says why; train another candidate."
+                    )
+                )
+            return self._make_champion("promote", number, reviewer, note, at)
+
+    def rollback(
+        self, to: int | None = None, *, reviewer: str, note: str = "", at: datetime | None = None
+    ) -> Promotion:
+        """Goes back to a former champion, by default the one before this; where there is none, to the baseline.
+
+        Raises:
+            RegistryError: there is nothing to go back to, `to` was never champion (the baseline always may be), its
+                bytes changed, it is champion already, or no reviewer is named. Nothing changes then.
+        """
+        with self._opened():
+            former = line_of_champions(self.history())[:-1]
+            if to is None:
+                if not former and (0 not in self._numbers() or self.champion() == 0):
+                    raise RegistryError("There is nothing to roll back to: no former champion, and no other baseline.")
+                to = former[-1] if former else 0
+            elif to != 0 and to not in {p.to_release for p in self.history()}:
+                known = ", ".join(str(n) for n in sorted({0, *(p.to_release for p in self.history())}))
+                raise RegistryError(
+                    f"Release {to} was never champion; rollback can go to {known}. Use promote instead."
+                )
+            self._known(to)
+            return self._make_champion("rollback", to, reviewer, note, at)
+
+    def log_training(
+        self, number: int, curves: Sequence[tuple[int, Mapping[str, float]]], params: Mapping[str, object]
+    ) -> str:
+        """Stores a training's curves and settings as an MLflow run that belongs to a release.
+
+        Args:
+            curves: (update step, metric name -> value) in the order in which they were measured.
+
+        Returns:
+            The id of the run.
+        """
+        with self._opened():
+            self._known(number)
+            return self._tracking.log_run(number, curves, params)
+
+    def _make_champion(
+        self, action: Literal["promote", "rollback"], number: int, reviewer: str, note: str, at: datetime | None
+    ) -> Promotion:
+        if not reviewer.strip():
+            raise RegistryError(f"Who answers for release {number}? Name a reviewer: --reviewer NAME.")
+        champion = self.champion()
+        if champion == number:
+            raise RegistryError(f"Release {number} is the champion already; nothing was changed.")
+        self._refuse_damage(number)
+        when = (at or datetime.now(UTC)).astimezone(UTC)
+        promotion = Promotion(when, action, champion, number, reviewer.strip(), note)
+        append_promotion(
+            self._history_path, promotion
+        )  # the commit point; the aliases follow, here or at the next opening
+        self._repair_aliases()
+        return promotion
+
+    @contextmanager
+    def _opened(self) -> Iterator[None]:
+        """The registry for one operation: alone at work, and with whatever a crash left undone made good."""
+        self.releases_path.mkdir(parents=True, exist_ok=True)
+        what = f"The registry of '{self.name}' ({self.releases_path})"
+        with exclusive_lock(self.releases_path / ".lock", what, wait_s=_LOCK_WAIT_S):
+            self._repair()
+            yield
+
+    def _repair(self) -> None:
+        numbers, registered = self._numbers(), self._tracking.digests()
+        for number in numbers:
+            if number in registered:
+                continue
+            manifest = read_manifest(self._path(number))
+            if manifest is None:
+                continue  # its bytes are reported as damage
+            self._tracking.add(manifest)
+            if manifest.gate != "baseline" and number == max(numbers):
+                self._tracking.set_alias("candidate", number)
+        self._repair_aliases()
+
+    def _repair_aliases(self) -> None:
+        aliases, champion = self._tracking.aliases(), self.champion()
+        if champion is not None and aliases.get("champion") != champion:
+            self._tracking.set_alias("champion", champion)
+        if champion is not None and aliases.get("candidate") == champion:
+            self._tracking.drop_alias("candidate")
+
+    def _next_number(self, gate: Gate) -> int:
+        numbers = {*self._numbers(), *self._tracking.digests()}
+        if gate != "baseline":
+            return max(numbers, default=0) + 1
+        if 0 in numbers:
+            raise RegistryError("Release 0, the baseline, exists already and stays; nothing was registered.")
+        return 0
+
+    def _numbers(self) -> list[int]:
+        names = (path.name for path in self.releases_path.iterdir() if path.is_dir())
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    @property
+    def _history_path(self) -> Path:
+        return self.releases_path / "history.jsonl"
+
+    def _path(self, number: int) -> Path:
+        return self.releases_path / str(number)
+
+    def _known(self, number: int) -> Manifest:
+        known = sorted({*self._numbers(), *self._tracking.digests()})
+        if number not in known:
+            listed = ", ".join(str(n) for n in known) or "none"
+            raise RegistryError(
+                f"There is no release {number}; there are: {listed}. `offline-dqn releases` shows them."
+            )
+        manifest = read_manifest(self._path(number))
+        if manifest is None:
+            raise RegistryError(self._damage_message(number, "release.json is missing or unreadable"))
+        return manifest
+
+    def _refuse_damage(self, number: int, *, without_evaluation: bool = False) -> None:
+        damage = self._damage(number, self._tracking.digests(), without_evaluation=without_evaluation)
+        if damage:
+            raise RegistryError(self._damage_message(number, damage))
+
+    def _damage_message(self, number: int, damage: str) -> str:
+        return (
+            f"Release {number} is not what was registered: {damage} (in {self._path(number)}). Restore the files from "
+            "a backup, or use another release; nothing was changed."
+        )
+
+    def _damage(self, number: int, digests: Mapping[int, set[str]], *, without_evaluation: bool = False) -> str:
+        manifest = read_manifest(self._path(number))
+        if manifest is None:
+            return "release.json is missing or unreadable"
+        if manifest.digest not in digests.get(number, set()):
+            return "release.json was altered"
+        return manifest.damage(self._path(number), without_evaluation=without_evaluation)
+
+    def _record(self, number: int, aliases: Mapping[str, int], digests: Mapping[int, set[str]]) -> ReleaseRecord:
+        manifest = read_manifest(self._path(number))
+        return ReleaseRecord(
+            number=number,
+            created_at=manifest.created_at if manifest else datetime.fromtimestamp(0, UTC),
+            gate=manifest.gate if manifest else "unknown",
+            aliases=tuple(sorted(alias for alias, of in aliases.items() if of == number)),
+            tags=manifest.tags if manifest else {},
+            damage=self._damage(number, digests),
+        )
+
+
+def _check_arguments(gate: str, tags: Mapping[str, object]) -> None:
+    if gate not in get_args(Gate):
+        raise ValueError(f"gate is '{gate}' and wants to be one of {', '.join(get_args(Gate))}")
+    reserved = sorted(_OWN_TAGS & tags.keys())
+    if reserved:
+        raise ValueError(f"the tags {', '.join(reserved)} are the registry's own; choose other names")
+
+
+def _sync(path: Path) -> None:
+    """A file or folder through to the disk: a release must not exist before its bytes do."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

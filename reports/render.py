@@ -1,0 +1,167 @@
+"""The report of one candidate: a single HTML file for the person who decides whether to promote.
+
+It needs no network and runs no script; a content security policy inside it holds even if text from a log were to slip
+through the escaping. The same data gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from reports import charts, formatting, pictures
+from reports.glossary import GLOSSARY
+from reports.records import Evaluation
+from reports.remedies import remedies
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportData:
+    """All that the report shows. None leaves a section out with a word on why.
+
+    Attributes:
+        contract_name: the decision problem.
+        release: number of the candidate's release.
+        created_at: when the report was made; `as_of` the instant that its data stands for.
+        evaluation: with its decision.
+        snapshot: `SnapshotSummary.to_json()`.
+        lineage: digests and versions by name.
+        promote_command: the exact command line; shown only where the gate passed.
+        training: {"config", "history", "n_steps", "n_unusable_steps", "seconds"}; None where nothing was trained.
+        drift: `DriftReport.to_json()`.
+        retrain: `RetrainDecision.to_json()`.
+        validation: `ValidationResult.to_json()`; None takes the batch's own.
+        batch: `Batch.to_json()` of the newest batch.
+    """
+
+    contract_name: str
+    release: int
+    created_at: datetime
+    as_of: datetime
+    evaluation: Evaluation
+    snapshot: Mapping[str, Any]
+    lineage: Mapping[str, str]
+    promote_command: str
+    training: Mapping[str, Any] | None = None
+    drift: Mapping[str, Any] | None = None
+    retrain: Mapping[str, Any] | None = None
+    validation: Mapping[str, Any] | None = None
+    batch: Mapping[str, Any] | None = None
+
+
+def render_report(data: ReportData) -> str:
+    """The report as one self-contained HTML document.
+
+    Raises:
+        ValueError: the evaluation holds no decision; there is nothing to report yet.
+    """
+    evaluation, decision = data.evaluation, data.evaluation.decision
+    if decision is None:
+        raise ValueError("The evaluation holds no decision: pass what `evaluate_candidate` returned.")
+    validation = data.validation or (data.batch or {}).get("validation")
+    text = _environment().get_template("report.html").render(
+        data=data,
+        evaluation=evaluation,
+        decision=decision,
+        counts=evaluation.counts,
+        checks=sorted(decision.checks, key=lambda check: check.passed),
+        remedies=remedies(evaluation),
+        against_baseline=evaluation.comparison("baseline"),
+        value=pictures.value_picture(evaluation),
+        difference=pictures.difference_picture(evaluation),
+        propensity=pictures.propensity_picture(evaluation),
+        actions=pictures.action_pictures(evaluation),
+        certified_meter=charts.meter(decision.certified_share, f"{formatting.share(decision.certified_share)} certified"),
+        training=pictures.training_pictures(data.training["history"]) if data.training else (),
+        drift=pictures.drift_picture(data.drift) if data.drift else None,
+        distributions=pictures.distribution_pictures(data.drift) if data.drift else (),
+        expectations=_expectations(validation),
+        validation=validation,
+        left_out=tuple(_left_out(data.snapshot)),
+        account=_account(data.batch),
+        settings={stage: dict(_flat(values)) for stage, values in _settings(data).items()},
+        glossary=GLOSSARY,
+    )  # fmt: skip
+    return "\n".join(line.rstrip() for line in text.splitlines() if line.strip()) + "\n"
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters.update(
+        number=formatting.number,
+        share=formatting.share,
+        duration=formatting.duration,
+        instant=formatting.instant,
+        setting=_setting,
+    )
+    environment.globals.update(with_interval=formatting.with_interval, policy_name=pictures.policy_name)
+    return environment
+
+
+def _expectations(validation: Mapping[str, Any] | None) -> dict[str, list[Mapping[str, Any]]]:
+    records = list(validation["records"]) if validation else []
+    return {"failed": [r for r in records if not r["success"]], "held": [r for r in records if r["success"]]}
+
+
+def _left_out(snapshot: Mapping[str, Any]) -> Iterator[tuple[int | None, str, str]]:
+    """What the snapshot left out: count (None where the name tells), unit, and why."""
+    if snapshot.get("n_open"):
+        yield snapshot["n_open"], "episodes", "had not ended yet; a later snapshot takes them"
+    if snapshot.get("n_damaged"):
+        yield snapshot["n_damaged"], "episodes", "are damaged and stay out whole; an episode may have several causes"
+        for cause, n in snapshot.get("damage", {}).items():
+            yield n, "of them", cause
+    if snapshot.get("n_before_change"):
+        since = snapshot.get("judge_since")
+        yield snapshot["n_before_change"], "episodes", f"could not judge: they are older than the change on {since}"
+    if snapshot.get("n_unplaced"):
+        yield snapshot["n_unplaced"], "rows", "are in quarantine and name no episode"
+    if snapshot.get("n_unusable_ends"):
+        yield snapshot["n_unusable_ends"], "steps", "are frozen but give no target: the log was cut there"
+
+
+def _account(batch: Mapping[str, Any] | None) -> dict[str, int]:
+    """Where each row of the batch went; what does not add up stands there too."""
+    if batch is None:
+        return {}
+    names = ("lake", "quarantined", "duplicates", "held", "pending")
+    account = {name: int(batch.get(f"n_{name}") or 0) for name in names}
+    rest = int(batch["n_in"]) - sum(account.values())
+    return account | ({"not accounted for": rest} if rest else {})
+
+
+def _settings(data: ReportData) -> dict[str, Mapping[str, Any]]:
+    stages: dict[str, Mapping[str, Any]] = {"snapshot": data.snapshot.get("config", {})}
+    if data.training:
+        stages["train"] = data.training["config"]
+    return stages | dict(data.evaluation.config)
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
+
+
+def _setting(value: object) -> str:
+    if value is None:
+        return "not set"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return formatting.number(float(value), 6)
+    if isinstance(value, list | tuple):
+        return ", ".join(_setting(item) for item in value) or "none"
+    return str(value) or "none"

@@ -1,0 +1,132 @@
+"""MLflow's part in the registry: versions, aliases, tags and training runs in one SQLite file.
+
+The only module that knows MLflow. Its version numbers start at 1 and are its own; a release's number is the tag
+`release`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from reports.manifest import Manifest
+
+Alias = Literal["champion", "candidate"]
+_METRICS_PER_BATCH = 1000  # MLflow refuses larger ones
+_PARAMS_PER_BATCH = 100
+_PARAM_LENGTH = 6000
+
+
+class Tracking:
+    """The registered model `name` in the database at `path`, opened at first use."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self._path = path
+        self._name = re.sub(r"[/:%]", "-", name)  # MLflow refuses these in a name
+
+    @cached_property
+    def _client(self) -> Any:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+        # Imported here, not above: it takes seconds, and most commands never come this far. The variables come first.
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        for chatty in ("alembic", "mlflow"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        uri = f"sqlite:///{self._path.resolve()}"
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        try:
+            client.get_registered_model(self._name)
+        except MlflowException:
+            client.create_registered_model(self._name)
+        return client
+
+    def add(self, manifest: Manifest) -> None:
+        """Registers a release."""
+        tags = {**_tags(manifest), "release": str(manifest.release), "digest": manifest.digest}
+        # The source is relative to the workspace, which may be moved.
+        source = f"releases/{manifest.release}"
+        self._client.create_model_version(self._name, source=source, tags=tags, await_creation_for=0)
+
+    def digests(self) -> dict[int, set[str]]:
+        """By release, the digests that its manifest may have."""
+        return {
+            int(v.tags["release"]): {v.tags[key] for key in ("digest", "digest_expected") if v.tags.get(key)}
+            for v in self._versions()
+        }
+
+    def expect(self, release: int, digest: str) -> None:
+        """From now on the manifest may also have `digest`."""
+        self._client.set_model_version_tag(self._name, self._version(release), "digest_expected", digest)
+
+    def update(self, manifest: Manifest) -> None:
+        """Says of a registered release what its manifest says now."""
+        version = self._version(manifest.release)
+        for key, value in {**_tags(manifest), "digest": manifest.digest, "digest_expected": ""}.items():
+            self._client.set_model_version_tag(self._name, version, key, value)
+
+    def aliases(self) -> dict[str, int]:
+        """The release of each alias."""
+        releases = {str(v.version): int(v.tags["release"]) for v in self._versions()}
+        aliases = self._client.get_registered_model(self._name).aliases
+        return {alias: releases[str(version)] for alias, version in aliases.items() if str(version) in releases}
+
+    def set_alias(self, alias: Alias, release: int) -> None:
+        """Moves an alias."""
+        self._client.set_registered_model_alias(self._name, alias, self._version(release))
+
+    def drop_alias(self, alias: Alias) -> None:
+        """Takes an alias away."""
+        self._client.delete_registered_model_alias(self._name, alias)
+
+    def log_run(
+        self, release: int, curves: Sequence[tuple[int, Mapping[str, float]]], params: Mapping[str, object]
+    ) -> str:
+        """One finished run with its metrics and parameters; returns its id."""
+        from mlflow.entities import Metric, Param
+
+        now_ms = int(time.time() * 1000)
+        metrics = [Metric(name, float(v), now_ms, step) for step, values in curves for name, v in values.items()]
+        settings = [Param(name, str(value)[:_PARAM_LENGTH]) for name, value in params.items()]
+        client = self._client
+        run_id: str = client.create_run(
+            self._experiment(), tags={"release": str(release)}, run_name=f"release {release}"
+        ).info.run_id
+        for start in range(0, len(settings), _PARAMS_PER_BATCH):
+            client.log_batch(run_id, params=settings[start : start + _PARAMS_PER_BATCH])
+        for start in range(0, len(metrics), _METRICS_PER_BATCH):
+            client.log_batch(run_id, metrics=metrics[start : start + _METRICS_PER_BATCH])
+        client.set_terminated(run_id)
+        client.set_model_version_tag(self._name, self._version(release), "run_id", run_id)
+        return run_id
+
+    def _experiment(self) -> str:
+        experiment = self._client.get_experiment_by_name(self._name)
+        if experiment is not None:
+            return str(experiment.experiment_id)
+        return str(self._client.create_experiment(self._name, artifact_location="releases"))
+
+    def _versions(self) -> list[Any]:
+        versions: list[Any] = []
+        token = None
+        while token != "":
+            page = self._client.search_model_versions(f"name = '{self._name}'", page_token=token)
+            versions += [v for v in page if v.tags.get("release", "").isdecimal()]
+            token = page.token or ""
+        return versions
+
+    def _version(self, release: int) -> str:
+        return next(str(v.version) for v in self._versions() if int(v.tags["release"]) == release)
+
+
+def _tags(manifest: Manifest) -> dict[str, str]:
+    return {**manifest.tags, "gate": manifest.gate, "created_at": manifest.created_at.isoformat()}

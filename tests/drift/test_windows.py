@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from datasets.contract import contract_from_text
+from datasets.errors import OfflineDqnError
+from datasets.observations import Observations
+from datasets.replay import Replay
+from drift.windows import DriftColumn, DriftWindow, window_from_replay
+from tests.drift.worlds import one_column
+
+CONTRACT = """
+name = "demo"
+gamma = 0.9
+[features.cpu]
+type = "numeric"
+[features.season]
+type = "numeric"
+exogenous = true
+[features.zone]
+type = "categorical"
+[features.embedding]
+type = "vector"
+length = 2
+[actions]
+names = ["wait", "warm"]
+"""
+
+
+def test_window_of_a_replay_leaves_final_observations_out() -> None:
+    observations = Observations(
+        {
+            "cpu": np.array([0.1, 0.2, 0.3, 0.9]),
+            "season": np.zeros(4),
+            "zone": np.array([0, 1, -1, 0], dtype=np.int32),
+            "embedding": np.zeros((4, 2)),
+        },
+        {"zone": ("a", "b")},
+    )
+    replay = Replay(
+        contract=contract_from_text(CONTRACT, "demo"),
+        digest="",
+        observations=observations,
+        available=np.ones((4, 2), dtype=bool),
+        actions=np.array([0, 1, 1]),
+        rewards=np.array([1.0, 2.0, 3.0]),
+        terminated=np.array([False, False, True]),
+        truncated=np.array([False, True, False]),
+        next_row=np.array([1, 3, -1]),
+        behavior_prob=np.full(3, 0.5),
+        offsets=np.array([0, 2, 3]),
+        episode_ids=np.array(["e", "f"], dtype=object),
+        clusters=np.array([7, 8]),
+        nights=np.array(["2026-03-01", "2026-03-02"], dtype="datetime64[D]"),
+        policy_versions=np.array(["", ""], dtype=object),
+        split=np.zeros(2, dtype=np.int8),
+    )
+    window = window_from_replay(replay, weights=np.array([1.0, 2.0, 3.0]))
+    assert list(window.columns) == [
+        *(f"observation.{name}" for name in ("cpu", "season", "zone", "embedding")), "action", "reward"
+    ]  # fmt: skip
+    assert window.columns["observation.cpu"].values.tolist() == [0.1, 0.2, 0.3]
+    assert window.columns["observation.zone"].vocabulary == ("a", "b")
+    assert window.columns["observation.season"].exogenous
+    assert window.columns["action"].vocabulary == ("wait", "warm")
+    assert (window.n_rows, window.n_episodes, window.n_clusters, window.n_nights) == (3, 2, 2, 2)
+    assert window.effective_episodes == pytest.approx((1.5 + 3.0) ** 2 / (1.5**2 + 3.0**2))
+
+
+def test_infinite_values_are_refused_with_every_column_named() -> None:
+    infinite = DriftColumn("numeric", np.array([0.0, np.inf, -np.inf]))
+    vector = DriftColumn("vector", np.array([[0.0, 1.0], [np.inf, 0.0], [0.0, 0.0]]))
+    with pytest.raises(OfflineDqnError, match=r"(?s)2 columns.*a: 2 of 3 rows are infinite, first row 2.*b: 1 of 3"):
+        DriftWindow({"a": infinite, "b": vector}, np.zeros(3, int), np.zeros(1, int), np.zeros(1, "datetime64[D]"))
+
+
+def test_booleans_and_weights_are_checked() -> None:
+    with pytest.raises(OfflineDqnError, match="other numbers than 0 and 1"):
+        one_column(DriftColumn("boolean", np.full(100, 2.0)))
+    window = one_column(DriftColumn("boolean", np.zeros(100)))
+    with pytest.raises(OfflineDqnError, match="some are negative or not finite"):
+        DriftWindow(window.columns, window.episode_of_row, window.clusters, window.nights, np.full(100, -1.0))
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (DriftColumn("numeric", np.zeros(5)), "has 5 rows"),
+        (DriftColumn("numeric", np.zeros((100, 2))), "is numeric but has 2 dimensions"),
+        (DriftColumn("categorical", np.full(100, 3), ("a",)), "codes outside its vocabulary of 1 labels"),
+    ],
+)
+def test_columns_that_do_not_fit_are_refused(column: DriftColumn, message: str) -> None:
+    window = one_column(DriftColumn("numeric", np.zeros(100)))
+    with pytest.raises(ValueError, match=message):
+        DriftWindow({"x": column}, window.episode_of_row, window.clusters, window.nights)
+
+
+def test_importing_drift_loads_no_heavy_library() -> None:
+    code = "import sys, drift.decision; print([m for m in ('torch', 'scipy', 'pandas', 'prefect') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
