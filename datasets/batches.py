@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from datasets.duck import duck, literal
+from datasets.episodes import REJECTED
 from datasets.errors import OfflineDqnError
-from datasets.lake import Lake, StagedFile, lake_lock, scan_files
+from datasets.lake import Lake, StagedFile, changing, lake_lock, scan_files
 from datasets.staging import create_stage, identity_sql, stage_records, take_out_repeats, write_parts
 
 
@@ -49,7 +50,7 @@ class Batch:
 
     batch_id: str
     status: str
-    at: datetime
+    settled_at: datetime
     as_of: datetime
     n_files: int
     counts: BatchCounts
@@ -61,7 +62,7 @@ class Batch:
         """Plain JSON values."""
         values = asdict(self) | asdict(self.counts)
         del values["counts"]
-        return values | {"at": self.at.isoformat(), "as_of": self.as_of.isoformat()}
+        return values | {"settled_at": self.settled_at.isoformat(), "as_of": self.as_of.isoformat()}
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def list_batches(lake: Lake) -> list[Batch]:
     with duck() as connection:
         rows = connection.execute(
             f"""SELECT * FROM {lake.scan("batches")}
-            QUALIFY row_number() OVER (PARTITION BY batch_id ORDER BY commit_number DESC) = 1 ORDER BY at, batch_id"""
+            QUALIFY row_number() OVER (PARTITION BY batch_id ORDER BY commit_number DESC) = 1 ORDER BY settled_at, batch_id"""
         ).fetchall()
         names = [column[0] for column in connection.description or ()]
     return [_batch(dict(zip(names, row, strict=True))) for row in rows]
@@ -124,7 +125,7 @@ def commit_batch(
     record: dict[str, object] = {
         "batch_id": batch.batch_id,
         "status": batch.status,
-        "at": batch.at,
+        "settled_at": batch.settled_at,
         "as_of": batch.as_of,
         "n_files": batch.n_files,
         **asdict(batch.counts),
@@ -171,11 +172,11 @@ def reject_batch(lake: Lake, batch_id: str, *, by: str, at: datetime) -> Batch:
     Raises:
         BatchError: it is not held.
     """
-    return _settle_held(lake, batch_id, status="rejected", note=f"rejected by {by}", at=at)
+    return _settle_held(lake, batch_id, status="rejected", note=f"{REJECTED}{by}", at=at)
 
 
 def _settle_held(lake: Lake, batch_id: str, *, status: str, note: str, at: datetime) -> Batch:
-    with lake_lock(lake.root):
+    with lake_lock(lake.root), changing(lake):
         lake.finish_commit()
         batch = find_batch(lake, batch_id)
         if batch.status != "held":
@@ -190,6 +191,7 @@ def _settle_held(lake: Lake, batch_id: str, *, status: str, note: str, at: datet
             if status == "released":
                 n_again = take_out_repeats(connection, lake)
             else:
+                connection.execute(f"UPDATE bad SET reason = {literal(note + '; ')} || reason")
                 connection.execute(
                     "INSERT INTO bad SELECT to_json(rows)::VARCHAR, source, source_line, "
                     f"{literal(note)}, episode_id FROM rows"
@@ -210,7 +212,7 @@ def _settle_held(lake: Lake, batch_id: str, *, status: str, note: str, at: datet
             n_duplicates=batch.counts.n_duplicates + n_again,
             n_held=0,
         )
-        settled = replace(batch, status=status, counts=counts, note=f"{note}; was held: {batch.note}", at=at)
+        settled = replace(batch, status=status, counts=counts, note=f"{note}; was held: {batch.note}", settled_at=at)
         with duck() as connection:
             rows = connection.execute(
                 f"""SELECT DISTINCT path, digest, n_bytes, n_lines, digest_seen, status, contract_digest
@@ -243,7 +245,7 @@ def _batch(row: dict[str, Any]) -> Batch:
     return Batch(
         batch_id=row["batch_id"],
         status=row["status"],
-        at=row["at"],
+        settled_at=row["settled_at"],
         as_of=row["as_of"],
         n_files=row["n_files"],
         counts=counts,

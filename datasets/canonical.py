@@ -7,12 +7,14 @@ without a zone no instant. Only CSV, which knows nothing but text, is read by va
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from datasets.contract import (
+    STEP_COLUMNS,
     BooleanFeature,
     CategoricalFeature,
     Contract,
@@ -65,9 +67,9 @@ def canonical_sql(contract: Contract, columns: Iterable[str] | None, *, textual:
     reason = f"nullif(concat_ws('; ', {', '.join(_reasons(contract, fields))}), '')"
     return f"""
 WITH documents AS ({_documents(fields, columns)}),
-raw_values AS (SELECT {LINE}, {RAW}, problem, {values} FROM documents),
+raw_values AS (SELECT {LINE}, {RAW}, {PROBLEM}, {values} FROM documents),
 typed_values AS (SELECT *, {typed} FROM raw_values),
-judged AS (SELECT *, CASE WHEN problem IS NOT NULL THEN problem ELSE {reason} END AS reason FROM typed_values)
+judged AS (SELECT *, coalesce({PROBLEM}, {reason}) AS reason FROM typed_values)
 SELECT {", ".join(_outputs(contract))}, {LINE} AS source_line,
     CASE WHEN reason IS NOT NULL THEN {RAW} END AS raw, reason
 FROM judged"""
@@ -101,19 +103,28 @@ def _documents(fields: list[_Field], columns: Iterable[str] | None) -> str:
     if columns is not None:
         own = ", ".join(f"{quoted(c)} := {quoted(c)}" for c in columns)
         raw = f"coalesce({RAW}, to_json(struct_pack({own}))::VARCHAR)"
-        return f"SELECT * REPLACE ({raw} AS {RAW}), {PROBLEM} AS problem FROM chunk"
-    structure = json.dumps(_json_structure(fields))
+        return f"SELECT * REPLACE ({raw} AS {RAW}) FROM chunk"
+    structure = _json_structure(fields)
     repeated = " OR ".join(
-        f"len(json_keys({RAW}{path})) <> len(list_distinct(json_keys({RAW}{path})))"
-        for path in ("", ", '$.observation'")
+        f"len(json_keys({RAW}, {literal(path)})) <> len(list_distinct(json_keys({RAW}, {literal(path)})))"
+        for path in _objects(structure)
     )
     problem = f"""CASE WHEN {PROBLEM} IS NOT NULL THEN {PROBLEM}
         WHEN NOT json_valid({RAW}) THEN 'the line is not valid JSON'
         WHEN json_type({RAW}) <> 'OBJECT' THEN 'the line is no JSON object'
         WHEN {repeated} THEN 'the JSON object has a key twice' END"""
-    return f"""SELECT {LINE}, {RAW}, problem,
-        CASE WHEN problem IS NULL THEN from_json({RAW}, {literal(structure)}) END AS document
-    FROM (SELECT *, {problem} AS problem FROM chunk)"""
+    return f"""SELECT *, CASE WHEN {PROBLEM} IS NULL THEN from_json({RAW}, {literal(json.dumps(structure))}) END AS document
+    FROM (SELECT * REPLACE ({problem} AS {PROBLEM}) FROM chunk)"""
+
+
+def _objects(structure: dict[str, Any], path: str = "$") -> list[str]:
+    """JSON paths of the objects that hold the structure's values."""
+    inner = [_objects(node, _pointer(path, key)) for key, node in structure.items() if isinstance(node, dict)]
+    return [path, *(found for paths in inner for found in paths)]
+
+
+def _pointer(path: str, key: str) -> str:
+    return f'{path}."{key}"'
 
 
 def _json_structure(fields: list[_Field]) -> dict[str, Any]:
@@ -122,12 +133,22 @@ def _json_structure(fields: list[_Field]) -> dict[str, Any]:
         *parents, leaf = path.split(".")
         node = root
         for part in parents:
+            _refuse_twin(node, part)
             node = node.setdefault(part, {})
             if not isinstance(node, dict):
                 raise SettingsError(f"The contract reads '{path}' inside '{part}' and also '{part}' itself as a value.")
+        _refuse_twin(node, leaf)
         if isinstance(node.setdefault(leaf, "JSON"), dict):
             raise SettingsError(f"The contract reads '{path}' as a value and also fields inside it. Map one of them.")
     return root
+
+
+def _refuse_twin(node: dict[str, Any], name: str) -> None:
+    for twin in (other for other in node if other != name and other.lower() == name.lower()):
+        raise SettingsError(
+            f"The contract reads '{twin}' and '{name}' from the log, which differ in case only; SQL cannot tell them "
+            "apart. Rename one of them in the log."
+        )
 
 
 def _values(fields: list[_Field], columns: Iterable[str] | None) -> list[tuple[_Field, str]]:
@@ -147,7 +168,7 @@ def _path_sql(path: str, columns: set[str] | None) -> str | None:
     root, *rest = path.split(".")
     if rest and root in columns:
         # A nested column as JSON, then the path inside it: null where the column has no such field.
-        pointer = "$." + ".".join(f'"{part}"' for part in rest)
+        pointer = functools.reduce(_pointer, rest, "$")
         return f"nullif(to_json({quoted(root)})->{literal(pointer)}, 'null'::JSON)"
     return None
 
@@ -232,16 +253,7 @@ def _paths(contract: Contract, canonical: str) -> tuple[str, ...]:
 
 def _reserved(name: str) -> bool:
     """Whether a column of this name already is a canonical column, so that a feature must stand under `observation`."""
-    return name in {
-        "step",
-        "timestamp",
-        "action",
-        "reward",
-        "terminated",
-        "truncated",
-        "observation",
-        "final_observation",
-    }
+    return name.lower() in {*STEP_COLUMNS, "observation", "final_observation"}
 
 
 def _feature_rules(
@@ -389,6 +401,12 @@ def _timestamp_problem(contract: Contract) -> Callable[[str, str], str]:
             f"'timestamp is ' || {_shown(raw)} || {literal(f', not a time of the form {wanted}')}",
         )
     )
+    cases.append(
+        lambda raw, typed: (
+            f"year({typed}) NOT BETWEEN 1 AND 9999",
+            f"'timestamp is ' || {_shown(raw)} || ', which is in the year ' || year({typed}) || '; is time.format right?'",
+        )
+    )
     return lambda raw, typed: _cases(*[case(raw, typed) for case in cases])
 
 
@@ -449,6 +467,7 @@ def _probabilities_problem(contract: Contract) -> Callable[[str, str], str]:
             f"NOT coalesce(list_min({typed}) >= 0, true) OR NOT coalesce(abs(list_sum({typed}) - 1) <= 1e-3, true)",
             f"'behavior_probs ' || {_shown(raw)} || ' are no probabilities that sum to 1'",
         ),
+        (f"{typed}[{logged}] <= 0", f"'behavior_probs ' || {_shown(raw)} || ' give the logged action no chance'"),
         (
             f"abs({typed}[{logged}] - {_typed('behavior_prob')}) > 1e-3",
             "'behavior_probs and behavior_prob disagree on the logged action'",

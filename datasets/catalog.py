@@ -90,7 +90,7 @@ def _store_releases(connection: duckdb.DuckDBPyConnection, releases: Sequence[Ma
             ("release", pa.int64()),
             ("created_at", pa.string()),
             ("gate", pa.string()),
-            ("aliases", pa.list_(pa.string())),
+            ("is_champion", pa.bool_()),
             ("value", pa.float64()),
             ("difference", pa.float64()),
         ]
@@ -130,7 +130,10 @@ def query_catalog(path: Path, sql: str, *, folders: Sequence[Path]) -> QueryResu
             "transitions, episodes, quarantine, batches, files and releases."
         )
     allowed = "[" + ", ".join(literal(str(folder.resolve()) + "/") for folder in folders) + "]"
-    connection = duckdb.connect(str(path), read_only=True)
+    try:
+        connection = duckdb.connect(str(path), read_only=True)
+    except duckdb.Error as error:
+        raise QueryError(f"{path} cannot be opened: {error}. The next `offline-dqn ingest` builds it anew.") from error
     try:
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute(f"SET allowed_directories = {allowed}")

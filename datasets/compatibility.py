@@ -13,10 +13,15 @@ class IncompatibleContractError(OfflineDqnError):
 def lake_incompatibilities(old: Contract, new: Contract) -> list[str]:
     """What in `new` would make rows written under `old` wrong; empty if they can stand side by side.
 
-    Compatible are added nullable features (null in history), added actions and categories, wider ranges, and
-    everything that is not stored in a row: the discount, the log's column names and time format.
+    Compatible are added nullable features (null in history), actions added behind the others, added categories, wider
+    ranges, and everything that is not stored in a row: the discount, the log's column names and time format.
     """
-    problems = [
+    problems = []
+    if old.name != new.name:
+        problems.append(
+            f"name was '{old.name}' and is '{new.name}'; splits are salted with it, and no episode may change sides"
+        )
+    problems += [
         f"features.{name} is gone (it was {feature.type}); keep it, or start a new workspace"
         for name, feature in old.features.items()
         if name not in new.features
@@ -33,7 +38,15 @@ def lake_incompatibilities(old: Contract, new: Contract) -> list[str]:
         for action in old.actions.names
         if action not in new.actions.names
     ]
+    kept = [action for action in old.actions.names if action in new.actions.names]
+    if list(new.actions.names[: len(kept)]) != kept:
+        problems.append(
+            f"actions.names was {', '.join(old.actions.names)} and is {', '.join(new.actions.names)}; behavior_probs "
+            "already stored are in the old order, so add new actions at the end"
+        )
     problems += _narrower("reward", old.reward.min, old.reward.max, new.reward.min, new.reward.max)
+    if old.behavior.propensity == "estimated" and new.behavior.propensity == "logged":
+        problems.append("behavior.propensity was 'estimated' and is 'logged'; history may lack probabilities")
     if old.episodes.kind != new.episodes.kind:
         problems.append(f"episodes.kind was '{old.episodes.kind}' and is '{new.episodes.kind}'")
     if old.episodes.cluster != new.episodes.cluster:

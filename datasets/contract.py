@@ -11,12 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from datasets.durations import seconds_of
 from datasets.settings import Settings, SettingsError, build_settings, parse_toml
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]*")
+_STRPTIME = re.compile(r"%(-?[dmyHIMSj]|[aAbBwYpfgnzZUWcxX%])")
+"""The specifiers that DuckDB's strptime knows."""
 
 STEP_COLUMNS = (
     "episode_id",
@@ -170,6 +172,8 @@ class TimeFormat(Settings):
     def _known(self) -> TimeFormat:
         if self.format not in {"iso", "epoch_s", "epoch_ms"} and "%" not in self.format:
             raise ValueError(f"format = '{self.format}' is neither iso, epoch_s, epoch_ms nor a strptime pattern")
+        if "%" in _STRPTIME.sub("", self.format):
+            raise ValueError(f"format = '{self.format}' has a % that begins no strptime specifier")
         if self.zone is not None and self.zone not in zoneinfo.available_timezones():
             raise ValueError(f"zone = '{self.zone}' is no IANA time zone")
         return self
@@ -192,31 +196,41 @@ class Contract(Settings):
     columns: dict[str, str] = Field(default_factory=dict)
     """Canonical name = name in the log; dots reach into nested fields."""
 
-    @model_validator(mode="after")
-    def _names(self) -> Contract:
+    @field_validator("features")
+    @classmethod
+    def _feature_names(cls, features: dict[str, Feature]) -> dict[str, Feature]:
         problems = [
-            f"features.{name}: a feature's name is a letter or underscore, then letters, digits, underscores or dashes"
-            for name in self.features
+            f"'{name}' is no feature name; that is a letter or underscore, then letters, digits, underscores or dashes"
+            for name in features
             if not _NAME.fullmatch(name)
         ]
-        folded = [name.lower() for name in self.features]
+        folded = [name.lower() for name in features]
         problems += [
-            f"features.{name}: another feature differs from it in case only, which SQL cannot tell apart"
-            for name in self.features
+            f"'{name}' differs from another feature in case only, which SQL cannot tell apart"
+            for name in features
             if folded.count(name.lower()) > 1
         ]
-        for canonical in self.columns:
-            if canonical not in self._mappable():
-                nearest = difflib.get_close_matches(canonical, self._mappable(), n=1, cutoff=0.5)
-                hint = f"did you mean '{nearest[0]}'?" if nearest else f"known: {', '.join(self._mappable())}"
-                problems.append(f"columns.{canonical}: no canonical column of this contract; {hint}")
         if problems:
             raise ValueError("; ".join(problems))
-        return self
+        return features
 
-    def _mappable(self) -> list[str]:
-        nested = [f"{struct}.{name}" for struct in ("observation", "final_observation") for name in self.features]
-        return [*STEP_COLUMNS, "observation", "final_observation", *nested]
+    @field_validator("columns")
+    @classmethod
+    def _column_names(cls, columns: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        features = info.data.get("features")  # absent where they have problems of their own
+        nested = [f"{struct}.{name}" for struct in ("observation", "final_observation") for name in features or ()]
+        known = [*STEP_COLUMNS, "observation", "final_observation", *nested]
+        problems = []
+        for canonical, path in columns.items():
+            if canonical not in known and (features is not None or "." not in canonical):
+                nearest = difflib.get_close_matches(canonical, known, n=1, cutoff=0.5)
+                hint = f"did you mean '{nearest[0]}'?" if nearest else f"known: {', '.join(known)}"
+                problems.append(f"'{canonical}' is no canonical column of this contract; {hint}")
+            if not all(path.split(".")) or '"' in path:
+                problems.append(f"'{canonical}' is mapped to '{path}', which is no name of a log column")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return columns
 
     @cached_property
     def digest(self) -> str:

@@ -61,7 +61,8 @@ class DuckDBDatasource(SQLDatasource):
     def get_execution_engine(self) -> SqlAlchemyExecutionEngine:
         """One engine on the inspector's own database; the base builds a second one on another."""
         if self._execution_engine is None:
-            self._execution_engine = DuckDBExecutionEngine(engine=self.get_engine())
+            # Its default copies the whole view into memory, twice.
+            self._execution_engine = DuckDBExecutionEngine(engine=self.get_engine(), create_temp_table=False)
         return self._execution_engine
 
 

@@ -8,13 +8,18 @@ from datasets.contract import Contract
 from datasets.duck import literal
 
 
+REJECTED = "rejected by "
+"""How the reason of a quarantined row begins whose whole batch a person rejected."""
+
+
 def episodes_sql(steps: str, quarantine: str, contract: Contract, as_of: datetime) -> str:
     """A SELECT with one row per episode, as seen at `as_of`.
 
     An episode is complete when its last step is terminated or truncated, or when it has been idle for longer than the
     contract's timeout. It is damaged, with the cause in words, when a row of it is in quarantine, when a step is
     missing or repeated, or when it goes on after its end: such an episode takes no part in training or evaluation,
-    because what is missing may well be its worst part.
+    because what is missing may well be its worst part. A row of a rejected batch that was read again, under a mended
+    contract, is no longer missing.
 
     Args:
         steps, quarantine: SQL relations of those tables.
@@ -29,7 +34,13 @@ def episodes_sql(steps: str, quarantine: str, contract: Contract, as_of: datetim
     one_step = contract.episodes.kind == "one_step"
     return f"""
 WITH numbered AS (SELECT coalesce(min(step), 0) AS first_step FROM {steps}),
-quarantined AS (SELECT episode_id, count(*) AS n FROM {quarantine} WHERE episode_id IS NOT NULL GROUP BY 1),
+lost AS (
+    SELECT episode_id FROM {quarantine} WHERE NOT starts_with(reason, {literal(REJECTED)})
+    UNION ALL
+    SELECT episode_id FROM (SELECT * FROM {quarantine} WHERE starts_with(reason, {literal(REJECTED)}))
+    ANTI JOIN {steps} USING (episode_id, source, source_line)
+),
+quarantined AS (SELECT episode_id, count(*) AS n FROM lost WHERE episode_id IS NOT NULL GROUP BY 1),
 -- NULLS LAST: steps without a number are ordered by time
 ordered AS (
     SELECT episode_id, step, timestamp, log_date, cluster, policy_version, reward, terminated, truncated,
@@ -40,7 +51,7 @@ ordered AS (
 counted AS (
     SELECT episode_id,
         min(cluster) AS cluster,
-        arg_min(policy_version, coalesce(step, epoch_us(timestamp))) AS policy_version,
+        arg_min_null(policy_version, coalesce(step, epoch_us(timestamp))) AS policy_version,
         count(*) AS n_steps,
         sum(reward) AS "return",
         min(timestamp) AS start,

@@ -15,7 +15,7 @@ import duckdb
 from datasets.batches import Batch, BatchCounts, FileRecord, commit_batch, consumed_files, hold_batch
 from datasets.contract import Contract
 from datasets.duck import duck, literal
-from datasets.lake import Lake, lake_lock
+from datasets.lake import Lake, changing, lake_lock
 from datasets.logfiles import (
     LINE,
     RAW,
@@ -95,9 +95,10 @@ def ingest_logs(
     Raises:
         LogFileError: a path does not exist, or holds no log.
         LockedError: another ingest has held the lake for ten minutes.
+        LakeError: the disk is full, or the memory too small; says how the lake stands.
     """
     logs = find_log_files(paths)
-    with lake_lock(lake.root):
+    with lake_lock(lake.root), changing(lake):
         lake.finish_commit()
         shutil.rmtree(lake.staging_path, ignore_errors=True)  # left by a process that died: the lock was free
         now = datetime.now(UTC)
@@ -107,7 +108,8 @@ def ingest_logs(
         try:
             return _Ingest(lake, config, validate, batch_id, now, as_of, base, folder, on_rows).run(logs)
         finally:
-            shutil.rmtree(lake.staging_path, ignore_errors=True)
+            if not lake.journal_path.exists():  # an unfinished commit still needs its files
+                shutil.rmtree(lake.staging_path, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ class _Ingest:
         batch = Batch(
             batch_id=self.batch_id,
             status="held" if held else "lake",
-            at=self.now,
+            settled_at=self.now,
             as_of=as_of,
             n_files=len(taken),
             counts=counts,
@@ -193,11 +195,11 @@ class _Ingest:
         unchanged, empty, damaged = list[str](), list[str](), list[tuple[str, str]]()
         for number, log in enumerate(logs):
             source = source_name(log.path, self.base)
-            unread = look_for_unread(log, history)
-            if unread is None:
-                unchanged.append(source)
-                continue
             try:
+                unread = look_for_unread(log, history)
+                if unread is None:
+                    unchanged.append(source)
+                    continue
                 read = stage_file(
                     connection, self.lake.contract, log, unread, source=source, number=number, on_rows=self.on_rows
                 )
@@ -205,10 +207,10 @@ class _Ingest:
                 damaged.append((source, str(error)))
                 continue
             if not read.n_rows and not unread.n_pending:
-                empty.append(source)
+                (unchanged if unread.start else empty).append(source)  # it grew by blank lines, or never held a row
                 continue
             taken.append(_Taken(log, unread, source, read))
-            history.append(Consumed(unread.digest, unread.end, read.last_line, unread.digest_seen))
+            history.append(_as_consumed(_file_record(taken[-1], self.lake.contract, "lake")))
         return taken, unchanged, empty, damaged
 
     def _as_of(self, connection: duckdb.DuckDBPyConnection) -> datetime:
@@ -249,7 +251,7 @@ def _file_record(taken: _Taken, contract: Contract, status: str) -> FileRecord:
         path=taken.source,
         digest=taken.unread.digest,
         n_bytes=taken.unread.end,
-        n_lines=taken.read.last_line,
+        n_lines=taken.unread.n_lines if taken.log.grows else taken.read.last_line,
         digest_seen=taken.unread.digest_seen,
         status=status,
         contract_digest=contract.digest,

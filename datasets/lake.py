@@ -11,11 +11,14 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -79,7 +82,7 @@ def table_columns(contract: Contract) -> dict[str, dict[str, str]]:
         "batches": {
             "batch_id": "VARCHAR",
             "status": "VARCHAR",
-            "at": "TIMESTAMPTZ",
+            "settled_at": "TIMESTAMPTZ",
             "as_of": "TIMESTAMPTZ",
             "n_files": "BIGINT",
             "n_in": "BIGINT",
@@ -141,7 +144,7 @@ class Lake:
 
     def files(self, table: str) -> list[str]:
         """Absolute paths of the table's Parquet files. Never empty: an empty one carries the schema."""
-        return sorted(self._delta(table).file_uris())
+        return sorted(unquote(uri) for uri in self._delta(table).file_uris())  # Delta writes paths as in an address
 
     def versions(self) -> dict[str, int]:
         """Delta version of each table."""
@@ -152,8 +155,13 @@ class Lake:
         return int(self._delta("steps").transaction_version(_APP) or 0)
 
     @property
+    def journal_path(self) -> Path:
+        """Where a commit is written down before it begins; there only while one is unfinished."""
+        return self.root / "_journal.json"
+
+    @property
     def staging_path(self) -> Path:
-        """Where batches are prepared; what is left there belongs to nobody."""
+        """Where batches are prepared; unless a commit is unfinished, what is left there belongs to nobody."""
         return self.root / "_staging"
 
     @property
@@ -194,25 +202,33 @@ class Lake:
                 for table in TABLES
             },
         }
-        _write_durably(self.root / "_journal.json", json.dumps(journal))
+        _write_durably(self.journal_path, json.dumps(journal))
         self.finish_commit()
         return number
 
     def finish_commit(self) -> bool:
-        """Completes a commit whose process died half-way; returns whether there was one."""
-        path = self.root / "_journal.json"
-        if not path.exists():
+        """Completes a commit whose process died half-way; returns whether there was one.
+
+        Raises:
+            LakeError: a file of that commit is gone.
+        """
+        if not self.journal_path.exists():
             return False
-        journal = json.loads(path.read_text())
+        journal = json.loads(self.journal_path.read_text())
         for table in TABLES:
             for entry in journal["tables"][table]:
                 source, target = self.root / entry["from"], self.root / table / entry["name"]
                 if source.exists():
                     target.parent.mkdir(parents=True, exist_ok=True)
                     source.replace(target)
+                elif not target.exists():
+                    raise LakeError(
+                        f"{source} is gone, which commit {journal['number']} of the lake was about to take in. The commit "
+                        f"cannot be finished without it: restore the file, or the lake from a backup."
+                    )
         for table in TABLES:
             self._commit_table(table, journal["tables"][table], journal["number"])
-        path.unlink()
+        self.journal_path.unlink()
         return True
 
     def _commit_table(self, table: str, entries: list[dict[str, Any]], number: int) -> None:
@@ -257,16 +273,46 @@ def lake_lock(root: Path, *, wait_s: float = 600.0) -> Any:
     return exclusive_lock(root / "_lock", f"The lake {root}", wait_s=wait_s)
 
 
+@contextmanager
+def changing(lake: Lake) -> Iterator[None]:
+    """Turns what a full disk or too little memory raises while the lake is changed into an error that says how the
+    lake stands and what to do.
+
+    Raises:
+        LakeError: in place of errors of DuckDB, Delta, Arrow or the system.
+    """
+    from deltalake.exceptions import DeltaError
+
+    try:
+        yield
+    except (duckdb.Error, OSError, pa.ArrowException, DeltaError) as error:
+        stands = (
+            "The batch is whole in its journal: the next command that opens the lake finishes it"
+            if lake.journal_path.exists()
+            else "Nothing of the batch is in it"
+        )
+        raise LakeError(
+            f"The lake {lake.root} could not be written: {error}. {stands}. See to it that the disk has room and the "
+            "memory suffices (`ingest.memory`), then run the same command again."
+        ) from error
+
+
 def open_lake(root: Path, contract: Contract) -> Lake:
     """Opens the lake, makes it if there is none, and finishes a commit that was cut off.
 
     Raises:
         IncompatibleContractError: rows already stored do not fit `contract`; lists every difference.
+        LakeError: there cannot be a lake in that place.
     """
+    if set("%?") & set(str(root.absolute())):
+        raise LakeError(
+            f"The lake's path {root.absolute()} has a '%' or '?' in it, which Delta and DuckDB read as parts of an "
+            "address. Choose a folder without."
+        )
     lake = Lake(root, contract)
     stored = root / "contract.json"
     if stored.exists() and json.loads(stored.read_text())["digest"] == contract.digest:
-        if (root / "_journal.json").exists():
+        if lake.journal_path.exists():
             with lake_lock(root):
                 lake.finish_commit()
         return lake

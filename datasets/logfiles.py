@@ -82,6 +82,7 @@ class Unread:
         digest: SHA-256 of the bytes up to `end`.
         digest_seen: SHA-256 of the whole file.
         n_pending: 1 where a last line without newline waits for its rest, else 0.
+        n_lines: lines that end before `end`, blank ones included.
     """
 
     start: int
@@ -90,6 +91,7 @@ class Unread:
     digest: str
     digest_seen: str
     n_pending: int
+    n_lines: int
 
 
 def find_log_files(paths: Iterable[Path]) -> list[LogFile]:
@@ -141,20 +143,26 @@ def look_for_unread(log: LogFile, history: Iterable[Consumed]) -> Unread | None:
 
     Args:
         history: prefixes consumed so far, of any file.
+
+    Raises:
+        LogFileError: the file cannot be read.
     """
-    size = log.path.stat().st_size
-    complete = _end_of_last_line(log.path, size) if log.grows else size
-    candidates = [c for c in history if c.n_bytes <= size and (log.grows or c.n_bytes == size)]
-    digests = _prefix_digests(log.path, {c.n_bytes for c in candidates} | {complete, size})
-    matches = [c for c in candidates if digests[c.n_bytes] == c.digest]
-    match = max(matches, key=lambda c: (c.n_bytes, c.digest_seen == digests[size]), default=None)
+    try:
+        size = log.path.stat().st_size
+        complete = _end_of_last_line(log.path, size) if log.grows else size
+        candidates = [c for c in history if c.n_bytes <= size and (log.grows or c.n_bytes == size)]
+        prefixes = _prefixes(log.path, {c.n_bytes for c in candidates} | {complete, size})
+    except OSError as error:
+        raise LogFileError(f"{log.path} cannot be read: {error.strerror or error}. Nothing of it was taken.") from error
+    seen = prefixes[size].digest
+    matches = [c for c in candidates if prefixes[c.n_bytes].digest == c.digest]
+    match = max(matches, key=lambda c: (c.n_bytes, c.digest_seen == seen), default=None)
     start, n_lines_before = (match.n_bytes, match.n_lines) if match else (0, 0)
     if match and start == size:
         return None
-    unchanged = match is not None and match.digest_seen == digests[size]
+    unchanged = match is not None and match.digest_seen == seen
     end = size if unchanged else max(complete, start)
-    digest = digests[end] if end in digests else match.digest if match else digests[complete]
-    return Unread(start, end, n_lines_before, digest, digests[size], int(end < size))
+    return Unread(start, end, n_lines_before, prefixes[end].digest, seen, int(end < size), prefixes[end].n_newlines)
 
 
 def _end_of_last_line(path: Path, size: int) -> int:
@@ -171,9 +179,15 @@ def _end_of_last_line(path: Path, size: int) -> int:
     return 0
 
 
-def _prefix_digests(path: Path, lengths: set[int]) -> dict[int, str]:
-    """SHA-256 of the first n bytes for each n, in one pass."""
-    digest, position, digests = hashlib.sha256(), 0, {}
+@dataclass(frozen=True)
+class _Prefix:
+    digest: str
+    n_newlines: int
+
+
+def _prefixes(path: Path, lengths: set[int]) -> dict[int, _Prefix]:
+    """SHA-256 and number of newlines of the first n bytes for each n, in one pass."""
+    digest, position, n_newlines, prefixes = hashlib.sha256(), 0, 0, {}
     with path.open("rb") as file:
         for length in sorted(lengths):
             while position < length:
@@ -184,8 +198,9 @@ def _prefix_digests(path: Path, lengths: set[int]) -> dict[int, str]:
                     )
                 digest.update(block)
                 position += len(block)
-            digests[length] = digest.hexdigest()
-    return digests
+                n_newlines += block.count(b"\n")
+            prefixes[length] = _Prefix(digest.hexdigest(), n_newlines)
+    return prefixes
 
 
 def read_chunks(log: LogFile, unread: Unread) -> Iterator[pa.Table]:
@@ -228,6 +243,7 @@ class _CompleteZstd(io.RawIOBase):
     def __init__(self, path: Path, zstandard: object) -> None:
         self._file = path.open("rb")
         self._new = zstandard.ZstdDecompressor().decompressobj  # type: ignore[attr-defined]  # typed as object: optional
+        self._error = zstandard.ZstdError  # type: ignore[attr-defined]  # likewise
         self._frame = self._new()
         self._started = False
         self._ready = b""
@@ -246,7 +262,10 @@ class _CompleteZstd(io.RawIOBase):
                 if self._frame.eof:
                     self._frame = self._new()
                 self._started = True
-                self._ready += self._frame.decompress(data)
+                try:
+                    self._ready += self._frame.decompress(data)
+                except self._error as error:
+                    raise OSError(f"the compressed data are not valid: {error}") from error
                 data = self._frame.unused_data
         n = min(len(buffer), len(self._ready))
         buffer[:n], self._ready = self._ready[:n], self._ready[n:]
@@ -355,12 +374,21 @@ def _csv_rows(log: LogFile, unread: Unread) -> Iterator[pa.Table]:
 
 
 def _csv_header(log: LogFile) -> list[str]:
-    whole = Unread(0, log.path.stat().st_size, 0, "", "", 0)
+    whole = Unread(0, log.path.stat().st_size, 0, "", "", 0, 0)
+    try:
+        return _distinct(next(csv.reader(text + "\n" for text, _ in _lines(log, whole)), []))
+    except csv.Error as error:
+        raise LogFileError(f"{log.path} has no readable CSV header: {error}. Nothing of it was taken.") from error
+
+
+def _distinct(header: Iterable[str]) -> list[str]:
+    """Column names that SQL can tell apart, though it does not see their case: an index column, which has no name, and
+    a name that is taken get one of their own."""
     names: list[str] = []
-    for name in next(csv.reader(text + "\n" for text, _ in _lines(log, whole)), []):
-        # An index column has no name, and SQL does not tell names apart by case: such columns get a name of their own.
-        taken = not name or name.lower() in {other.lower() for other in names}
-        names.append(f"{name}__column_{len(names) + 1}" if taken else name)
+    taken = {LINE, RAW, PROBLEM}
+    for name in header:
+        names.append(f"{name}__column_{len(names) + 1}" if not name or name.lower() in taken else name)
+        taken.add(names[-1].lower())
     return names
 
 
@@ -382,6 +410,7 @@ def _typed_rows(log: LogFile) -> Iterator[pa.Table]:
         batches = _arrow_batches(log.path)
     for batch in batches:
         table = pa.Table.from_batches([batch])
+        table = table.rename_columns(_distinct(table.column_names))
         if len(table):
             table = table.append_column(LINE, pa.array(range(number, number + len(table)), pa.int64()))
             table = table.append_column(RAW, pa.nulls(len(table), pa.large_string()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -73,9 +74,10 @@ def observations_from_records(contract: Contract, records: Sequence[Mapping[str,
     for name, feature in contract.features.items():
         values = [record.get(name) for record in records]
         if isinstance(feature, CategoricalFeature):
-            vocabularies[name] = tuple(sorted({str(value) for value in values if value is not None}))
+            labels = [None if value is None else _label(value) for value in values]
+            vocabularies[name] = tuple(sorted({label for label in labels if label is not None}))
             codes = {label: code for code, label in enumerate(vocabularies[name])}
-            columns[name] = np.array([MISSING_CODE if v is None else codes[str(v)] for v in values], dtype=np.int32)
+            columns[name] = np.array([MISSING_CODE if v is None else codes[v] for v in labels], dtype=np.int32)
         elif isinstance(feature, VectorFeature):
             blank = [math.nan] * feature.length
             rows = [blank if value is None else value for value in values]
@@ -85,6 +87,11 @@ def observations_from_records(contract: Contract, records: Sequence[Mapping[str,
     return Observations(columns, vocabularies)
 
 
+def _label(value: object) -> str:
+    """A label as the lake holds it: anything but text by its JSON text."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def _problem(feature: object, value: object) -> str | None:
     """What is wrong with one value, or None."""
     if value is None:
@@ -92,7 +99,11 @@ def _problem(feature: object, value: object) -> str | None:
     if isinstance(feature, BooleanFeature):
         return None if isinstance(value, bool) else f"wants true or false, found {value!r}"
     if isinstance(feature, CategoricalFeature):
-        return None if isinstance(value, str | int) else f"wants a label, found {value!r}"
+        if isinstance(value, str):
+            return None if value else "is empty"
+        if isinstance(value, bool):
+            return None
+        return _number_problem(value) and f"wants a label, found {str(value)[:60]!r}"
     if isinstance(feature, VectorFeature):
         if not isinstance(value, list) or len(value) != feature.length:
             return f"wants a list of {feature.length} numbers, found {str(value)[:60]}"
@@ -110,4 +121,7 @@ def _problem(feature: object, value: object) -> str | None:
 def _number_problem(value: object) -> str | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return f"wants a number, found {value!r}"
-    return None if math.isfinite(value) else f"is {value}, which is not finite"
+    try:
+        return None if math.isfinite(value) else f"is {value}, which is not finite"
+    except OverflowError:
+        return "is too large for a number"

@@ -65,31 +65,36 @@ def build_settings(model: type[SettingsT], values: Mapping[str, Any], where: str
 
 
 def _describe(model: type[Settings], problem: Any) -> str:
-    # pydantic puts the tag of a discriminated union into the location; it is no key of the file.
-    location = [str(part) for part in problem["loc"] if part not in _UNION_TAGS]
+    # pydantic puts the tag of a discriminated union behind the feature's name; it is no key of the file.
+    location = [str(part) for part in problem["loc"]]
+    tag = location.pop(2) if location[0:1] == ["features"] and len(location) > 2 else None
     key = ".".join(location) or "(the whole file)"
     if problem["type"] == "extra_forbidden":
-        known = _known_keys(model, location[:-1])
+        known = _known_keys(model, location[:-1], tag)
         nearest = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean '{nearest[0]}'?" if nearest else f"known here: {', '.join(sorted(known)) or 'nothing'}."
         return f"{key}: unknown key; {hint}"
     if problem["type"] == "missing":
         return f"{key}: missing."
+    if problem["type"] == "union_tag_not_found":
+        return f"{key}: {problem['ctx']['discriminator']} is missing."
+    if problem["type"] == "union_tag_invalid":
+        context = problem["ctx"]
+        return f"{key}: {context['discriminator']} is '{context['tag']}'; wanted is one of {context['expected_tags']}"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{key}: {message} (found {problem['input']!r})"
+    return f"{key}: {message}" + ("" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})")
 
 
-_UNION_TAGS = frozenset({"numeric", "categorical", "boolean", "vector"})
-
-
-def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
-    """Field names of the (possibly nested) settings model that `path` leads to."""
+def _known_keys(model: type[BaseModel], path: list[str], tag: str | None) -> list[str]:
+    """Field names of the (possibly nested) settings model that `path` leads to; `tag` picks one of a union."""
     models: list[type[BaseModel]] = [model]
     for part in path:
         annotations = [m.model_fields[part].annotation for m in models if part in m.model_fields]
         if not annotations:  # a key of a dict of settings, such as a feature's name
             continue
         models = [inner for annotation in annotations for inner in _models_within(annotation)]
+    if tag is not None:
+        models = [m for m in models if tag in typing.get_args(m.model_fields["type"].annotation)]
     return sorted({(field.alias or name) for m in models for name, field in m.model_fields.items()})
 
 

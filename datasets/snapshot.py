@@ -122,7 +122,7 @@ def freeze_snapshot(
             are left out, because the judge must live in the world it judges for.
 
     Raises:
-        SnapshotError: the lake holds no complete, undamaged episode.
+        SnapshotError: the lake holds no complete, undamaged episode, or the snapshot cannot be written.
     """
     replay, facts = _read(lake, config, as_of, judge_since)
     target = folder / replay.digest[:16]
@@ -139,7 +139,13 @@ def freeze_snapshot(
         **facts,
     )
     if not (target / "snapshot.json").exists():
-        _write(replay, summary, target)
+        try:
+            _write(replay, summary, target)
+        except OSError as error:
+            raise SnapshotError(
+                f"{target} could not be written: {error}. There is no new snapshot. See to it that the disk has room, "
+                "then run `offline-dqn snapshot` again."
+            ) from error
     return target, summary
 
 
@@ -166,18 +172,18 @@ def open_snapshot(path: Path) -> tuple[Replay, SnapshotSummary]:
     """
     try:
         written = json.loads((path / "snapshot.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        found = written["format"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise SnapshotError(
             f"{path} holds no readable snapshot ({error}). `offline-dqn snapshot` makes one."
         ) from error
-    if written["format"] != FORMAT:
-        raise SnapshotError(f"{path} is of snapshot format {written['format']}; this version reads format {FORMAT}.")
+    if found != FORMAT:
+        raise SnapshotError(f"{path} is of snapshot format {found}; this version reads format {FORMAT}.")
+    if written.get("seal") != _seal(written):
+        raise _changed(path / "snapshot.json")
     for name, digest in written["files"].items():
         if not (path / name).exists() or _file_digest(path / name) != digest:
-            raise SnapshotError(
-                f"{path / name} is not what was frozen (missing or changed). Delete that snapshot and freeze a new one "
-                "with `offline-dqn snapshot`."
-            )
+            raise _changed(path / name)
     contract = contract_from_json(written["contract"], str(path / "snapshot.json"))
     episodes = pq.read_table(path / "episodes.parquet")
     columns = {name: _load(path, f"observation.{i}") for i, name in enumerate(contract.features)}
@@ -194,6 +200,13 @@ def open_snapshot(path: Path) -> tuple[Replay, SnapshotSummary]:
         split=episodes["split"].to_numpy(),
     )
     return replay, SnapshotSummary(**written["summary"])
+
+
+def _changed(path: Path) -> SnapshotError:
+    return SnapshotError(
+        f"{path} is not what was frozen (missing or changed). Delete that snapshot and freeze a new one with "
+        "`offline-dqn snapshot`."
+    )
 
 
 _STEP_ARRAYS = (
@@ -405,9 +418,15 @@ def _write(replay: Replay, summary: SnapshotSummary, target: Path) -> None:
         "vocabularies": {name: list(labels) for name, labels in replay.observations.vocabularies.items()},
         "files": {path.name: _file_digest(path) for path in sorted(beside.iterdir())},
     }
-    (beside / "snapshot.json").write_text(json.dumps(written, indent=1))
+    (beside / "snapshot.json").write_text(json.dumps({**written, "seal": _seal(written)}, indent=1))
     shutil.rmtree(target, ignore_errors=True)
     beside.replace(target)
+
+
+def _seal(written: Mapping[str, Any]) -> str:
+    """SHA-256 of everything else in a snapshot's `snapshot.json`."""
+    text = json.dumps({key: value for key, value in written.items() if key != "seal"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _load(path: Path, name: str) -> NDArray[Any]:

@@ -15,7 +15,7 @@ from datasets.canonical import canonical_sql, unmapped_columns
 from datasets.contract import Contract
 from datasets.duck import literal, quoted
 from datasets.lake import Lake, StagedFile, table_columns
-from datasets.logfiles import LINE, PROBLEM, RAW, LogFile, Unread, read_chunks
+from datasets.logfiles import LINE, PROBLEM, RAW, LogFile, LogFileError, Unread, read_chunks
 
 _LINES_PER_FILE = 1 << 40
 """Ordinals order rows by file, then by line: file number times this, plus the line."""
@@ -85,9 +85,13 @@ def stage_file(
             n_rows += len(chunk)
             last_line = chunk[LINE][-1].as_py()
             on_rows(len(chunk))
-    except Exception:
+    except (duckdb.IOException, duckdb.OutOfMemoryException):
+        raise  # the disk's fault or the memory's, not the file's
+    except Exception as error:
         connection.execute("DELETE FROM rows WHERE source = ?", [source])
         connection.execute("DELETE FROM bad WHERE source = ?", [source])
+        if isinstance(error, duckdb.Error):
+            raise LogFileError(f"{log.path} cannot be read: {error} Nothing of it was taken.") from error
         raise
     return ReadFile(n_rows, last_line, tuple(sorted(dropped)))
 

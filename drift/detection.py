@@ -40,6 +40,8 @@ class DriftConfig(Settings):
     """Episodes below which a window is not judged: live ones, and (effective ones, where weighted) of the reference."""
     min_nights: int = Field(default=14, ge=4)
     """Reference nights from which on nights are the unit of the null; before that clusters are, optimistically."""
+    live_nights: int = Field(default=1, ge=1)
+    """Newest nights that make up the live window."""
     max_age: str = "30d"
     """Age at which the champion is retrained even without drift, such as "30d" or "12h"."""
     seed: int = Field(default=0, ge=0)

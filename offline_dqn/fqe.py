@@ -37,6 +37,9 @@ class FqeConfig(Settings):
 
     n_random_features: int = Field(400, ge=0)
     """Cosines of random directions of observation and time (Rahimi and Recht 2007): what lets values be curved."""
+    max_coefficients: int = Field(2_400, gt=0)
+    """Of all actions together. Where observation and time leave less room than `n_random_features`, fewer are drawn (at
+    least 50): the time of a fit grows with the cube of the features times the actions."""
     n_time_knots: int = Field(24, ge=0)
     """Bends of the piecewise linear effect of time: half evenly spaced, for values fall fast where logs are cut; half
     at quantiles of the step index, where the steps are."""
@@ -245,8 +248,10 @@ class _Basis:
         shares = np.linspace(0.0, 1.0, config.n_time_knots - n_even, endpoint=False)
         knots = np.unique(np.round([*even, *np.quantile(replay.step_in_episode, shares)]))
         knots = knots[knots < last]  # beyond the last step nothing can bend; none for episodes of one step
-        n_random, time_scale = config.n_random_features, max(last, 1.0)
+        time_scale = max(last, 1.0)
         inputs = _inputs(replay, encoder, time_scale)
+        room = config.max_coefficients // replay.n_actions - inputs.shape[1] - len(knots)
+        n_random = min(config.n_random_features, max(room, 50))
         spread = float(np.sqrt(inputs.var(axis=0).sum())) or 1.0
         lengths = np.exp(rng.uniform(np.log(0.5), np.log(6.0), n_random)) / spread
         directions = rng.normal(size=(inputs.shape[1], n_random)) * lengths

@@ -10,18 +10,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from datasets.contract import Contract
 from datasets.encoding import Encoder
 from datasets.errors import OfflineDqnError
 from datasets.replay import Replay
-from datasets.settings import Settings
 from offline_dqn.architecture import Architecture, Weights
 from offline_dqn.checkpoint import (
     Checkpoint,
@@ -33,6 +31,7 @@ from offline_dqn.checkpoint import (
 from offline_dqn.losses import conservative_penalty, double_dqn_target, td_loss
 from offline_dqn.networks import QNetwork
 from offline_dqn.q_policy import QPolicy
+from offline_dqn.train_config import TrainConfig
 from offline_dqn.training_data import (
     Batch,
     TrainingData,
@@ -51,44 +50,6 @@ units of the reward scale."""
 
 class TrainingDivergedError(OfflineDqnError):
     """The loss is no longer a finite number."""
-
-
-class TrainConfig(Settings):
-    """The `[train]` table."""
-
-    n_updates: int = Field(10_000, gt=0)
-    """Gradient updates."""
-    batch_size: int = Field(256, gt=0)
-    """Steps per update, drawn with replacement."""
-    learning_rate: float = Field(3e-4, gt=0)
-    """Of Adam."""
-    hidden: tuple[int, ...] = (256, 256)
-    """Units of each hidden layer."""
-    dueling: bool = False
-    """Split the head into a state value and advantages."""
-    td_loss: Literal["mse", "huber"] = "mse"
-    """`mse` estimates the mean, `huber` withstands outliers and undervalues what is rare."""
-    penalty_weight: float = Field(1.0, ge=0)
-    """Of the conservative penalty, against a TD loss in units of the reward scale. 0 trusts the log everywhere."""
-    reward_scale: float | None = Field(None, gt=0)
-    """What rewards are divided by; without it their standard deviation."""
-    target_sync_every: int = Field(200, gt=0)
-    """Updates between copies of the online network into the target network."""
-    max_gradient_norm: float = Field(10.0, gt=0)
-    """A longer gradient is shortened to this."""
-    exploration: float = Field(0.05, ge=0, le=1)
-    """Share of the served policy's decisions that are uniform over the available actions. Without it the next log is
-    deterministic, and nothing learned from it could be evaluated."""
-    seed: int = Field(0, ge=0)
-    """Of the initial weights and the batches. Same seed, data, machine and threads: same weights, bit for bit."""
-    device: str = "auto"
-    """`auto` takes a GPU if there is one; else a torch device name."""
-    n_threads: int | None = Field(None, gt=0)
-    """Of torch on the CPU while training; without it as the process has them."""
-    checkpoint_every: int = Field(1_000, gt=0)
-    """Updates between checkpoints."""
-    log_every: int = Field(500, gt=0)
-    """Updates between metrics."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from offline_dqn.train_config import TrainConfig
 from pydantic import Field
 
 from datasets.contract import Contract
@@ -13,7 +14,6 @@ from datasets.snapshot import SnapshotConfig
 from datasets.validation import ValidateConfig
 from drift.detection import DriftConfig
 from offline_dqn.policy import Rule, RulePolicy
-from offline_dqn.train_config import TrainConfig
 from reports.evaluation import EvaluateConfig
 from reports.gate import GateConfig
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -13,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from datasets.batches import list_batches
 from datasets.catalog import QueryResult, query_catalog
-from datasets.compatibility import IncompatibleContractError
 from datasets.encoding import fit_encoder
 from datasets.errors import OfflineDqnError
 from datasets.ingest import IngestReport, ingest_logs
-from datasets.lake import Lake
-from datasets.observations import Observations, ObservationError, observations_from_records
+from datasets.lake import Lake, open_lake
 from datasets.replay import GATE, TRAIN, Replay
+from datasets.simulators.autoscaler_logs import SimulatedLogs, simulate_logs
 from datasets.snapshot import SnapshotSummary, freeze_snapshot, open_snapshot, read_episodes
 from datasets.validation import ValidationResult, validate_steps
 from drift.decision import LivePerformance, RetrainDecision, decide_retrain
@@ -28,13 +29,14 @@ from drift.detection import measure_drift
 from drift.records import DriftReport
 from drift.windows import window_from_replay
 from offline_dqn.learner import Metrics, fit
-from offline_dqn.policy import Policy, load_policy, save_policy
+from offline_dqn.policy import Policy, save_policy
+from pipelines.acting import load_release
 from pipelines.workspace import Workspace
 from reports.crossfit import step_probs
 from reports.estimators import cumulative_log_weights, on_policy_returns
 from reports.evaluation import EvaluationError, evaluate_candidate
 from reports.plan import LogPlan, plan_log
-from reports.records import Evaluation, evaluation_from_json, evaluation_to_json
+from reports.records import Estimate, Evaluation, evaluation_from_json, evaluation_to_json
 from reports.render import ReportData, render_report
 
 VERSION_ZERO = 0
@@ -115,9 +117,7 @@ def measure(workspace: Workspace, *, forced: bool = False) -> DriftOutcome:
     champion = workspace.registry.champion()
     config = workspace.config.drift
     if champion is None or champion == VERSION_ZERO:
-        decision = decide_retrain(
-            has_champion=False, report=None, champion_age_days=None, config=config, forced=forced
-        )
+        decision = decide_retrain(has_champion=False, report=None, champion_age_days=None, config=config, forced=forced)
         return DriftOutcome(None, decision, None)
     lake = workspace.open_lake()
     as_of = workspace.as_of(lake)
@@ -128,7 +128,7 @@ def measure(workspace: Workspace, *, forced: bool = False) -> DriftOutcome:
     )
     report, performance = None, None
     if live is not None:
-        policy = _load(workspace, champion)
+        policy = load_release(workspace, champion)
         acted = live.policy_versions == str(champion)
         gate = trained_on.of_split(GATE)
         weights = _weights_to(policy, gate) if acted.mean() > 0.5 else None
@@ -228,7 +228,7 @@ def train(
     encoder = fit_encoder(replay.contract, train_split.observations)
     trained = fit(train_split, config, encoder=encoder, checkpoint_dir=checkpoints, on_metrics=on_metrics)
     seconds = time.perf_counter() - began
-    staged = workspace.registry.new_staging_dir()
+    staged = workspace.registry.new_staging()
     save_policy(staged, trained.to_policy())
     (staged / "training.json").write_text(
         json.dumps(
@@ -265,7 +265,7 @@ def ensure_version_zero(workspace: Workspace) -> None:
     rules = workspace.config.baseline
     if rules is None or workspace.release_path(VERSION_ZERO).exists():
         return
-    staged = workspace.registry.new_staging_dir()
+    staged = workspace.registry.new_staging()
     save_policy(staged, rules.to_policy(workspace.contract))
     workspace.registry.register(staged, gate="baseline", tags={})
 
@@ -287,6 +287,20 @@ class EvaluateOutcome:
         """Whether the gate opened."""
         return self.evaluation.decision is not None and self.evaluation.decision.passed
 
+    @property
+    def candidate(self) -> Estimate | None:
+        """The candidate's value by the estimator that decides."""
+        name = self.evaluation.deciding_estimator
+        return self.evaluation.estimate(name, "candidate") if name else None
+
+    @property
+    def baseline(self) -> Estimate | None:
+        """The value of what runs today: the log's own return where the baseline wrote it, else an estimate."""
+        found = self.evaluation
+        if found.baseline_source == "estimated" and found.deciding_estimator:
+            return found.estimate(found.deciding_estimator, "baseline")
+        return found.estimate("on_policy", "log")
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
@@ -304,8 +318,7 @@ def evaluate(workspace: Workspace, release: int, drift: DriftOutcome | None = No
     A release meets `gate` once: a repeat returns the recorded decision, because every further look would spend error
     that the gate's level does not hold.
     """
-    folder = workspace.release_path(release)
-    workspace.registry.check(release)
+    folder = workspace.registry.path(release)
     recorded = recorded_evaluation(workspace, release)
     report_path = folder / "report.html"
     if recorded is not None:
@@ -314,12 +327,12 @@ def evaluate(workspace: Workspace, release: int, drift: DriftOutcome | None = No
     replay, summary = open_snapshot(snapshot_path)
     champion = workspace.registry.champion()
     wrote = {str(v) for v in np.unique(replay.of_split(GATE).policy_versions)}
-    version_zero = _load(workspace, VERSION_ZERO) if workspace.release_path(VERSION_ZERO).exists() else None
-    baseline = _load(workspace, champion) if champion is not None else None
+    version_zero = load_release(workspace, VERSION_ZERO) if workspace.release_path(VERSION_ZERO).exists() else None
+    baseline = load_release(workspace, champion) if champion is not None else None
     try:
         evaluation = evaluate_candidate(
             replay,
-            candidate=_load(workspace, release),
+            candidate=load_release(workspace, release),
             baseline=version_zero if champion == VERSION_ZERO else baseline,
             version_zero=version_zero,
             candidate_name=f"release {release}",
@@ -341,10 +354,10 @@ def evaluate(workspace: Workspace, release: int, drift: DriftOutcome | None = No
         release,
         gate="passed" if decision.passed else "refused",
         files={
-            "evaluation.json": json.dumps(evaluation_to_json(evaluation), indent=1),
-            "report.html": render_report(data),
+            "evaluation.json": json.dumps(evaluation_to_json(evaluation), indent=1).encode(),
+            "report.html": render_report(data).encode(),
         },
-        metrics=_headline(evaluation),
+        tags=_headline(evaluation),
     )
     return EvaluateOutcome(release, evaluation, report_path, repeated=False)
 
@@ -382,18 +395,15 @@ def recorded_evaluation(workspace: Workspace, release: int) -> Evaluation | None
 def _report_data(
     workspace: Workspace, release: int, evaluation: Evaluation, summary: SnapshotSummary, drift: DriftOutcome | None
 ) -> ReportData:
-    from datasets.batches import list_batches
-
     folder = workspace.release_path(release)
     manifest = json.loads((folder / "policy.json").read_text())
     batches = list_batches(workspace.open_lake())
     newest = batches[-1] if batches else None
-    passed = evaluation.decision is not None and evaluation.decision.passed
     return ReportData(
-        title=workspace.contract.name,
+        contract_name=workspace.contract.name,
         release=release,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        as_of=summary.as_of,
+        created_at=datetime.now(UTC),
+        as_of=datetime.fromisoformat(summary.as_of),
         evaluation=evaluation,
         training=json.loads((folder / "training.json").read_text()),
         drift=drift.report.to_json() if drift and drift.report else None,
@@ -408,7 +418,7 @@ def _report_data(
             "code version": manifest["code_version"],
             **{f"lake version of {table}": str(version) for table, version in summary.lake_versions.items()},
         },
-        command=f"offline-dqn promote {release} --reviewer NAME" if passed else None,
+        promote_command=f"offline-dqn promote {release} --reviewer NAME",
     )
 
 
@@ -419,11 +429,7 @@ def plan(workspace: Workspace, paths: Sequence[Path] = ()) -> LogPlan:
     """What a log can decide before any training: the lake's episodes, or those of the given files."""
     if not paths:
         lake = workspace.open_lake()
-        return plan_log(_episodes_of(lake, workspace, workspace.as_of(lake)), workspace.config.gate, _gate_share(workspace))
-    import tempfile
-
-    from datasets.lake import open_lake
-
+        return _plan_of(workspace, lake, workspace.as_of(lake))
     with tempfile.TemporaryDirectory(prefix="offline-dqn-plan-") as folder:
         lake = open_lake(Path(folder) / "lake", workspace.contract)
         tolerant = workspace.config.validate_.model_copy(update={"max_quarantined_share": 1.0})
@@ -431,80 +437,18 @@ def plan(workspace: Workspace, paths: Sequence[Path] = ()) -> LogPlan:
         if report.batch is None or report.batch.status != "lake":
             why = report.batch.note if report.batch else "they hold no row"
             raise StageError(f"Nothing can be planned from these files: {why}")
-        return plan_log(_episodes_of(lake, workspace, report.batch.as_of), workspace.config.gate, _gate_share(workspace))
+        return _plan_of(workspace, lake, report.batch.as_of)
 
 
-def _episodes_of(lake: Lake, workspace: Workspace, as_of: datetime) -> Replay:
-    replay = read_episodes(lake, workspace.config.snapshot, as_of=as_of)
+def _plan_of(workspace: Workspace, lake: Lake, as_of: datetime) -> LogPlan:
+    splits = workspace.config.snapshot
+    replay = read_episodes(lake, splits, as_of=as_of)
     if replay is None:
         raise StageError(
             f"No episode is complete and undamaged at {as_of:%Y-%m-%d %H:%M} UTC. Ingest logs first, or see why with "
             'offline-dqn query "SELECT complete, damage, count(*) FROM episodes GROUP BY ALL".'
         )
-    return replay
-
-
-def _gate_share(workspace: Workspace) -> float:
-    config = workspace.config.snapshot
-    return 1 - config.train_share - config.select_share
-
-
-def act(workspace: Workspace, release: int, path: Path) -> Iterable[dict[str, Any]]:
-    """What a release would do on each observation of a JSON Lines file: action, probabilities and Q-values.
-
-    A line is an observation, or an object with `observation` and, optionally, `available_actions`.
-
-    Raises:
-        ObservationError: a line is no JSON object or does not fit the contract; every problem is named, nothing acts.
-    """
-    workspace.registry.check(release)
-    policy = _load(workspace, release)
-    records, masks = _read_observations(path, policy.actions)
-    if not records:
-        return []
-    observations = observations_from_records(policy.contract, records)
-    probs = policy.action_probs(observations, masks)
-    q = policy.q_values(observations)
-    names = policy.actions
-    return [
-        {
-            "action": names[int(probs[i].argmax())],
-            "probabilities": dict(zip(names, probs[i].round(6).tolist(), strict=True)),
-            "q_values": None if q is None else dict(zip(names, q[i].round(6).tolist(), strict=True)),
-        }
-        for i in range(len(records))
-    ]
-
-
-def _read_observations(path: Path, actions: tuple[str, ...]) -> tuple[list[dict[str, Any]], Any]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ObservationError(f"{path} cannot be read as text: {error}.") from error
-    records: list[dict[str, Any]] = []
-    masks: list[list[bool]] = []
-    problems: list[str] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            problems.append(f"line {number} is not valid JSON: {error}")
-            continue
-        if not isinstance(row, dict):
-            problems.append(f"line {number} is no JSON object")
-            continue
-        allowed = row.get("available_actions") or list(actions)
-        unknown = [name for name in allowed if name not in actions]
-        problems += [f"line {number}: '{name}' is no action of this release" for name in unknown]
-        nested = row.get("observation", {k: v for k, v in row.items() if k != "available_actions"})
-        records.append(nested)
-        masks.append([name in allowed for name in actions])
-    if problems:
-        listed = "\n".join(f"  {text}" for text in problems[:10])
-        raise ObservationError(f"{path} has {len(problems)} lines that cannot be acted on:\n{listed}")
-    return records, np.array(masks, dtype=bool).reshape(len(records), len(actions))
+    return plan_log(replay, workspace.config.gate, 1 - splits.train_share - splits.select_share)
 
 
 def simulate(
@@ -514,7 +458,7 @@ def simulate(
     n_episodes: int | None = None,
     traffic: float = 1.0,
     trace_path: Path | None = None,
-) -> SimulateOutcome:
+) -> SimulatedLogs:
     """Writes one simulated night of logs: the champion acts, or version 0 before there is one.
 
     Args:
@@ -522,51 +466,26 @@ def simulate(
         traffic: factor on the request rate, a shift of the world.
         trace_path: CSV of timestamp and requests that drives the traffic in place of the rhythm.
     """
-    from datasets.simulators.autoscaler_logs import simulate_logs
-
     config = workspace.config.simulate
     if config is None:
         raise StageError(
-            f"{workspace.root} was not made from a scenario with a simulator: offline_dqn.toml has no [simulate] table. "
-            "offline-dqn init DIR --scenario autoscaler makes one that has."
+            f"{workspace.root} has no simulator: its offline_dqn.toml lacks the table [simulate]. "
+            "`offline-dqn init DIR --scenario autoscaler` writes a workspace that has one."
         )
     champion = workspace.registry.champion()
-    policy = _load(workspace, champion) if champion else None
-    return SimulateOutcome(
-        *simulate_logs(
-            workspace.logs_path,
-            night=night,
-            n_episodes=n_episodes or config.n_episodes,
-            seed=config.seed,
-            traffic=traffic,
-            trace_path=trace_path,
-            policy=policy,
-            policy_version=str(champion or VERSION_ZERO),
-        )
+    return simulate_logs(
+        workspace.logs_path,
+        night=night,
+        n_episodes=n_episodes or config.n_episodes,
+        seed=config.seed,
+        traffic=traffic,
+        trace_path=trace_path,
+        policy=load_release(workspace, champion) if champion else None,
+        policy_version=str(champion or VERSION_ZERO),
     )
 
 
-@dataclass(frozen=True)
-class SimulateOutcome:
-    """A simulated night."""
-
-    path: Path
-    night: int
-    n_episodes: int
-    n_steps: int
-    policy_version: str
-    mean_return: float
-    episodes_per_effective: float
-
-
 # --- releases
-
-
-def _load(workspace: Workspace, release: int) -> Any:
-    try:
-        return load_policy(workspace.release_path(release), actions=workspace.contract.actions.names)
-    except IncompatibleContractError as error:
-        raise StageError(f"Release {release} cannot act under the current contract: {error}") from error
 
 
 def _snapshot_of(workspace: Workspace, release: int) -> Path:

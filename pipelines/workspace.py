@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -14,6 +14,7 @@ from datasets.errors import OfflineDqnError
 from datasets.ingest import newest_timestamp
 from datasets.lake import Lake, open_lake
 from pipelines.config import PipelineConfig, read_config
+from reports.manifest import read_manifest
 from reports.registry import Registry
 
 SCENARIOS = ("autoscaler", "blank")
@@ -80,9 +81,38 @@ class Workspace:
 
     def refresh_catalog(self, lake: Lake) -> Path:
         """Brings `lake.duckdb` up to the lake's last commit and returns its path."""
-        rows = [release.to_json() for release in self.registry.releases()] if self.releases_path.exists() else []
-        refresh_catalog(lake, self.catalog_path, as_of=self.as_of(lake), releases=rows)
+        refresh_catalog(lake, self.catalog_path, as_of=self._catalog_as_of(lake), releases=self._release_rows())
         return self.catalog_path
+
+    def _catalog_as_of(self, lake: Lake) -> datetime:
+        # To the minute: a clock that runs on must not make every query rebuild the views.
+        return self.as_of(lake).replace(second=0, microsecond=0) + timedelta(minutes=1)
+
+    def _release_rows(self) -> list[dict[str, object]]:
+        """Rows of the `releases` view, read from the folders themselves: a query needs no MLflow."""
+        champion = self.registry.champion()
+        rows: list[dict[str, object]] = []
+        for release in self.releases_on_disk():
+            manifest = read_manifest(self.release_path(release))
+            if manifest is not None:
+                numbers = {
+                    name: float(manifest.tags[name]) for name in ("value", "difference") if name in manifest.tags
+                }
+                rows.append(
+                    {
+                        "release": release,
+                        "created_at": manifest.created_at.isoformat(),
+                        "gate": manifest.gate,
+                        "is_champion": release == champion,
+                        **numbers,
+                    }
+                )
+        return rows
+
+    def releases_on_disk(self) -> list[int]:
+        """Numbers of the release folders."""
+        found = self.releases_path.iterdir() if self.releases_path.exists() else ()
+        return sorted(int(path.name) for path in found if path.is_dir() and path.name.isdecimal())
 
 
 def open_workspace(root: Path) -> Workspace:

@@ -128,10 +128,10 @@ def meter(value: float, label: str) -> Markup:
     """A share in [0, 1] of a whole."""
     inside = min(max(value, 0.0), 1.0)
     parts = [
-        _tag("rect", class_="meter-ground", x=0, y=0, width="100%", height=14, rx=7),
-        _tag("rect", class_="meter-fill", x=0, y=0, width=f"{100 * inside:.2f}%", height=14, rx=7) if inside else "",
+        _tag("rect", class_="meter-ground", x=0, y=0, width="100%", height=10, rx=5),
+        _tag("rect", class_="meter-fill", x=0, y=0, width=f"{100 * inside:.2f}%", height=10, rx=5) if inside else "",
     ]
-    return _svg(parts, 14, label, "meter")
+    return _svg(parts, 10, label, "meter")
 
 
 def ratio_bar(ratio: float, *, alarmed: bool, label: str, most: float = 3.0) -> Markup:
@@ -171,9 +171,9 @@ def paired_histogram(
         top = 26 * place
         parts.append(_text(0, top + 15, shortened(bins[i], 20), "start", title=bins[i]))
         for kind, value, y in (("reference", reference[i], top + 2), ("live", live[i], top + 12)):
-            width = f"{max(0.3, 42 * value / largest):.2f}%"
-            parts.append(_tag("rect", class_=f"bar window-{kind}", x="40%", y=y, width=width, height=9, rx=1.5))
-        widest = 40 + 42 * max(reference[i], live[i]) / largest
+            width = f"{max(0.3, 34 * value / largest) if value > 0 else 0:.2f}%"
+            parts.append(_tag("rect", class_=f"bar window-{kind}", x="39%", y=y, width=width, height=9, rx=1.5))
+        widest = 39 + 34 * max(reference[i], live[i]) / largest
         parts.append(_text(widest, top + 15, f"{share(reference[i])} → {share(live[i])}", "start", dx=6))
     return _svg(parts, 26 * len(rows) + 2, label, "histogram")
 

@@ -21,7 +21,7 @@ def number(value: float | None, digits: int = 4) -> str:
         return _signed(f"{value:,.0f}")
     if not _SMALLEST_PLAIN <= size < _LARGEST_PLAIN:
         mantissa, exponent = f"{value:.2e}".split("e")
-        return _signed(f"{mantissa}×10") + str(int(exponent)).translate(_SUPERSCRIPTS)
+        return _signed(f"{mantissa.rstrip('0').rstrip('.')}×10") + str(int(exponent)).translate(_SUPERSCRIPTS)
     decimals = max(0, digits - 1 - math.floor(math.log10(size)))
     text = f"{value:,.{decimals}f}"
     return _signed(text.rstrip("0").rstrip(".") if "." in text else text)
@@ -59,7 +59,7 @@ def share(value: float | None) -> str:
     if abs(percent) < 0.01:
         return "< 0.01%" if percent > 0 else "> −0.01%"
     text = f"{percent:.2f}" if abs(percent) < 1 else f"{percent:.1f}"
-    return _signed(f"{text}%")
+    return _signed(f"{text.rstrip('0').rstrip('.')}%")
 
 
 def duration(seconds: float | None) -> str:

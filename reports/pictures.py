@@ -39,6 +39,8 @@ class Row:
     term: str = ""
     quiet: bool = False
     alarmed: bool = False
+    repeats: bool = False
+    """Whether the label is that of the row above, and need not be seen twice."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Refused:
 
     what: str
     cause: str
+    word: str = "refused"
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ def value_picture(evaluation: Evaluation) -> Picture:
     known = [e for e in ranked if e.value is not None and e.refused is None]
     binding = [e for e in known if e.binding] or known
     scale = charts.scale_over(_ends(binding), _ends(known))
-    rows = tuple(_value_row(evaluation, estimate, scale) for estimate in known)
+    above = [None, *(e.policy for e in known)]
+    rows = tuple(_value_row(evaluation, e, scale, e.policy == before) for e, before in zip(known, above, strict=False))
     return Picture(rows, charts.axis(scale) if rows else None, _refused(evaluation, ranked))
 
 
@@ -103,7 +107,7 @@ def difference_picture(evaluation: Evaluation) -> Picture:
     scale = charts.scale_over([*_ends(binding), *bounds, 0.0, -margin], _ends(known))
     rows = tuple(_difference_row(evaluation, c, scale, margin) for c in sorted(known, key=lambda c: not c.binding))
     refused = tuple(
-        Refused(f"Difference to {policy_name(evaluation, c.against)} ({_pair(c.estimator)})", c.refused)
+        Refused(f"Difference to {policy_name(evaluation, c.against)}, {_pair(c.estimator)}", c.refused)
         for c in evaluation.comparisons
         if c.refused is not None
     )
@@ -114,7 +118,7 @@ def propensity_picture(evaluation: Evaluation) -> Picture:
     """1[A = a] / p averaged for each action, with a line at 1."""
     actions = evaluation.propensities.actions
     ends = [x for a in actions if a.interval is not None for x in (a.interval.low, a.interval.high)]
-    scale = charts.scale_over([0.95, 1.05], ends)
+    scale = charts.scale_over([0.95, 1.05, *(min(max(end, 0.0), 2.0) for end in ends)])
     rows = []
     for action in actions:
         text = with_interval(action.average, action.interval)
@@ -179,7 +183,9 @@ def drift_picture(drift: Mapping[str, Any]) -> Picture:
         )
         rows.append(Row(column["name"], column.get("reason") or words, text, mark, alarmed=alarmed))
     refused = tuple(
-        Refused(c["name"], c.get("reason") or "not enough data") for c in drift["columns"] if not _is_judged(c)
+        Refused(c["name"], c.get("reason") or "not enough data", "not measured")
+        for c in drift["columns"]
+        if not _is_judged(c)
     )
     return Picture(tuple(rows), refused=refused)
 
@@ -195,7 +201,7 @@ def distribution_pictures(drift: Mapping[str, Any]) -> tuple[Panel, ...]:
     return tuple(panels)
 
 
-def _value_row(evaluation: Evaluation, estimate: Estimate, scale: charts.Scale) -> Row:
+def _value_row(evaluation: Evaluation, estimate: Estimate, scale: charts.Scale, repeats: bool) -> Row:
     assert estimate.value is not None
     interval = estimate.interval
     low, high = (interval.low, interval.high) if interval else (estimate.value, estimate.value)
@@ -206,9 +212,8 @@ def _value_row(evaluation: Evaluation, estimate: Estimate, scale: charts.Scale) 
         scale, estimate.value, low, high, role=estimate.policy, label=f"{policy}, {name}: {text}",
         emphasis=estimate.binding,
     )  # fmt: skip
-    quiet = "" if estimate.binding else "shown, not binding"
-    detail = "; ".join(filter(None, [name, estimate.note or quiet]))
-    return Row(policy, detail, text, mark, term=estimate.estimator, quiet=not estimate.binding)
+    term = estimate.estimator if estimate.estimator in ESTIMATORS else ""
+    return Row(policy, name, text, mark, term=term, quiet=not estimate.binding, repeats=repeats)
 
 
 def _difference_row(evaluation: Evaluation, c: Comparison, scale: charts.Scale, margin: float) -> Row:
@@ -221,8 +226,8 @@ def _difference_row(evaluation: Evaluation, c: Comparison, scale: charts.Scale, 
         scale, c.value, low, high, role="candidate", label=f"candidate minus {against}: {text}, {bound}",
         reference=0.0, good_above=-margin, bound=c.lower_bound if c.binding else None, emphasis=c.binding,
     )  # fmt: skip
-    detail = f"{_pair(c.estimator)}; {bound}" if c.binding else f"{_pair(c.estimator)}; {c.note or 'shown'}"
-    return Row(f"minus {against}", detail, text, mark, term="difference", quiet=not c.binding)
+    detail = bound if c.binding else f"{_pair(c.estimator)}; {c.note or 'shown, not binding'}"
+    return Row(f"against {against}", detail, text, mark, quiet=not c.binding)
 
 
 def _refused(evaluation: Evaluation, ranked: Iterable[Estimate]) -> tuple[Refused, ...]:
@@ -247,6 +252,9 @@ def _ends(found: Iterable[Estimate] | Iterable[Comparison]) -> list[float]:
 
 
 def _pair(estimators: str) -> str:
+    ours, _, theirs = estimators.partition(" - ")
+    if ours == theirs:
+        return ESTIMATORS.get(ours, ours)
     return " − ".join(ESTIMATORS.get(name, name) for name in estimators.split(" - "))
 
 
@@ -269,12 +277,15 @@ def _is_judged(column: Mapping[str, Any]) -> bool:
 
 
 def _allowed(column: Mapping[str, Any], drift: Mapping[str, Any]) -> float:
-    return max(column.get("threshold") or 0.0, drift["min_psi"])
+    return max(float(column.get("threshold") or 0.0), float(drift["min_psi"]))
 
 
 def _ratio(column: Mapping[str, Any], drift: Mapping[str, Any]) -> float:
     allowed = _allowed(column, drift)
-    return float(column["psi"] / allowed) if allowed > 0 else math.inf if column["psi"] > 0 else 0.0
+    psi = float(column["psi"])
+    if allowed > 0:
+        return psi / allowed
+    return math.inf if psi > 0 else 0.0
 
 
 def _by_ratio(drift: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -31,6 +31,10 @@ class RegistryError(OfflineDqnError):
     """A release that is not there, not whole, or may not do what was asked of it."""
 
 
+class GateNotPassedError(RegistryError):
+    """A release that may not be promoted because its gate did not pass."""
+
+
 @dataclass(frozen=True)
 class ReleaseRecord:
     """One release as it stands now.
@@ -53,6 +57,17 @@ class ReleaseRecord:
     def intact(self) -> bool:
         """Whether every file is the one that was registered."""
         return not self.damage
+
+    def to_json(self) -> dict[str, object]:
+        """Plain JSON values."""
+        return {
+            "release": self.number,
+            "created_at": self.created_at.isoformat(),
+            "gate": self.gate,
+            "aliases": list(self.aliases),
+            "tags": dict(self.tags),
+            "damage": self.damage,
+        }
 
 
 @dataclass(frozen=True)
@@ -185,13 +200,14 @@ class Registry:
         """Makes a release whose gate passed (or the baseline) the champion.
 
         Raises:
-            RegistryError: it is unknown, its gate did not pass, its bytes changed, it is champion already, or no
+            GateNotPassedError: its gate did not pass, or it was not evaluated.
+            RegistryError: it is unknown, its bytes changed, it is champion already, or no
                 reviewer is named. Nothing changes then.
         """
         with self._opened():
             manifest = self._known(number)
             if manifest.gate not in ("passed", "baseline"):
-                raise RegistryError(
+                raise GateNotPassedError(
                     f"Release {number} cannot be promoted: its gate is '{manifest.gate}', not 'passed'. "
                     + (
                         f"Run `offline-dqn evaluate {number}` first."

@@ -34,7 +34,7 @@ _BY_NAME = {
 _BY_BEGINNING = {
     "mean weight of": _STAY_CLOSER,
     "tail of the influence of": _STAY_CLOSER,
-    "largest influence of": "More gate episodes; one of them weighs too much. " + _STAY_CLOSER,
+    "largest influence of": _STAY_CLOSER,
     "effective sample size of": _STAY_CLOSER,
     "episodes independent within": (
         "Set episodes.cluster in the contract to what makes these episodes alike, and evaluate again: the intervals "
@@ -45,17 +45,19 @@ _BY_BEGINNING = {
 
 @dataclass(frozen=True)
 class Remedy:
-    """A failed check and what would turn it."""
+    """What would turn one or more failed checks."""
 
-    check: Check
+    checks: tuple[Check, ...]
     says: str
 
 
 def remedies(evaluation: Evaluation) -> tuple[Remedy, ...]:
-    """What each failed check would take, in the order of the checks; empty where none failed."""
-    if evaluation.decision is None:
-        return ()
-    return tuple(Remedy(check, remedy_for(check, evaluation)) for check in evaluation.decision.failed_checks)
+    """What the failed checks would take, in their order; those that take the same stand together."""
+    says: dict[str, tuple[Check, ...]] = {}
+    for check in evaluation.decision.failed_checks if evaluation.decision is not None else ():
+        remedy = remedy_for(check, evaluation)
+        says[remedy] = (*says.get(remedy, ()), check)
+    return tuple(Remedy(checks, remedy) for remedy, checks in says.items())
 
 
 def remedy_for(check: Check, evaluation: Evaluation) -> str:
@@ -74,8 +76,9 @@ def remedy_for(check: Check, evaluation: Evaluation) -> str:
 def _more_episodes(check: Check, evaluation: Evaluation) -> str:
     missing = (check.bound or 0.0) - (check.value or 0.0)
     per_night = evaluation.counts.n_episodes / max(1, evaluation.counts.n_nights)
-    nights = f", about {math.ceil(missing / per_night)} nights at the present rate" if per_night > 0 else ""
-    return f"{number(missing)} more gate episodes{nights}; or raise the gate's share in [snapshot]."
+    nights = math.ceil(missing / per_night) if per_night > 0 else 0
+    wait = f", about {nights} {'night' if nights == 1 else 'nights'} at the present rate" if nights else ""
+    return f"{number(missing)} more gate episodes{wait}; or raise the gate's share in [snapshot]."
 
 
 def _larger_difference(check: Check, comparison: Comparison | None) -> str:

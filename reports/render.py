@@ -65,6 +65,7 @@ def render_report(data: ReportData) -> str:
     evaluation, decision = data.evaluation, data.evaluation.decision
     if decision is None:
         raise ValueError("The evaluation holds no decision: pass what `evaluate_candidate` returned.")
+    certified = decision.certified_share
     validation = data.validation or (data.batch or {}).get("validation")
     text = _environment().get_template("report.html").render(
         data=data,
@@ -78,7 +79,7 @@ def render_report(data: ReportData) -> str:
         difference=pictures.difference_picture(evaluation),
         propensity=pictures.propensity_picture(evaluation),
         actions=pictures.action_pictures(evaluation),
-        certified_meter=charts.meter(decision.certified_share, f"{formatting.share(decision.certified_share)} certified"),
+        certified_meter=charts.meter(certified, f"{formatting.share(certified)} certified"),
         training=pictures.training_pictures(data.training["history"]) if data.training else (),
         drift=pictures.drift_picture(data.drift) if data.drift else None,
         distributions=pictures.distribution_pictures(data.drift) if data.drift else (),
@@ -103,8 +104,11 @@ def _environment() -> Environment:
         duration=formatting.duration,
         instant=formatting.instant,
         setting=_setting,
+        shortened=charts.shortened,
     )
-    environment.globals.update(with_interval=formatting.with_interval, policy_name=pictures.policy_name)
+    environment.globals.update(
+        with_interval=formatting.with_interval, policy_name=pictures.policy_name, estimator_names=pictures.ESTIMATORS
+    )
     return environment
 
 

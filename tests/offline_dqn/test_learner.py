@@ -18,7 +18,8 @@ from datasets.contract import Contract
 from datasets.encoding import Encoder, fit_encoder
 from datasets.observations import Observations
 from datasets.replay import Replay
-from offline_dqn.learner import TrainConfig, TrainedQ, TrainingDivergedError, feasible_maximum, fit
+from offline_dqn.learner import TrainedQ, TrainingDivergedError, feasible_maximum, fit
+from offline_dqn.train_config import TrainConfig
 from offline_dqn.training_data import (
     TrainingDataError,
     prepare_training_data,

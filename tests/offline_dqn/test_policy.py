@@ -18,6 +18,7 @@ from offline_dqn.architecture import Architecture, forward
 from offline_dqn.exploration import NoAvailableActionError
 from offline_dqn.networks import QNetwork
 from offline_dqn.policy import (
+    Policy,
     PolicyArtifactError,
     QPolicy,
     Rule,
@@ -219,7 +220,7 @@ def rule_rows(*rows: tuple[float | None, str | None, bool]) -> Observations:
 
 
 def test_first_matching_rule_acts_and_null_matches_nothing() -> None:
-    policy = RulePolicy(CONTRACT, RULES, otherwise="hold")
+    policy: Policy = RulePolicy(CONTRACT, RULES, otherwise="hold")
     rows = rule_rows((0.9, "a", True), (0.1, "a", True), (None, "b", True), (0.1, None, True), (0.1, "a", False))
     probs = policy.action_probs(rows, np.ones((5, 3), dtype=bool))
     assert [policy.actions[a] for a in probs.argmax(axis=1)] == ["up", "down", "hold", "hold", "hold"]

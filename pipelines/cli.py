@@ -1,0 +1,650 @@
+"""The command line: each command calls one stage, prints a short account, and ends with a documented exit code."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import getpass
+import io
+import os
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from datasets.errors import OfflineDqnError
+from datasets.locking import exclusive_lock
+from pipelines import console
+
+if TYPE_CHECKING:  # the stages load torch and more; a command loads what it needs when it runs
+    from datasets.ingest import IngestReport
+    from datasets.validation import ValidationResult
+    from pipelines.stages import DriftOutcome, EvaluateOutcome, TrainOutcome
+    from pipelines.workspace import Workspace
+
+FAILED, REFUSED = 1, 3
+"""Exit codes: 0 done, 1 failed, 2 wrong usage (typer's own), 3 a negative verdict."""
+
+app = typer.Typer(
+    name="offline-dqn",
+    help="Turns decision logs into a better policy, without experimenting on users.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+batches_app = typer.Typer(help="What came in, and what is held.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(batches_app, name="batches")
+
+WorkspaceOption = Annotated[Path, typer.Option("--workspace", "-w", help="Folder of the workspace.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+PathsArgument = Annotated[list[Path] | None, typer.Argument(help="Log files or folders.")]
+
+F = TypeVar("F", bound=Callable[..., None])
+
+
+def main() -> None:
+    """Entry point of `offline-dqn`."""
+    _quiet_libraries()
+    app()
+
+
+def _quiet_libraries() -> None:
+    """No calls home, and no chatter between a command and its reader; what is set already stays."""
+    for name, value in {
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_LOGGING_LEVEL": "CRITICAL",
+        "PREFECT_CLI_PROMPT": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "GX_ANALYTICS_ENABLED": "false",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def command(target: typer.Typer, name: str) -> Callable[[F], F]:
+    """Registers a command whose expected failures are one message and exit code 1, never a traceback."""
+
+    def register(function: F) -> F:
+        @functools.wraps(function)
+        def wrapped(*args: Any, **kwargs: Any) -> None:
+            try:
+                function(*args, **kwargs)
+            except OfflineDqnError as error:
+                console.fail(str(error))
+                raise typer.Exit(FAILED) from error
+            except KeyboardInterrupt as error:
+                console.fail("interrupted. Nothing half-done was kept; the same command goes on from there.")
+                raise typer.Exit(130) from error
+            except OSError as error:
+                console.fail(
+                    f"{error.filename or 'A file'} could not be used: {error.strerror or error}. Check space and "
+                    "permissions there, then run the command again; what was committed stays."
+                )
+                raise typer.Exit(FAILED) from error
+
+        target.command(name)(wrapped)
+        return function
+
+    return register
+
+
+def _open(workspace: Path) -> Workspace:
+    from pipelines.workspace import open_workspace
+
+    return open_workspace(workspace)
+
+
+@command(app, "init")
+def init(
+    directory: Annotated[Path, typer.Argument(help="Folder of the new workspace.")],
+    scenario: Annotated[str, typer.Option(help="autoscaler, or blank for your own logs.")] = "blank",
+    as_json: JsonOption = False,
+) -> None:
+    """Write a workspace."""
+    from pipelines.workspace import write_workspace
+
+    workspace = write_workspace(directory, scenario)
+    if as_json:
+        console.print_json({"workspace": str(workspace.root), "scenario": scenario})
+        return
+    following = "offline-dqn simulate" if scenario != "blank" else "edit contract.toml, put logs into logs/steps"
+    console.print_account(
+        f"Workspace for '{workspace.contract.name}'",
+        {"folder": workspace.root, "contract": "contract.toml", "settings": "offline_dqn.toml", "next": following},
+    )
+
+
+@command(app, "simulate")
+def simulate(
+    workspace: WorkspaceOption = Path(),
+    episodes: Annotated[int | None, typer.Option(min=1, help="Episodes of the night.")] = None,
+    night: Annotated[int | None, typer.Option(min=1, help="Number of the night; default: the next.")] = None,
+    traffic: Annotated[float, typer.Option(min=0.01, help="Factor on the request rate.")] = 1.0,
+    trace: Annotated[Path | None, typer.Option(help="CSV of timestamp and requests to drive it.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write one night of simulated logs."""
+    from pipelines import stages
+
+    done = stages.simulate(_open(workspace), night=night, n_episodes=episodes, traffic=traffic, trace_path=trace)
+    if as_json:
+        console.print_json(done.__dict__)
+        return
+    console.print_account(
+        f"Night {done.night} simulated",
+        {
+            "log": done.path,
+            "steps": f"{done.n_steps:,} in {done.n_episodes:,} episodes",
+            "acting": "version 0, the rules" if done.policy_version == "0" else f"release {done.policy_version}",
+            "mean return": f"{done.mean_return:.4g} per episode, not discounted",
+            "weighting": f"about {done.episodes_per_effective:.1f} episodes per effective episode "
+            "(a candidate with the same exploration that decides differently in half of the states)",
+        },
+    )
+
+
+@command(app, "ingest")
+def ingest(paths: PathsArgument = None, workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> None:
+    """Take logs into the lake; by default those in logs/steps."""
+    from pipelines import stages
+
+    opened = _open(workspace)
+    with console.progress("reading logs", None) as advance:
+        report = stages.ingest(opened, paths or [], on_rows=_summing(advance))
+    if as_json:
+        console.print_json(report.to_json())
+    else:
+        _print_ingest(report)
+    if report.damaged:
+        raise typer.Exit(FAILED)
+
+
+def _summing(advance: Callable[[int], None]) -> Callable[[int], None]:
+    total = 0
+
+    def add(n: int) -> None:
+        nonlocal total
+        total += n
+        advance(total)
+
+    return add
+
+
+def _print_ingest(report: IngestReport) -> None:
+    batch = report.batch
+    if batch is None:
+        console.print_account(
+            "Nothing new", {"unchanged": f"{len(report.unchanged)} files that are in the lake already"}
+        )
+    else:
+        counts = batch.counts
+        title = "Batch held" if batch.status == "held" else "Ingested"
+        console.print_account(
+            title,
+            {
+                "batch": batch.batch_id,
+                "files": f"{batch.n_files} read, {len(report.unchanged)} unchanged",
+                "rows in": f"{counts.n_in:,}",
+                "in the lake": f"{counts.n_lake:,}",
+                "quarantined": f"{counts.n_quarantined:,}",
+                "duplicates": f"{counts.n_duplicates:,}",
+                "held": f"{counts.n_held:,}",
+                "pending": f"{counts.n_pending:,}",
+                "dropped columns": ", ".join(batch.dropped_columns),
+            },
+        )
+    for reason, n in report.reasons:
+        console.warn(f"{n:,} rows quarantined: {reason}")
+    for file in report.empty:
+        console.warn(f"{file} is empty")
+    for _, cause in report.damaged:
+        console.fail(cause)
+    if batch is not None and batch.status == "held":
+        console.warn(f"the batch is held and the lake is as it was: {batch.note}")
+        console.warn(
+            f"mend the logs or the contract and `offline-dqn batches reject {batch.batch_id}`, or let it in with "
+            f"`offline-dqn batches release {batch.batch_id}`"
+        )
+
+
+@command(app, "validate")
+def validate(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> None:
+    """Run the contract's suite on the whole lake."""
+    from pipelines import stages
+
+    opened = _open(workspace)
+    with console.progress("validating the lake", None):
+        result = stages.validate(opened)
+    if as_json:
+        console.print_json(result.to_json())
+    else:
+        _print_validation(result)
+    if not result.success:
+        raise typer.Exit(REFUSED)
+
+
+def _print_validation(result: ValidationResult) -> None:
+    rows = [["ok" if r.success else "FAILED", r.says, "" if r.success else r.sentence] for r in result.records]
+    console.print_table(
+        f"{len(result.records)} expectations on {result.n_rows:,} steps in {result.seconds:.1f} s",
+        ["", "expected", "found"],
+        sorted(rows, key=lambda row: row[0] == "ok"),
+    )
+
+
+class Form(StrEnum):
+    """How an answer is printed."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+
+
+@command(app, "query")
+def query(
+    sql: Annotated[str, typer.Argument(help="One SELECT.")],
+    workspace: WorkspaceOption = Path(),
+    form: Annotated[Form, typer.Option("--format", help="How to print the rows.")] = Form.TABLE,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask the lake: views steps, transitions, episodes, quarantine, batches, files, releases."""
+    from pipelines import stages
+
+    answer = stages.query(_open(workspace), sql)
+    if as_json or form is Form.JSON:
+        rows = [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
+        console.print_json({"columns": list(answer.columns), "rows": rows})
+    elif form is Form.CSV:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(answer.columns)
+        writer.writerows(answer.rows)
+        sys.stdout.write(text.getvalue())
+    else:
+        console.print_table("", list(answer.columns), answer.rows)
+
+
+@batches_app.callback()
+def _batches() -> None:
+    """What came in, and what is held."""
+
+
+@command(batches_app, "list")
+def batches_list(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> None:
+    """Every batch with the account of its rows."""
+    from datasets.batches import list_batches
+
+    found = list_batches(_open(workspace).open_lake())
+    if as_json:
+        console.print_json({"batches": [{**b.to_json(), "validation": None} for b in found]})
+        return
+    counted = ["n_in", "n_lake", "n_quarantined", "n_duplicates", "n_held", "n_pending"]
+    rows = [[b.batch_id, b.status, *[f"{getattr(b.counts, c):,}" for c in counted]] for b in found]
+    heads = ["batch", "status", "in", "lake", "quarantined", "duplicates", "held", "pending"]
+    console.print_table("Batches: in = lake + quarantined + duplicates + held + pending", heads, rows, right=heads[2:])
+
+
+@command(batches_app, "show")
+def batches_show(
+    batch: Annotated[str, typer.Argument(help="Its id, or the beginning of it.")],
+    workspace: WorkspaceOption = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """One batch with its validation."""
+    from datasets.batches import find_batch
+    from datasets.validation import ValidationResult
+
+    found = find_batch(_open(workspace).open_lake(), batch)
+    if as_json:
+        console.print_json(found.to_json())
+        return
+    facts = {**found.to_json(), "validation": None, "dropped_columns": ", ".join(found.dropped_columns)}
+    console.print_account(f"Batch {found.batch_id}", {k: v for k, v in facts.items() if k != "batch_id"})
+    if found.validation is not None:
+        _print_validation(ValidationResult.from_json(found.validation))
+
+
+@command(batches_app, "release")
+def batches_release(
+    batch: Annotated[str, typer.Argument(help="A held batch.")],
+    workspace: WorkspaceOption = Path(),
+    reviewer: Annotated[str, typer.Option(help="Who lets it in.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Let a held batch into the lake although its suite failed."""
+    from datasets.batches import release_batch
+
+    _settle(workspace, release_batch, batch, reviewer, as_json)
+
+
+@command(batches_app, "reject")
+def batches_reject(
+    batch: Annotated[str, typer.Argument(help="A held batch.")],
+    workspace: WorkspaceOption = Path(),
+    reviewer: Annotated[str, typer.Option(help="Who turns it away.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Send every row of a held batch to quarantine."""
+    from datasets.batches import reject_batch
+
+    _settle(workspace, reject_batch, batch, reviewer, as_json)
+
+
+def _settle(workspace: Path, settle: Callable[..., Any], batch: str, reviewer: str, as_json: bool) -> None:
+    opened = _open(workspace)
+    lake = opened.open_lake()
+    settled = settle(lake, batch, by=reviewer or getpass.getuser(), at=datetime.now(UTC))
+    opened.refresh_catalog(lake)
+    if as_json:
+        console.print_json({**settled.to_json(), "validation": None})
+        return
+    counts = settled.counts
+    console.print_account(
+        f"Batch {settled.status}",
+        {"batch": settled.batch_id, "in the lake": f"{counts.n_lake:,}", "quarantined": f"{counts.n_quarantined:,}"},
+    )
+
+
+@command(app, "snapshot")
+def snapshot(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> None:
+    """Freeze the replay dataset."""
+    from pipelines import stages
+
+    opened = _open(workspace)
+    with exclusive_lock(opened.root / ".lock", f"The workspace {opened.root}", wait_s=0.0):
+        path, summary = stages.snapshot(opened)
+    if as_json:
+        console.print_json({"path": str(path), **summary.to_json()})
+        return
+    console.print_account(
+        "Snapshot frozen",
+        {
+            "folder": path,
+            "digest": summary.digest,
+            "steps": f"{summary.n_steps:,} in {summary.n_episodes:,} episodes",
+            "splits": ", ".join(f"{name} {n:,}" for name, n in summary.split_episodes.items()),
+            "still open": f"{summary.n_open:,} episodes",
+            "damaged": f"{summary.n_damaged:,} episodes, {summary.n_unplaced:,} quarantined rows without an episode",
+            "cut ends": f"{summary.n_unusable_ends:,} last steps whose next observation is not known",
+        },
+    )
+
+
+@command(app, "drift")
+def drift(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> None:
+    """Compare live nights with the reference, and decide whether to retrain."""
+    from pipelines import stages
+
+    outcome = stages.measure(_open(workspace))
+    if as_json:
+        console.print_json(outcome.to_json())
+    else:
+        _print_drift(outcome)
+
+
+def _print_drift(outcome: DriftOutcome) -> None:
+    console.print_account("Drift", {"decision": outcome.decision.sentence})
+    if outcome.report is None:
+        return
+    rows = [
+        [
+            column.name,
+            console.number(column.psi),
+            console.number(column.kl),
+            console.number(column.threshold),
+            console.number(column.typical_psi),
+            column.status if column.status != "not enough data" else column.reason,
+        ]
+        for column in sorted(outcome.report.columns, key=lambda c: -(c.psi or 0.0))
+    ]
+    heads = ["column", "PSI", "KL(live || reference)", "threshold", "unchanged nights", ""]
+    console.print_table("In nats; a column drifts above its threshold", heads, rows, right=heads[1:5])
+
+
+@command(app, "train")
+def train(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> None:
+    """Train on the newest snapshot: a candidate release."""
+    from pipelines import stages
+
+    opened = _open(workspace)
+    with (
+        exclusive_lock(opened.root / ".lock", f"The workspace {opened.root}", wait_s=0.0),
+        console.progress("training", opened.config.train.n_updates) as advance,
+    ):
+        outcome = stages.train(opened, on_metrics=lambda step, _: advance(step))
+    if as_json:
+        console.print_json(outcome.to_json())
+    else:
+        _print_training(outcome)
+
+
+def _print_training(outcome: TrainOutcome) -> None:
+    metrics = outcome.last_metrics
+    console.print_account(
+        f"Release {outcome.release} trained",
+        {
+            "snapshot": outcome.snapshot,
+            "steps": f"{outcome.n_steps:,} learned from, {outcome.n_unusable_steps:,} without a known next observation",
+            "seconds": f"{outcome.seconds:.1f}",
+            **{name: console.number(metrics.get(name)) for name in ("td_error_abs", "q_logged", "q_greedy")},
+            "next": f"offline-dqn evaluate {outcome.release}",
+        },
+    )
+    if outcome.q_exceeds_feasible:
+        console.warn("the network promises more than can be earned at all; the gate will refuse it")
+
+
+@command(app, "evaluate")
+def evaluate(
+    version: Annotated[int, typer.Argument(help="Number of the release.")],
+    workspace: WorkspaceOption = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """Estimate a release, decide at the gate, write the report."""
+    from pipelines import stages
+
+    opened = _open(workspace)
+    with (
+        exclusive_lock(opened.root / ".lock", f"The workspace {opened.root}", wait_s=0.0),
+        console.progress("evaluating", None),
+    ):
+        outcome = stages.evaluate(opened, version)
+    opened.refresh_catalog(opened.open_lake())
+    if as_json:
+        console.print_json(outcome.to_json())
+    else:
+        _print_evaluation(outcome)
+    if not outcome.passed:
+        raise typer.Exit(REFUSED)
+
+
+def _print_evaluation(outcome: EvaluateOutcome) -> None:
+    evaluation, decision = outcome.evaluation, outcome.evaluation.decision
+    assert decision is not None  # evaluate_candidate always decides
+    title = f"Release {outcome.release}: gate {'passed' if outcome.passed else 'refused'}"
+    console.print_account(title + (" (as recorded before)" if outcome.repeated else ""), {"reason": decision.reason})
+    rows = [
+        [
+            e.estimator,
+            e.policy,
+            console.number(e.value),
+            f"[{e.interval.low:.4g}, {e.interval.high:.4g}]" if e.interval else "",
+            e.refused or ("decides" if e.binding else e.note),
+        ]
+        for e in evaluation.estimates
+    ]
+    console.print_table(
+        "Estimates per episode, with 95 % intervals", ["", "of", "value", "interval", ""], rows, right=["value"]
+    )
+    checks = [
+        ["ok" if c.passed else "FAILED", c.name, console.number(c.value), console.number(c.bound), c.meaning]
+        for c in sorted(decision.checks, key=lambda c: c.passed)
+    ]
+    console.print_table("Checks", ["", "check", "value", "bound", "meaning"], checks, right=["value", "bound"])
+    following = f"offline-dqn promote {outcome.release} --reviewer NAME" if outcome.passed else ""
+    console.print_account(
+        "Then",
+        {
+            "certified share": f"{decision.certified_share:.0%}: {decision.certified_reason}",
+            "report": outcome.report_path,
+            "to promote": following,
+        },
+    )
+
+
+@command(app, "plan")
+def plan(paths: PathsArgument = None, workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> None:
+    """What a log can decide, before any training."""
+    from pipelines import stages
+
+    found = stages.plan(_open(workspace), paths or [])
+    if as_json:
+        console.print_json(found.to_json())
+        return
+    console.out.print("[bold]What this log can decide[/bold]")
+    for sentence in found.sentences():
+        console.out.print(f"- {sentence}", markup=False)
+
+
+@command(app, "act")
+def act(
+    version: Annotated[int, typer.Argument(help="Number of the release.")],
+    file: Annotated[Path, typer.Argument(help="Observations, one JSON object per line.")],
+    workspace: WorkspaceOption = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """What a release would do: action, probabilities and Q-values, one JSON line per observation."""
+    from pipelines.acting import act as act_on
+
+    rows = act_on(_open(workspace), version, file)
+    if as_json:
+        console.print_json({"release": version, "decisions": rows})
+        return
+    for row in rows:
+        console.print_json(row)
+
+
+@command(app, "nightly")
+def nightly(
+    workspace: WorkspaceOption = Path(),
+    force_train: Annotated[bool, typer.Option("--force-train", help="Train whatever drift says.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """The whole night, in order."""
+    from pipelines.running import run_night
+
+    record = run_night(_open(workspace), force_train=force_train)
+    if as_json:
+        console.print_json(record.to_json())
+        return
+    print_nights(workspace, [record])
+
+
+@command(app, "nights")
+def nights(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> None:
+    """Every night so far."""
+    from pipelines.nights import read_nights
+
+    found = read_nights(_open(workspace).root / "nights.jsonl")
+    if as_json:
+        console.print_json({"nights": [record.to_json() for record in found]})
+    else:
+        print_nights(workspace, found)
+
+
+def print_nights(workspace: Path, records: list[Any]) -> None:
+    """The table of nights, and where the newest report lies."""
+    from pipelines.nights import COLUMNS, RIGHT
+
+    console.print_table("Nights", COLUMNS, [record.row() for record in records], right=RIGHT)
+    for record in records[-1:]:
+        console.print_account("", {"verdict": record.reason})
+    reports = [record.report for record in records if record.report]
+    if reports:
+        console.print_account("", {"report": workspace.absolute() / reports[-1]})
+
+
+@command(app, "releases")
+def releases(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> None:
+    """Versions, gate results, aliases."""
+    found = _open(workspace).registry.releases()
+    if as_json:
+        console.print_json({"releases": [record.to_json() for record in found]})
+        return
+    rows = [
+        [
+            r.number,
+            f"{r.created_at:%Y-%m-%d %H:%M}",
+            r.gate,
+            ", ".join(r.aliases),
+            _tag(r.tags, "value"),
+            _tag(r.tags, "difference"),
+            r.damage or "intact",
+        ]
+        for r in found
+    ]
+    heads = ["release", "made", "gate", "aliases", "value", "difference", "bytes"]
+    console.print_table("Releases", heads, rows, right=["release", "value", "difference"])
+
+
+def _tag(tags: Any, name: str) -> str:
+    return console.number(float(tags[name])) if name in tags else "-"
+
+
+ReviewerOption = Annotated[str, typer.Option("--reviewer", help="Who answers for it.")]
+NoteOption = Annotated[str, typer.Option("--note", help="Why.")]
+
+
+@command(app, "promote")
+def promote(
+    version: Annotated[int, typer.Argument(help="Number of the release.")],
+    reviewer: ReviewerOption,
+    note: NoteOption = "",
+    workspace: WorkspaceOption = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """Make a release whose gate passed the champion."""
+    from reports.registry import GateNotPassedError
+
+    opened = _open(workspace)
+    try:
+        promotion = opened.registry.promote(version, reviewer=reviewer, note=note)
+    except GateNotPassedError as error:
+        console.fail(str(error))
+        raise typer.Exit(REFUSED) from error
+    _print_promotion(opened, promotion, as_json)
+
+
+@command(app, "rollback")
+def rollback(
+    to: Annotated[int | None, typer.Option("--to", help="A former champion; default: the one before.")] = None,
+    reviewer: ReviewerOption = "",
+    note: NoteOption = "",
+    workspace: WorkspaceOption = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """Go back to a former champion, or to the rules."""
+    opened = _open(workspace)
+    promotion = opened.registry.rollback(to, reviewer=reviewer or getpass.getuser(), note=note)
+    _print_promotion(opened, promotion, as_json)
+
+
+def _print_promotion(workspace: Workspace, promotion: Any, as_json: bool) -> None:
+    workspace.refresh_catalog(workspace.open_lake())
+    if as_json:
+        console.print_json(promotion.to_json())
+        return
+    before = "the logging policy" if promotion.from_release is None else f"release {promotion.from_release}"
+    console.print_account(
+        f"Release {promotion.to_release} is champion",
+        {"instead of": before, "reviewer": promotion.reviewer, "note": promotion.note, "undo": "offline-dqn rollback"},
+    )
+
+
+if __name__ == "__main__":
+    main()

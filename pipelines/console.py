@@ -1,0 +1,100 @@
+"""What a person sees: short aligned accounts on stdout, progress and warnings on stderr."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+_PLAIN_WIDTH = 160
+"""Columns where the output goes to a file or a pipe, which have no width of their own."""
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False)
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_PLAIN_WIDTH)
+
+
+out = _console(stderr=False)
+err = _console(stderr=True)
+
+_LINE_EVERY_S = 10.0
+"""Seconds between progress lines where there is no terminal to draw a bar on."""
+
+
+def print_json(values: Any) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps(values, default=str))  # rich would wrap it
+
+
+def print_account(title: str, facts: Mapping[str, object]) -> None:
+    """A title and aligned facts; those that are None or empty are left out."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim")
+    grid.add_column(overflow="fold")
+    for name, value in facts.items():
+        if value is not None and value != "":
+            grid.add_row(escape(name), escape(str(value)))
+    out.print(f"[bold]{escape(title)}[/bold]")
+    out.print(grid)
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = ()
+) -> None:
+    """A table; columns named in `right` are aligned to the right."""
+    table = Table(title=title or None, title_justify="left", title_style="bold", header_style="dim", box=None)
+    table.padding = (0, 2, 0, 0)
+    for column in columns:
+        table.add_column(escape(column), justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*[escape("" if value is None else str(value)) for value in row])
+    out.print(table)
+
+
+def warn(text: str) -> None:
+    """A warning that matters."""
+    err.print(f"[yellow]warning:[/yellow] {escape(text)}", soft_wrap=True)
+
+
+def fail(text: str) -> None:
+    """What went wrong and what to do."""
+    err.print(f"[red]error:[/red] {escape(text)}", soft_wrap=True)
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number with a few significant digits; a dash where there is none."""
+    return "-" if value is None else f"{value:.{digits}g}"
+
+
+@contextmanager
+def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Progress of a long step: yields a function that takes how far it has come in all.
+
+    A bar on a terminal; elsewhere a line at the start and every ten seconds.
+    """
+    if err.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, TimeRemainingColumn(), console=err, transient=True) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda done: bar.update(task, completed=done)
+        return
+    began = last = time.monotonic()
+    err.print(f"{what} ...")
+
+    def line(done: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _LINE_EVERY_S:
+            last = now
+            of = f" of {total}" if total else ""
+            err.print(f"{what}: {done}{of} after {now - began:.0f} s")
+
+    yield line

@@ -1,0 +1,98 @@
+"""The record of a night: one line in `nights.jsonl`, the table that `nightly` prints, and what Prefect shows."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class NightRecord:
+    """What one night did, from logs to verdict. None where the night did not come that far.
+
+    Attributes:
+        as_of: the instant that the night took for now.
+        batch: id and status of the batch, if there was one.
+        drift: the drift status in one or a few words.
+        decision: why it retrained, or kept the champion.
+        release: the candidate, if one was trained.
+        value, low, high: its estimated value per episode, with the 95 % interval.
+        baseline: value of what runs today.
+        gate: "passed" or "refused", and `reason` why.
+        report: path of the report, relative to the workspace.
+        seconds: by stage, and "total".
+    """
+
+    as_of: str
+    batch: str | None
+    status: str
+    n_in: int
+    n_quarantined: int
+    drift: str
+    decision: str
+    release: int | None
+    value: float | None
+    low: float | None
+    high: float | None
+    baseline: float | None
+    gate: str | None
+    reason: str
+    report: str | None
+    seconds: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**asdict(self), "seconds": dict(self.seconds)}
+
+    def row(self) -> list[str]:
+        """The night as a row of text; see COLUMNS."""
+        estimate = "-" if self.value is None else f"{self.value:.4g}"
+        if self.value is not None and self.low is not None and self.high is not None:
+            estimate += f" [{self.low:.4g}, {self.high:.4g}]"
+        return [
+            self.as_of[:10],
+            f"{self.n_in:,}",
+            f"{self.n_quarantined:,}",
+            self.drift,
+            self.decision,
+            "-" if self.release is None else str(self.release),
+            estimate,
+            "-" if self.baseline is None else f"{self.baseline:.4g}",
+            self.gate or "-",
+            f"{self.seconds.get('total', 0.0):.0f}",
+        ]
+
+
+COLUMNS = (
+    "night",
+    "rows in",
+    "quarantined",
+    "drift",
+    "decision",
+    "release",
+    "estimate [95 %]",
+    "baseline",
+    "gate",
+    "seconds",
+)
+RIGHT = ("rows in", "quarantined", "release", "baseline", "seconds")
+
+
+def append_night(path: Path, record: NightRecord) -> None:
+    """Adds a line, through to the disk."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record.to_json()) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_nights(path: Path) -> list[NightRecord]:
+    """Every night, oldest first; a last line that a crash cut off did not happen."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [NightRecord(**json.loads(line)) for line in lines]

@@ -1,0 +1,55 @@
+"""Runs the nightly flow from a shell: Prefect's home in the workspace, its chatter silenced, progress shown."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from pipelines import console
+from pipelines.nights import NightRecord
+from pipelines.workspace import Workspace
+
+
+def run_night(workspace: Workspace, *, force_train: bool) -> NightRecord:
+    """One night through Prefect, against the server that is configured or a temporary one.
+
+    Raises:
+        OfflineDqnError: a stage failed; what earlier stages committed stays.
+    """
+    use_workspace_home(workspace.root)
+    # Prefect reads its settings when it is imported.
+    from pipelines.flow import Watch, nightly, watch
+
+    with ExitStack() as shown:
+        watching = _Watching(shown)
+        token = watch.set(Watch(watching.stage, watching.on_rows, lambda step, _: watching.advance(step)))
+        try:
+            record = nightly(str(workspace.root), force_train)
+        finally:
+            watch.reset(token)
+    return NightRecord(**record)  # type: ignore[arg-type]  # the flow's result is the record's own JSON
+
+
+def use_workspace_home(root: Path) -> None:
+    """Keeps Prefect's database in the workspace, unless a home or a server is configured."""
+    if "PREFECT_API_URL" not in os.environ:
+        os.environ.setdefault("PREFECT_HOME", str(root / ".prefect"))
+
+
+class _Watching:
+    """One progress display at a time."""
+
+    def __init__(self, shown: ExitStack) -> None:
+        self._shown = shown
+        self._n_rows = 0
+        self.advance: Callable[[int], None] = lambda _: None
+
+    def stage(self, name: str, total: int | None) -> None:
+        self._shown.close()
+        self.advance = self._shown.enter_context(console.progress(name, total))
+
+    def on_rows(self, n: int) -> None:
+        self._n_rows += n
+        self.advance(self._n_rows)

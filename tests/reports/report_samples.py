@@ -1,0 +1,295 @@
+"""Evaluations and reports as a night leaves them, built by hand; the decision is the gate's own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from reports.assessment import DECIDING_RULE
+from reports.gate import GateConfig, decide
+from reports.records import (
+    ActionAverage,
+    ActionShares,
+    Agreement,
+    Comparison,
+    Counts,
+    DesignEffect,
+    Estimate,
+    Evaluation,
+    FeasibleRange,
+    Interval,
+    Overlap,
+    PropensityReport,
+    QClaim,
+)
+from reports.render import ReportData
+
+ACTIONS = ("scale_down", "hold", "scale_up")
+HOSTILE = "<script>alert(1)</script>"
+
+
+def interval(low: float, high: float) -> Interval:
+    return Interval(low, high, 0.95, "cluster bootstrap, percentile")
+
+
+def passed_evaluation() -> Evaluation:
+    """A candidate that is clearly better than the champion."""
+    estimates = (
+        Estimate("on_policy", "log", -6.9132, interval(-7.1021, -6.7244), "none"),
+        Estimate(
+            "direct", "candidate", -5.7714, interval(-5.9032, -5.6401), "none",
+            note="biased as far as its model is; shown, not binding",
+        ),
+        Estimate("dr", "candidate", -5.8842, interval(-6.1312, -5.6431), "logged", binding=True),
+        Estimate("wdr", "candidate", -5.9011, interval(-6.1702, -5.6322), "logged"),
+        Estimate("wpdis", "candidate", -5.8127, interval(-6.3391, -5.3014), "logged"),
+        Estimate("wis", "candidate", -5.7409, interval(-6.6604, -4.9012), "logged"),
+        Estimate("pdis", "candidate", -5.9913, interval(-7.8213, -4.2109), "logged"),
+        Estimate("is", "candidate", -5.6201, interval(-11.2, -1.3), "logged"),
+        Estimate("dr", "baseline", -6.8811, interval(-7.0914, -6.6702), "logged", binding=True),
+        Estimate("direct", "baseline", -6.8034, interval(-6.9417, -6.6640), "none"),
+        Estimate("dr", "version_zero", -7.4302, interval(-7.8101, -7.0604), "logged", binding=True),
+    )  # fmt: skip
+    comparisons = (
+        Comparison("baseline", "dr - dr", 0.9969, interval(0.7803, 1.2106), 0.7394, 1.253, -6.63, 0.01, "logged", True),
+        Comparison(
+            "baseline", "direct - direct", 1.032, interval(0.961, 1.104), 0.951, 1.117, -6.64, 0.01, "none",
+            note="biased as far as its models are; shown, not binding",
+        ),
+        Comparison("version_zero", "dr - dr", 1.546, interval(1.17, 1.9204), 1.1016, 1.99, -7.0, 0.01, "logged", True),
+    )  # fmt: skip
+    gate = GateConfig(harm_budget=50.0)
+    evaluation = Evaluation(
+        estimand="The expected return of one episode, discounted by 0.9 per step, until the episode ends as the log "
+        "ends it, in reward units.",
+        candidate_name="release 7",
+        baseline_name="release 5",
+        baseline_source="estimated",
+        version_zero_name="rules of version 0",
+        deciding_estimator="dr",
+        deciding_rule=DECIDING_RULE,
+        estimates=estimates,
+        comparisons=comparisons,
+        agreement=Agreement("dr", "wpdis", -0.0715, interval(-0.5012, 0.3671)),
+        overlaps=(
+            Overlap("candidate", 1.013, interval(0.961, 1.067), 412.7, 0.31, 0.012),
+            Overlap("baseline", 0.998, interval(0.982, 1.014), 1604.2, 0.12, 0.004),
+            Overlap("version_zero", 1.02, interval(0.93, 1.11), 240.1, 0.42, 0.021),
+        ),
+        propensities=PropensityReport(
+            "logged",
+            (
+                ActionAverage("scale_down", 10402, 1904, 1.006, interval(0.972, 1.041), True),
+                ActionAverage("hold", 12042, 7720, 0.998, interval(0.986, 1.010), True),
+                ActionAverage("scale_up", 11210, 2418, 1.011, interval(0.979, 1.043), True),
+            ),
+            0, 0, 0.05, False,
+        ),
+        q_claim=QClaim(-6.14, -5.59, -0.82, 0.0, 0),
+        design_effects=(DesignEffect("night", "cluster", 1.12, 21, 0.31, True),),
+        action_shares=(
+            ActionShares("log", dict(zip(ACTIONS, (0.158, 0.641, 0.201), strict=True))),
+            ActionShares("candidate", dict(zip(ACTIONS, (0.247, 0.582, 0.171), strict=True))),
+            ActionShares("baseline", dict(zip(ACTIONS, (0.161, 0.633, 0.206), strict=True))),
+            ActionShares("version_zero", dict(zip(ACTIONS, (0.094, 0.702, 0.204), strict=True))),
+        ),
+        feasible=FeasibleRange(-46.86, 0.0, 6),
+        counts=Counts(2007, 12042, 2007, 21, 0, 3011, {"open": 14, "damaged": 0}, 0.0, 6.0, 6.0, 6, 131.0),
+        largest_probability_change=0.9,
+        gamma=0.9,
+        alpha=0.01,
+        level=0.95,
+        n_replicates=10000,
+        n_folds=5,
+        seed=7,
+        config={
+            "evaluate": {"level": 0.95, "n_replicates": 10000, "fqe": {"hidden": [64, 64], "n_updates": 4000}},
+            "gate": gate.model_dump(mode="json"),
+        },
+    )  # fmt: skip
+    return replace(evaluation, decision=decide(evaluation, gate))
+
+
+def refused_evaluation() -> Evaluation:
+    """A candidate that the log cannot judge: too little overlap, contradicting estimators, a wide difference."""
+    good = passed_evaluation()
+    cause = (
+        "the mean weight's interval [0.02, 0.61] excludes 1, so the log misses part of what the policy does; the "
+        "effective sample size is 8.4 episodes, under 30; the tail index of the influence terms is 0.94, above 0.7"
+    )
+    estimates = tuple(
+        replace(e, value=None, interval=None, refused=cause)
+        if e.policy == "candidate" and e.estimator not in ("direct", "dr")
+        else e
+        for e in good.estimates
+    )
+    estimates = tuple(
+        replace(e, value=-6.61, interval=interval(-8.9, -4.4)) if (e.estimator, e.policy) == ("dr", "candidate") else e
+        for e in estimates
+    )
+    comparisons = (
+        replace(good.comparisons[0], value=0.271, interval=interval(-2.05, 2.49), lower_bound=-2.44, upper_bound=2.97),
+        good.comparisons[1],
+        replace(good.comparisons[2], value=None, interval=None, lower_bound=None, upper_bound=None, refused=cause),
+    )
+    averages = (
+        ActionAverage("scale_down", 10402, 1904, 1.31, interval(1.22, 1.41), False, "above 1: probabilities too small"),
+        ActionAverage("hold", 12042, 7720, 0.93, interval(0.91, 0.95), False),
+        ActionAverage("scale_up", 11210, 4, None, None, True, "undecided: taken 4 times"),
+    )
+    gate = GateConfig(harm_budget=50.0)
+    evaluation = replace(
+        good,
+        decision=None,
+        estimates=estimates,
+        comparisons=comparisons,
+        agreement=Agreement("dr", "wpdis", None, None, cause),
+        overlaps=(
+            Overlap("candidate", 0.21, interval(0.02, 0.61), 8.4, 0.94, 0.34, cause),
+            *good.overlaps[1:],
+        ),
+        propensities=PropensityReport(
+            "logged", averages, 12, 3, 1e-9, False, "the behavior probabilities do not average to 1 for scale_down"
+        ),
+        q_claim=QClaim(1.7, -4.2, 3.1e8, 0.0, 2),
+        counts=replace(good.counts, n_episodes=84, n_nights=3, damaged_share=0.021, n_truncated=40),
+        design_effects=(DesignEffect("night", "cluster", 2.91, 3, 0.002, True),),
+    )
+    return replace(evaluation, decision=decide(evaluation, gate))
+
+
+def drift_report() -> dict[str, Any]:
+    edges = [f"[{i / 10:.6g}, {(i + 1) / 10:.6g})" for i in range(1, 9)]
+    bins = ["< 0.1", *edges, ">= 0.9", "missing"]
+    before = [0.1] * 10 + [0.0]
+    now = [0.04, 0.05, 0.06, 0.08, 0.09, 0.1, 0.12, 0.14, 0.15, 0.165, 0.005]
+
+    def column(name: str, psi: float | None, threshold: float | None, **more: Any) -> dict[str, Any]:
+        return {
+            "name": name, "kind": "numeric", "exogenous": False, "status": "stable", "reason": "",
+            "reference_rows": 41020, "live_rows": 1980, "psi": psi, "kl": None if psi is None else psi / 2.1,
+            "js": 0.01, "wasserstein": 0.031, "typical_psi": 0.006, "threshold": threshold, "p_value": 0.4,
+            "reference_missing_share": 0.0, "live_missing_share": 0.005, "unseen_share": None, "bins": bins,
+            "reference_probs": before, "live_probs": now,
+        } | more  # fmt: skip
+
+    zones = ["a", "b", "c", "unseen", "missing"]
+    columns = [
+        column("cpu", 0.0121, 0.0312),
+        column("request_rate", 0.1874, 0.0414, status="drifted", p_value=0.0005, exogenous=True),
+        column("replicas", 0.0193, 0.0388),
+        column("p95_ms", 0.0411, 0.0402, status="drifted", p_value=0.0092),
+        column(
+            "zone", 4.1, 0.0212, kind="categorical", status="drifted", p_value=0.0005, wasserstein=None, bins=zones,
+            reference_probs=[0.34, 0.33, 0.33, 0.0, 0.0], live_probs=[0.31, 0.33, 0.0, 0.36, 0.0], unseen_share=0.36,
+        ),
+        column("reward", 0.0166, 0.0141, reason="beyond chance, but PSI is below 0.02"),
+        column(
+            "hour", None, None, status="not enough data", reason="only the live window has this column", kl=None,
+            wasserstein=None, p_value=None, bins=(), reference_probs=(), live_probs=(),
+        ),
+    ]  # fmt: skip
+    return {
+        "columns": columns, "status": "drifted", "unit": "night", "n_units": 21, "optimistic": False,
+        "sentence": "3 of 6 columns drifted: zone (PSI 4.100, 0.021 allowed), request_rate (PSI 0.187, 0.041 allowed), "
+        "p95_ms (PSI 0.041, 0.040 allowed) (false-alarm rate 0.01, 21 reference nights).",
+        "false_alarm_rate": 0.01, "min_psi": 0.02, "reference_episodes": 2007, "effective_reference_episodes": 2007.0,
+        "reference_nights": 21, "live_episodes": 330, "live_nights": 1,
+    }  # fmt: skip
+
+
+def history(n: int = 40) -> list[dict[str, float]]:
+    found = []
+    for i in range(1, n + 1):
+        wobble = math.sin(i * 2.3) * 0.04
+        found.append(
+            {
+                "step": 500.0 * i,
+                "td_error_abs": 0.31 + 1.9 * math.exp(-i / 6) + wobble,
+                "conservative_penalty": 0.42 + 0.66 * math.exp(-i / 9) + wobble / 3,
+                "q_logged": -6.6 - 1.2 * math.exp(-i / 7) + wobble,
+                "q_greedy": -6.1 - 0.9 * math.exp(-i / 7) + wobble,
+                "gradient_norm": 1.1 + 6 * math.exp(-i / 5) + 5 * abs(wobble),
+                "td_loss": 0.2,
+            }
+        )
+    return found
+
+
+def expectation(column: str, says: str, **more: Any) -> dict[str, Any]:
+    return {
+        "name": "ExpectColumnValuesToBeBetween", "column": column, "says": says, "success": True,
+        "observed_value": 0.0, "unexpected_count": 0, "examples": [], "sentence": "",
+    } | more  # fmt: skip
+
+
+def validation(*, failing: bool) -> dict[str, Any]:
+    records = [
+        expectation("", "there is at least one step"),
+        expectation("observation.cpu", "lies between 0 and 1"),
+        expectation("observation.zone", "is rarely a label that the contract does not list", unexpected_count=119),
+        expectation("reward", "lies between -10 and 0"),
+        expectation("behavior_prob", "lies above 0 and at most at 1"),
+    ]
+    if failing:
+        records.append(
+            expectation(
+                "observation.p95_ms", "lies between 0 and 2000", success=False, unexpected_count=37,
+                observed_value=0.0187, examples=[-1.0, 1e9],
+                sentence="Expected that observation.p95_ms lies between 0 and 2000: not so in 37 of 1980 steps "
+                "(1.87%), for example -1.0, 1000000000.0. Correct them upstream, or widen the range in the contract.",
+            )
+        )  # fmt: skip
+    return {"success": not failing, "records": records, "n_rows": 1980, "seconds": 3.2}
+
+
+def snapshot() -> dict[str, Any]:
+    return {
+        "digest": "9f2c" * 16, "as_of": "2024-05-22T04:00:00+00:00",
+        "lake_versions": {"steps": 41, "quarantine": 41, "files": 41, "batches": 41}, "judge_since": None,
+        "n_steps": 30108, "n_episodes": 5018, "split_episodes": {"train": 2506, "select": 505, "gate": 2007},
+        "n_open": 14, "n_damaged": 9, "damage": {"some rows in quarantine": 7, "a step is missing after some": 2},
+        "n_unplaced": 3, "n_before_change": 0, "n_unusable_ends": 22,
+        "config": {"salt": "", "train_share": 0.5, "select_share": 0.1},
+    }  # fmt: skip
+
+
+def batch() -> dict[str, Any]:
+    return {
+        "batch_id": "b-20240522T040011-5c1f", "status": "lake", "at": "2024-05-22T04:00:11+00:00",
+        "as_of": "2024-05-22T04:00:00+00:00", "n_files": 3, "n_in": 2031, "n_lake": 1980, "n_quarantined": 11,
+        "n_duplicates": 36, "n_held": 0, "n_pending": 4, "dropped_columns": ["trace_id", "user_agent"], "note": "",
+        "validation": None,
+    }  # fmt: skip
+
+
+def report(evaluation: Evaluation, **more: Any) -> ReportData:
+    """A whole report around an evaluation."""
+    sections: dict[str, Any] = {
+        "contract_name": "autoscaler",
+        "release": 7,
+        "created_at": datetime(2024, 5, 22, 4, 31, tzinfo=UTC),
+        "as_of": datetime(2024, 5, 22, 4, 0, tzinfo=UTC),
+        "evaluation": evaluation,
+        "snapshot": snapshot(),
+        "lineage": {"snapshot digest": "9f2c" * 16, "contract digest": "04be" * 16, "offline-dqn": "0.1.0"},
+        "promote_command": "offline-dqn promote 7 --reviewer YOUR_NAME",
+        "training": {
+            "config": {"hidden": [256, 256], "learning_rate": 3e-4, "penalty_weight": 1.0, "device": "auto"},
+            "history": history(),
+            "n_steps": 15012,
+            "n_unusable_steps": 22,
+            "seconds": 192.4,
+        },
+        "drift": drift_report(),
+        "retrain": {
+            "retrain": True, "cause": "drift", "reasons": [],
+            "sentence": "Retrain: 3 of 6 columns drifted: zone (PSI 4.100, 0.021 allowed), request_rate (PSI 0.187, "
+            "0.041 allowed), p95_ms (PSI 0.041, 0.040 allowed) (false-alarm rate 0.01, 21 reference nights).",
+        },
+        "validation": validation(failing=evaluation.decision is not None and not evaluation.decision.passed),
+        "batch": batch(),
+    }  # fmt: skip
+    return ReportData(**(sections | more))

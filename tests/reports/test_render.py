@@ -1,0 +1,350 @@
+from __future__ import annotations
+
+import html
+import importlib
+import math
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from reports.glossary import GLOSSARY, Term
+from reports.records import Check, Evaluation
+from reports.remedies import remedies, remedy_for
+from reports.render import ReportData, render_report
+from tests.reports import report_samples as samples
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+VOID = {"meta", "br", "hr", "img", "link", "input", "col", "base"}
+TERMS = [term for group in GLOSSARY for term in group.terms]
+
+
+class Page(HTMLParser):
+    """Elements, ids, links and visible text of a page; fails on tags that are closed out of order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.stack == []
+
+    def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.stack:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def attributes(self, name: str) -> list[str]:
+        return [value for _, attrs in self.elements if (value := attrs.get(name)) is not None]
+
+
+@pytest.fixture(scope="module")
+def passed() -> str:
+    return render_report(samples.report(samples.passed_evaluation()))
+
+
+@pytest.fixture(scope="module")
+def refused() -> str:
+    return render_report(samples.report(samples.refused_evaluation()))
+
+
+def extreme_report() -> ReportData:
+    """Hostile and endless names, numbers that do not exist or are out of all proportion."""
+    evaluation, long = samples.passed_evaluation(), "a_name_without_any_space_" * 8
+    assert evaluation.decision is not None
+    drift = samples.drift_report()
+    drift["columns"][0] |= {"name": samples.HOSTILE, "psi": math.nan}
+    drift["columns"][1] |= {"name": long, "psi": 1e9, "bins": [long] * 40, "reference_probs": [0.025] * 40}
+    drift["columns"][1]["live_probs"] = [0.0] * 39 + [1.0]
+    broken = {"step": 500.0, "td_error_abs": math.nan, "q_logged": None, "q_greedy": math.inf}
+    validation = samples.validation(failing=True)
+    validation["records"][0] |= {"success": False, "says": samples.HOSTILE, "observed_value": math.nan}
+    shares = replace(evaluation.action_shares[0], shares={samples.HOSTILE: 1.0, long: 0.0})
+    estimates = (
+        replace(evaluation.estimates[0], estimator=samples.HOSTILE, value=-1e300, interval=samples.interval(-1e308, 9)),
+        *evaluation.estimates[1:],
+    )
+    decision = replace(
+        evaluation.decision,
+        passed=False,
+        reason=f"Refused, {samples.HOSTILE}: {long}",
+        checks=(Check(samples.HOSTILE, False, None, None, long), *evaluation.decision.checks),
+    )
+    return samples.report(
+        replace(
+            evaluation,
+            candidate_name=samples.HOSTILE,
+            baseline_name=long,
+            estimates=estimates,
+            action_shares=(shares,),
+            decision=decision,
+        ),
+        contract_name=samples.HOSTILE,
+        drift=drift,
+        validation=validation,
+        training={"config": {long: samples.HOSTILE}, "history": [broken, broken], "n_steps": 1, "n_unusable_steps": 0,
+                  "seconds": math.nan},
+        snapshot=samples.snapshot() | {"damage": {samples.HOSTILE: 9}},
+        batch=samples.batch() | {"dropped_columns": [samples.HOSTILE, long], "note": samples.HOSTILE},
+        lineage={samples.HOSTILE: long},
+    )  # fmt: skip
+
+
+def bare_report(evaluation: Evaluation) -> ReportData:
+    return samples.report(evaluation, training=None, drift=None, retrain=None, validation=None, batch=None)
+
+
+def test_passed_report_gives_verdict_reason_and_command(passed: str) -> None:
+    page, decision = Page(passed), samples.passed_evaluation().decision
+    assert decision is not None
+    assert decision.passed
+    assert "Release 7 may be promoted" in page.text
+    assert decision.reason in page.text
+    assert "offline-dqn promote 7 --reviewer YOUR_NAME" in page.text
+    assert "What it would take" not in page.text
+
+
+def test_refused_report_says_what_it_would_take_and_offers_no_command(refused: str) -> None:
+    page, evaluation = Page(refused), samples.refused_evaluation()
+    assert evaluation.decision is not None
+    assert "Release 7 must not be promoted" in page.text
+    assert evaluation.decision.reason in page.text
+    assert "offline-dqn promote" not in page.text
+    for remedy in remedies(evaluation):
+        assert remedy.says in page.text
+
+
+@pytest.mark.parametrize("evaluation", [samples.passed_evaluation(), samples.refused_evaluation()])
+def test_every_check_stands_in_the_report(evaluation: Evaluation) -> None:
+    assert evaluation.decision is not None
+    text = Page(render_report(samples.report(evaluation))).text
+    for check in evaluation.decision.checks:
+        assert check.name in text
+        assert check.meaning in text
+
+
+def test_every_check_of_the_gate_has_a_remedy_of_its_own() -> None:
+    evaluation = samples.refused_evaluation()
+    assert evaluation.decision is not None
+    for check in evaluation.decision.checks:
+        assert remedy_for(check, evaluation) != check.meaning
+
+
+def test_a_wide_bound_asks_for_episodes_and_a_worse_candidate_for_another() -> None:
+    evaluation = samples.passed_evaluation()
+    comparison = replace(evaluation.comparisons[0], value=0.5, lower_bound=-0.5)
+    wide = replace(evaluation, comparisons=(comparison,))
+    check = Check("value against baseline", False, -0.5, 0.0, "")
+    # The bound lies 1.0 under the estimate and must come within .5: half as wide takes 2^2 times the episodes.
+    assert "about 4 times as many gate episodes" in remedy_for(check, wide)
+    worse = replace(evaluation, comparisons=(replace(comparison, value=-0.2),))
+    assert "takes a better candidate, not more episodes" in remedy_for(check, worse)
+
+
+def test_missing_episodes_are_counted_in_nights() -> None:
+    # 84 episodes in 3 nights are 28 a night; 16 more take one.
+    evaluation = samples.refused_evaluation()
+    check = Check("enough episodes", False, 84.0, 100.0, "")
+    assert remedy_for(check, evaluation).startswith("16 more gate episodes, about 1 night at the present rate")
+
+
+def test_refused_estimates_are_listed_with_their_cause(refused: str) -> None:
+    text = Page(refused).text
+    assert "refused: the mean weight's interval [0.02, 0.61] excludes 1" in text
+    assert "hour not measured: only the live window has this column" in text
+
+
+def test_batch_and_snapshot_are_accounted_for(passed: str) -> None:
+    text = Page(passed).text
+    assert "2,031 rows in = 1,980 lake + 11 quarantined + 36 duplicates + 0 held + 4 pending" in text
+    assert "not accounted for" not in text
+    assert "2,506 train, 505 select, 2,007 gate." in text
+    assert "14 episodes had not ended yet" in text
+    lost = render_report(samples.report(samples.passed_evaluation(), batch=samples.batch() | {"n_lake": 1970}))
+    assert "10 not accounted for" in Page(lost).text
+
+
+def test_failed_expectations_come_first(refused: str) -> None:
+    text = Page(refused).text
+    assert text.index("not so in 37 of 1980 steps") < text.index("observation.cpu lies between 0 and 1")
+
+
+def test_batch_brings_its_own_validation() -> None:
+    batch = samples.batch() | {"validation": samples.validation(failing=True)}
+    text = Page(render_report(samples.report(samples.passed_evaluation(), validation=None, batch=batch))).text
+    assert "not so in 37 of 1980 steps" in text
+
+
+def test_what_is_missing_is_said_in_words() -> None:
+    text = Page(render_report(bare_report(samples.refused_evaluation()))).text
+    assert "Nothing was trained for this release." in text
+    assert "Drift was not measured" in text
+    assert "no batch was validated" in text
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        samples.report(samples.passed_evaluation()),
+        samples.report(samples.refused_evaluation()),
+        bare_report(samples.refused_evaluation()),
+        extreme_report(),
+    ],
+)
+def test_no_raw_none_or_nan_is_shown_and_nothing_is_fetched_or_run(data: ReportData) -> None:
+    text = render_report(data)
+    page = Page(text)
+    assert not re.search(r"\b(None|nan|inf|NaN|Undefined)\b", page.text)
+    assert all(tag not in ("script", "link", "img", "iframe", "object") for tag, _ in page.elements)
+    assert page.attributes("src") == []
+    assert all(link.startswith("#") for link in page.attributes("href"))
+    assert "url(" not in text
+    assert not re.search(r"""(src|href)\s*=\s*["']?\s*https?:""", text)
+    assert not any(name.startswith("on") for _, attrs in page.elements for name in attrs)
+
+
+def test_text_from_logs_is_shown_as_text() -> None:
+    text = render_report(extreme_report())
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert samples.HOSTILE in Page(text).text
+
+
+def test_same_data_gives_the_same_bytes(passed: str) -> None:
+    assert render_report(samples.report(samples.passed_evaluation())) == passed
+
+
+def test_evaluation_without_a_decision_is_no_report() -> None:
+    with pytest.raises(ValueError, match="holds no decision"):
+        render_report(samples.report(replace(samples.passed_evaluation(), decision=None)))
+
+
+@pytest.mark.parametrize("term", TERMS, ids=lambda term: term.key)
+def test_glossary_names_what_computes_each_number(term: Term) -> None:
+    parts = term.computed_by.split(".")
+    module = importlib.import_module(".".join(parts[:2]))
+    found: object = module
+    for name in parts[2:]:
+        found = getattr(found, name)
+    assert callable(found) or isinstance(found, property)
+
+
+def test_each_number_is_defined_once_and_every_link_leads_somewhere(passed: str, refused: str) -> None:
+    assert len({term.key for term in TERMS}) == len({term.name for term in TERMS}) == len(TERMS)
+    for text in (passed, refused, render_report(extreme_report())):
+        page = Page(text)
+        ids = page.attributes("id")
+        assert len(ids) == len(set(ids))
+        assert {link[1:] for link in page.attributes("href")} <= set(ids)
+
+
+def test_report_is_accessible(passed: str) -> None:
+    page = Page(passed)
+    headings = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h[1-6]", tag)]
+    assert headings[0] == 1
+    assert headings.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(headings))
+    n_tables = sum(tag == "table" for tag, _ in page.elements)
+    assert n_tables == sum(tag == "caption" for tag, _ in page.elements)
+    assert all("scope" in attrs for tag, attrs in page.elements if tag == "th")
+    outer = [attrs for tag, attrs in page.elements if tag == "svg" and "class" in attrs and "role" in attrs]
+    assert outer
+    assert all(attrs.get("aria-label") for attrs in outer)
+
+
+def test_colors_have_contrast_in_light_and_dark() -> None:
+    css = (Path(render_report.__code__.co_filename).parent / "templates" / "report.css").read_text()
+    light, dark = (dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block)) for block in css.split(":root {")[1:3])
+    for theme in (light, dark):
+        for ink in ("ink", "soft", "link", "pass", "fail"):
+            assert contrast(theme[ink], theme["ground"]) >= 4.5, ink
+        for ink, ground in (
+            ("ink", "pass-ground"),
+            ("ink", "fail-ground"),
+            ("pass", "pass-ground"),
+            ("fail", "fail-ground"),
+        ):
+            assert contrast(theme[ink], theme[ground]) >= 4.5, (ink, ground)
+        for mark in ("candidate", "baseline", "zero", "log", "reference", "live"):
+            assert contrast(theme[mark], theme["ground"]) >= 3, mark
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast ratio of two #rrggbb colors. Source: WCAG 2.2, relative luminance and contrast ratio."""
+
+    def luminance(color: str) -> float:
+        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on PATH")
+def test_browser_shows_the_verdict_without_overflow_on_a_phone_and_on_a_screen(tmp_path: Path) -> None:
+    reports: Mapping[str, ReportData] = {
+        "passed": samples.report(samples.passed_evaluation()),
+        "refused": samples.report(samples.refused_evaluation()),
+        "extreme": extreme_report(),
+    }
+    # One page holds every report at both widths in frames of its own and writes down how wide each came out.
+    frames = "".join(
+        f'<iframe id="{name}-{width}" style="width:{width}px;height:800px;border:0" '
+        f'srcdoc="{html.escape(render_report(data))}"></iframe>'
+        for name, data in reports.items()
+        for width in (390, 1280)
+    )
+    script = """<script>addEventListener("load", () => { for (const frame of document.querySelectorAll("iframe")) {
+      const root = frame.contentDocument.documentElement;
+      for (const folded of root.querySelectorAll("details")) folded.open = true;
+      const title = root.querySelector("h1").textContent;
+      const ran = frame.contentDocument.querySelectorAll("script").length;
+      frame.title = `${frame.id} is ${root.scrollWidth} wide, ${ran} scripts: ${title}`;
+    } })</script>"""
+    (tmp_path / "frames.html").write_text(f"<!doctype html><meta charset=utf-8>{frames}{script}")
+    dumped = html.unescape(dump_dom(tmp_path / "frames.html", tmp_path / "profile"))
+    for name, verdict in (("passed", "may be"), ("refused", "must not be"), ("extreme", "must not be")):
+        for width in (390, 1280):
+            assert f"{name}-{width} is {width} wide, 0 scripts: Release 7 {verdict} promoted" in dumped
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on PATH")
+def test_browser_opens_the_file_itself(tmp_path: Path, passed: str) -> None:
+    (tmp_path / "report.html").write_text(passed)
+    page = Page(dump_dom(tmp_path / "report.html", tmp_path / "profile"))
+    assert "Release 7 may be promoted" in page.text
+    assert not any(value.startswith("http") for name in ("src", "href") for value in page.attributes(name))
+
+
+def dump_dom(path: Path, profile: Path) -> str:
+    """What a headless browser makes of a file, as text."""
+    assert CHROMIUM is not None
+    flags = (
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+        "--disable-component-update --disable-sync --hide-scrollbars --virtual-time-budget=5000"
+    )
+    command = [CHROMIUM, *flags.split(), f"--user-data-dir={profile}", "--dump-dom", path.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
