@@ -83,7 +83,8 @@ def list_batches(lake: Lake) -> list[Batch]:
     with duck() as connection:
         rows = connection.execute(
             f"""SELECT * FROM {lake.scan("batches")}
-            QUALIFY row_number() OVER (PARTITION BY batch_id ORDER BY commit_number DESC) = 1 ORDER BY settled_at, batch_id"""
+            QUALIFY row_number() OVER (PARTITION BY batch_id ORDER BY commit_number DESC) = 1
+            ORDER BY settled_at, batch_id"""
         ).fetchall()
         names = [column[0] for column in connection.description or ()]
     return [_batch(dict(zip(names, row, strict=True))) for row in rows]

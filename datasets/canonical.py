@@ -113,7 +113,8 @@ def _documents(fields: list[_Field], columns: Iterable[str] | None) -> str:
         WHEN NOT json_valid({RAW}) THEN 'the line is not valid JSON'
         WHEN json_type({RAW}) <> 'OBJECT' THEN 'the line is no JSON object'
         WHEN {repeated} THEN 'the JSON object has a key twice' END"""
-    return f"""SELECT *, CASE WHEN {PROBLEM} IS NULL THEN from_json({RAW}, {literal(json.dumps(structure))}) END AS document
+    document = f"from_json({RAW}, {literal(json.dumps(structure))})"
+    return f"""SELECT *, CASE WHEN {PROBLEM} IS NULL THEN {document} END AS document
     FROM (SELECT * REPLACE ({problem} AS {PROBLEM}) FROM chunk)"""
 
 
@@ -404,7 +405,7 @@ def _timestamp_problem(contract: Contract) -> Callable[[str, str], str]:
     cases.append(
         lambda raw, typed: (
             f"year({typed}) NOT BETWEEN 1 AND 9999",
-            f"'timestamp is ' || {_shown(raw)} || ', which is in the year ' || year({typed}) || '; is time.format right?'",
+            f"'timestamp is ' || {_shown(raw)} || ', in the year ' || year({typed}) || '; is time.format right?'",
         )
     )
     return lambda raw, typed: _cases(*[case(raw, typed) for case in cases])

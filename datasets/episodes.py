@@ -7,7 +7,6 @@ from datetime import datetime
 from datasets.contract import Contract
 from datasets.duck import literal
 
-
 REJECTED = "rejected by "
 """How the reason of a quarantined row begins whose whole batch a person rejected."""
 

@@ -17,7 +17,6 @@ _LARGEST = 1.7976931348623157e308
 
 _COLUMN_TYPES = {
     "episode_id": "VARCHAR",
-    "step": "INTEGER",
     "timestamp": "TIMESTAMPTZ",
     "action": "VARCHAR",
     "reward": "DOUBLE",
@@ -122,7 +121,7 @@ def batch_expectations(summary: BatchSummary, config: ValidateConfig) -> list[Ex
 
 
 def _required(contract: Contract, stored: frozenset[str]) -> Iterator[Expectation]:
-    names = ["episode_id", "step", "timestamp", "action", "reward", "terminated", "truncated"]
+    names = ["episode_id", "timestamp", "action", "reward", "terminated", "truncated"]  # without a step, time orders
     if contract.episodes.kind == "one_step":
         names.remove("timestamp")  # their day is the day of ingest
     if contract.behavior.propensity == "logged":

@@ -223,8 +223,8 @@ class Lake:
                     source.replace(target)
                 elif not target.exists():
                     raise LakeError(
-                        f"{source} is gone, which commit {journal['number']} of the lake was about to take in. The commit "
-                        f"cannot be finished without it: restore the file, or the lake from a backup."
+                        f"{source} is gone, and commit {journal['number']} of the lake cannot be finished without it: "
+                        "restore the file, or the lake from a backup."
                     )
         for table in TABLES:
             self._commit_table(table, journal["tables"][table], journal["number"])

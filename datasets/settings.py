@@ -77,12 +77,16 @@ def _describe(model: type[Settings], problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{key}: missing."
     if problem["type"] == "union_tag_not_found":
-        return f"{key}: {problem['ctx']['discriminator']} is missing."
+        return f"{key}: {_discriminator(problem)} is missing."
     if problem["type"] == "union_tag_invalid":
-        context = problem["ctx"]
-        return f"{key}: {context['discriminator']} is '{context['tag']}'; wanted is one of {context['expected_tags']}"
+        found, wanted = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
+        return f"{key}: {_discriminator(problem)} is '{found}'; wanted is one of {wanted}"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{key}: {message}" + ("" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})")
+
+
+def _discriminator(problem: Any) -> str:
+    return str(problem["ctx"]["discriminator"]).strip("'")
 
 
 def _known_keys(model: type[BaseModel], path: list[str], tag: str | None) -> list[str]:

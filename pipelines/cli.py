@@ -49,11 +49,11 @@ F = TypeVar("F", bound=Callable[..., None])
 
 def main() -> None:
     """Entry point of `offline-dqn`."""
-    _quiet_libraries()
+    quiet_libraries()
     app()
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """No calls home, and no chatter between a command and its reader; what is set already stays."""
     for name, value in {
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -179,7 +179,11 @@ def _print_ingest(report: IngestReport) -> None:
     batch = report.batch
     if batch is None:
         console.print_account(
-            "Nothing new", {"unchanged": f"{len(report.unchanged)} files that are in the lake already"}
+            "Nothing new",
+            {
+                "unchanged": f"{len(report.unchanged)} files that earlier batches took; see `offline-dqn batches list`. "
+                "Those of a rejected batch are read again once the contract has changed"
+            },
         )
     else:
         counts = batch.counts
@@ -229,7 +233,10 @@ def validate(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -
 
 
 def _print_validation(result: ValidationResult) -> None:
-    rows = [["ok" if r.success else "FAILED", r.says, "" if r.success else r.sentence] for r in result.records]
+    rows = [
+        ["ok" if r.success else "FAILED", f"{r.column} {r.says}".strip(), "" if r.success else r.sentence]
+        for r in result.records
+    ]
     console.print_table(
         f"{len(result.records)} expectations on {result.n_rows:,} steps in {result.seconds:.1f} s",
         ["", "expected", "found"],
@@ -550,7 +557,7 @@ def nights(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> 
     """Every night so far."""
     from pipelines.nights import read_nights
 
-    found = read_nights(_open(workspace).root / "nights.jsonl")
+    found = read_nights(_open(workspace).nights_path)
     if as_json:
         console.print_json({"nights": [record.to_json() for record in found]})
     else:

@@ -157,7 +157,7 @@ def _record(
         report=str(report) if report else None,
         seconds=clock.total(),
     )
-    append_night(workspace.root / "nights.jsonl", record)
+    append_night(workspace.nights_path, record)
     return record
 
 

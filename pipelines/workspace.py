@@ -60,6 +60,11 @@ class Workspace:
         """The DuckDB file with the views."""
         return self.root / "lake.duckdb"
 
+    @property
+    def nights_path(self) -> Path:
+        """One line per night."""
+        return self.root / "nights.jsonl"
+
     def release_path(self, release: int) -> Path:
         """The folder of a release."""
         return self.releases_path / str(release)

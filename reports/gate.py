@@ -10,6 +10,9 @@ from datasets.settings import Settings
 from reports.overlap import OverlapBounds
 from reports.records import Check, Comparison, Evaluation, GateDecision, Overlap
 
+_REASONS_SHOWN = 2
+"""Failed checks that the verdict's sentence spells out; the table of checks holds them all."""
+
 VALUE_CHECK = "value against baseline"
 """The one check whose failure still leaves room for a certified share."""
 
@@ -135,7 +138,7 @@ def _damage_check(evaluation: Evaluation, config: GateConfig) -> Check:
 
 def _overlap_checks(overlap: Overlap, bounds: OverlapBounds) -> Iterator[Check]:
     interval, tail, share = overlap.mean_weight_interval, overlap.tail_index, overlap.largest_share
-    of = f"of the {overlap.policy.replace('_', ' ')}"
+    of = "of version 0" if overlap.policy == "version_zero" else f"of the {overlap.policy}"
     yield Check(
         f"mean weight {of}",
         interval is not None and interval.low <= 1.0 <= interval.high,
@@ -150,7 +153,8 @@ def _overlap_checks(overlap: Overlap, bounds: OverlapBounds) -> Iterator[Check]:
         tail is not None and tail <= bounds.largest_tail_index,
         tail,
         bounds.largest_tail_index,
-        "How heavy the tail of the influence terms is; above the bound their mean is not to be trusted."
+        f"The tail index of the influence terms is {tail:.2f}; above {bounds.largest_tail_index:g} their mean is not "
+        "to be trusted."
         if tail is not None
         else "The tail of the influence terms cannot be fitted.",
     )
@@ -159,14 +163,17 @@ def _overlap_checks(overlap: Overlap, bounds: OverlapBounds) -> Iterator[Check]:
         share is not None and share <= bounds.largest_share,
         share,
         bounds.largest_share,
-        "Share of the most influential episode in the squared influence.",
+        f"One episode carries {share:.1%} of the squared influence; at most {bounds.largest_share:.0%} may hang on one."
+        if share is not None
+        else "The influence of the episodes has no scale.",
     )
     yield Check(
         f"effective sample size {of}",
         overlap.effective_sample_size >= bounds.smallest_sample_size,
         overlap.effective_sample_size,
         bounds.smallest_sample_size,
-        "How many episodes of the policy itself the weighted log is worth.",
+        f"The weighted log is worth {overlap.effective_sample_size:.1f} episodes of the policy itself; it takes "
+        f"{bounds.smallest_sample_size:g}.",
     )
 
 
@@ -230,14 +237,14 @@ def _value_check(
 ) -> Check:
     if comparison is None or lower is None:
         cause = comparison.refused if comparison is not None else None
-        return Check(name, False, None, -margin, f"No bound on the difference to {against}: {cause or 'no estimate'}.")
+        return Check(name, False, None, 0.0 - margin, f"No bound on the difference to {against}: {cause or 'no estimate'}.")
     return Check(
         name,
         lower > -margin,
         lower,
-        -margin,
+        0.0 - margin,
         f"With {1 - alpha:.4g} confidence the candidate's value minus that of {against} is at least {lower:.4g}; "
-        f"it must be above {-margin:g}.",
+        f"it must be above {0.0 - margin:g}.",
     )
 
 
@@ -300,6 +307,7 @@ def _reason(evaluation: Evaluation, failed: list[Check], lower: float | None, co
             f"Passed: with {1 - config.alpha:.4g} confidence {evaluation.candidate_name} earns at least {lower:.4g} "
             f"more per episode than {evaluation.baseline_name} (margin {config.margin:g})."
         )
-    first, rest = failed[0], len(failed) - 1
-    more = f" {rest} further {'check' if rest == 1 else 'checks'} failed." if rest else ""
-    return f"Refused, {first.name}: {first.meaning}{more}"
+    shown = " ".join(check.meaning for check in failed[:_REASONS_SHOWN])
+    rest = len(failed) - _REASONS_SHOWN
+    more = f" {rest} further {'check' if rest == 1 else 'checks'} failed." if rest > 0 else ""
+    return f"Refused. {shown}{more}"

@@ -188,8 +188,9 @@ def plan_log(replay: Replay, gate_config: GateConfig, gate_share: float) -> LogP
     with (b0, b1, d) from `candidate_move` and sd from the variance between clusters. Derivation: moving d from an
     action of probability b0 to one of b1 gives E[ratio^2] = 1 + d^2 (1/b0 + 1/b1); decisions that come independently
     multiply; E[weight] = 1; and n / E[weight^2] is Kish's effective sample size. The difference is the textbook one of
-    a one-sided test. It takes the baseline's value as known and the candidate's returns to spread like the log's; the
-    gate's pairing does better for candidates close to the log, visits that repeat a changed state do worse.
+    a one-sided test. It takes the candidate's returns to spread like the log's. It is cautious, as the gate's pairing
+    with the log leaves E[weight^2] - 1 in place of E[weight^2]: much less for candidates close to the log. Visits that
+    repeat a changed state do worse.
 
     n_effective is what a very large log would show. Products of ratios have a heavy tail: the size measured on a few
     thousand long episodes is usually a few times larger, and at times far smaller.
@@ -528,7 +529,8 @@ def _verdicts(plan: LogPlan) -> list[str]:
         *_advice(tuple(need for need in plan.needed_exploration if need.changed_share in too_costly)),
         f"All this is orientation, at alpha {plan.alpha:g} and {share(POWER)} power: closed forms for a candidate that "
         f"moves {number(plan.move.moved, 2)} of the probability to an action of probability "
-        f"{number(plan.move.other_prob, 2)} in the decisions it changes, and {exploring}.",
+        f"{number(plan.move.other_prob, 2)} in the decisions it changes, and {exploring}. The differences are "
+        "cautious for candidates close to the log.",
     ]
 
 

@@ -1,0 +1,48 @@
+# Targets for a machine with Python 3.11, pip, make and git. `make` lists them.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+READY := .venv/.ready
+WORKSPACE ?= workspace
+WORK ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup nightly test lint format bench calibrate clean
+
+help: ## List the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(READY) ## Create .venv from requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
+		echo "offline-dqn's lock file is for Python 3.11, and $(PYTHON) is not: make setup PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing the locked packages into .venv (a few minutes the first time) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $(READY)
+
+nightly: $(READY) ## Simulate logs and run three nights in ./workspace
+	@$(BIN)/python -m pipelines.demo $(WORKSPACE)
+
+test: $(READY) ## Run the tests
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+lint: $(READY) ## ruff and mypy --strict
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(READY) ## Format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: $(READY) ## Measure speed against peers and write docs/benchmarks.json (WORK=ingest for one group)
+	@$(BIN)/python -m tests.benchmarks.bench $(if $(WORK),--work $(WORK))
+
+calibrate: $(READY) ## Measure the gate's error rates and write docs/calibration.json
+	@$(BIN)/python -m tests.benchmarks.calibrate $(ARGS)
+
+clean: ## Remove .venv and the demo workspace
+	rm -rf .venv $(WORKSPACE)

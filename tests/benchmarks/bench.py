@@ -1,0 +1,79 @@
+"""Speed and memory beside peers, measured in one run: `python -m tests.benchmarks.bench [--work GROUP]`.
+
+Prints a table and writes docs/benchmarks.json. A row names its peer; goals against peers that are not in the lock are
+not claimed here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.benchmarks.rows import BenchRow, benchmark_table, write_benchmarks
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def groups(folder: Path, n_steps: int) -> dict[str, Callable[[], list[BenchRow]]]:
+    """The measurements by group; each imports what it needs when it runs."""
+
+    def updates() -> list[BenchRow]:
+        from tests.benchmarks.learner_work import update_rows
+
+        return update_rows()
+
+    def estimators() -> list[BenchRow]:
+        from tests.benchmarks.statistics_work import estimator_rows
+
+        return estimator_rows()
+
+    def drift() -> list[BenchRow]:
+        from tests.benchmarks.statistics_work import drift_rows
+
+        return drift_rows()
+
+    from tests.benchmarks import idle_work, lake_work
+
+    return {
+        "ingest": lambda: lake_work.ingest_rows(folder, n_steps),
+        "suite": lambda: lake_work.suite_rows(folder, n_steps),
+        "query": lambda: lake_work.query_rows(folder, n_steps),
+        "updates": updates,
+        "estimators": estimators,
+        "drift": drift,
+        "idle": lambda: idle_work.idle_rows(folder),
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures, prints, writes; 0 whatever the ratios, 1 if a group could not be measured."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.bench", description=__doc__)
+    parser.add_argument("--work", default="", help="one group; all of them by default")
+    parser.add_argument("--steps", type=int, default=300_000, help="steps of the log that is ingested")
+    parser.add_argument("--output", type=Path, default=DOCS / "benchmarks.json")
+    asked = parser.parse_args(arguments)
+    rows: list[BenchRow] = []
+    failed = False
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+        known = groups(Path(folder), asked.steps)
+        if asked.work and asked.work not in known:
+            parser.error(f"--work is one of {', '.join(known)}; found '{asked.work}'")
+        for name, measure in known.items():
+            if asked.work in ("", name):
+                print(f"{name} ...", file=sys.stderr, flush=True)
+                try:
+                    rows += measure()
+                except Exception as error:  # one group must not cost the others their numbers
+                    print(f"{name} could not be measured: {error}", file=sys.stderr)
+                    failed = True
+    if rows:
+        write_benchmarks(asked.output, rows)
+        print(f"{benchmark_table(rows)}\n\n{rows[0].machine}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,180 @@
+"""How often the gate and the drift check err where the truth is known.
+
+`python -m tests.benchmarks.calibrate [--logs N]` prints a table and writes docs/calibration.json. Every log that was
+judged is kept in .calibration/, under its cell, its seed and a digest of settings and code: what was cut off goes on
+where it stopped, and more logs cost only the new ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.calibration_rows import CalibrationRow, calibration_table, drift_rows, gate_rows
+from tests.benchmarks.rows import write_json
+
+ROOT = Path(__file__).resolve().parents[2]
+DEFAULT_LOGS = 300
+"""With two cores about 20 minutes."""
+
+_FAMILIES: dict[str, tuple[str, tuple[str, ...], Callable[[Any, Sequence[dict[str, Any]]], list[CalibrationRow]]]] = {
+    # Where the cells are, the code whose change makes old outcomes worthless, and how outcomes become rows.
+    "gate": ("gate_cells", ("reports/*.py", "tests/reports/worlds.py", "tests/benchmarks/gate_cells.py"), gate_rows),
+    "drift": ("drift_cells", ("drift/*.py", "tests/drift/worlds.py", "tests/benchmarks/drift_cells.py"), drift_rows),
+    "autoscaler": (
+        "autoscaler_cells",
+        ("reports/*.py", "offline_dqn/fqe.py", "datasets/simulators/*.py", "tests/benchmarks/autoscaler_cells.py"),
+        gate_rows,
+    ),
+}
+_NOT_ARITHMETIC = {"render", "charts", "pictures", "glossary", "history", "registry", "tracking", "manifest", "plan",
+                   "formatting", "remedies"}  # fmt: skip
+"""Modules of reports/ that show or keep numbers and make none."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One world of one family; `judge` turns a seed into an outcome."""
+
+    family: str
+    index: int
+    judge: Any
+
+    @property
+    def title(self) -> str:
+        return f"{self.family}: {self.judge.world}"
+
+    def key(self) -> str:
+        """Digest of the cell's settings and of the code behind it."""
+        patterns = _FAMILIES[self.family][1]
+        digest = hashlib.sha256(json.dumps(asdict(self.judge) | {"logs": 0}, sort_keys=True).encode())
+        for path in sorted(p for pattern in patterns for p in ROOT.glob(pattern) if p.stem not in _NOT_ARITHMETIC):
+            digest.update(path.name.encode() + path.read_bytes())
+        return digest.hexdigest()[:16]
+
+    def n_logs(self, asked: int) -> int:
+        return max(1, round(asked * self.judge.logs))
+
+
+def cells(family: str = "") -> list[Cell]:
+    """The cells of one family, or of all."""
+    return [
+        Cell(name, index, judge)
+        for name, (module, _, _) in _FAMILIES.items()
+        if family in ("", name)
+        for index, judge in enumerate(importlib.import_module(f"tests.benchmarks.{module}").CELLS)
+    ]
+
+
+def rows_of(cell: Cell, outcomes: Sequence[dict[str, Any]]) -> list[CalibrationRow]:
+    """What a cell's outcomes come to."""
+    return _FAMILIES[cell.family][2](cell.judge, outcomes)
+
+
+class Outcomes:
+    """The outcomes of a cell by seed, kept as JSON lines."""
+
+    def __init__(self, folder: Path, cell: Cell) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".gitignore").write_text("*\n")
+        self.path = folder / f"{cell.family}-{cell.index:02d}-{cell.key()}.jsonl"
+        self.by_seed: dict[int, dict[str, Any]] = dict(self._read())
+
+    def _read(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        if self.path.exists():
+            for line in self.path.read_text().splitlines():
+                try:
+                    found = json.loads(line)
+                except json.JSONDecodeError:  # cut off while it was written
+                    continue
+                yield found.pop("seed"), found
+
+    def add(self, seed: int, outcome: dict[str, Any]) -> None:
+        """Keeps one, at once."""
+        self.by_seed[seed] = outcome
+        with self.path.open("a") as file:
+            file.write(json.dumps({"seed": seed, **outcome}) + "\n")
+
+    def first(self, n: int) -> list[dict[str, Any]]:
+        """Of seeds 0 to n - 1, those that are there."""
+        return [self.by_seed[seed] for seed in range(n) if seed in self.by_seed]
+
+
+def calibrate(wanted: Sequence[Cell], n_logs: int, folder: Path, *, n_workers: int = 2) -> list[CalibrationRow]:
+    """Judges the logs that are missing, and returns every row."""
+    kept = {cell.title + cell.key(): Outcomes(folder, cell) for cell in wanted}
+    missing = [
+        (cell, seed)
+        for cell in wanted
+        for seed in range(cell.n_logs(n_logs))
+        if seed not in kept[cell.title + cell.key()].by_seed
+    ]
+    _say(f"{len(missing)} logs to judge, {sum(c.n_logs(n_logs) for c in wanted)} in all")
+    for cell, seed, outcome in _judged(missing, n_workers):
+        kept[cell.title + cell.key()].add(seed, outcome)
+    return [row for cell in wanted for row in rows_of(cell, kept[cell.title + cell.key()].first(cell.n_logs(n_logs)))]
+
+
+def _judged(work: Sequence[tuple[Cell, int]], n_workers: int) -> Iterator[tuple[Cell, int, dict[str, Any]]]:
+    if n_workers < 2:
+        yield from ((cell, seed, cell.judge(seed)) for cell, seed in work)
+        return
+    waiting: dict[Future[dict[str, Any]], tuple[Cell, int]] = {}
+    with ProcessPoolExecutor(n_workers, initializer=_one_thread) as pool:
+        for n_done, (cell, seed) in enumerate(work):
+            if len(waiting) >= 4 * n_workers:  # few at a time: interrupted, it loses little
+                yield from _finished(waiting)
+            waiting[pool.submit(cell.judge, seed)] = (cell, seed)
+            if n_done % 250 == 0:
+                _say(f"{n_done} of {len(work)}: {cell.title}")
+        while waiting:
+            yield from _finished(waiting)
+
+
+def _finished(waiting: dict[Future[dict[str, Any]], tuple[Cell, int]]) -> Iterator[tuple[Cell, int, dict[str, Any]]]:
+    for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+        cell, seed = waiting.pop(future)
+        yield cell, seed, future.result()
+
+
+def _one_thread() -> None:
+    """In each worker: two processes with two threads each would only stand in each other's way."""
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(limits=1)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Judges, prints, writes; 0 whatever was found."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.calibrate", description=__doc__)
+    parser.add_argument("--logs", type=int, default=DEFAULT_LOGS, help="logs per cell; some take a share of it")
+    parser.add_argument("--family", default="", choices=["", *_FAMILIES], help="one family; all of them by default")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "calibration.json")
+    parser.add_argument("--cache", type=Path, default=ROOT / ".calibration")
+    asked = parser.parse_args(arguments)
+    rows = calibrate(cells(asked.family), asked.logs, asked.cache, n_workers=asked.workers)
+    print(calibration_table(rows))
+    broken = [row for row in rows if row.kind == "promise" and not row.met]
+    print(f"\n{sum(r.kind == 'promise' for r in rows) - len(broken)} promises are held, {len(broken)} are not.")
+    if not asked.family:  # a part would replace the whole
+        write_json(asked.output, [asdict(row) for row in rows])
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,222 @@
+"""Ingest, suite and query against DuckDB and pandas, run as `python -m tests.benchmarks.lake_work WORK FOLDER`.
+
+Every measurement has a process of its own: peak memory is a process's, and Great Expectations shares none with torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import duckdb
+
+from tests.benchmarks.rows import BenchRow, bench_row, seconds, side_by_side
+from tests.benchmarks.step_logs import benchmark_contract, write_step_log
+
+ROUNDS = 3
+
+_QUERIES = {
+    "share and mean reward of each action by day": (
+        "SELECT log_date, action, count(*), avg(reward) FROM {steps} GROUP BY ALL ORDER BY ALL"
+    ),
+    "quantiles of three features by zone": (
+        "SELECT observation.zone, quantile_cont(observation.x0, 0.95), quantile_cont(observation.x1, 0.95), "
+        "quantile_cont(observation.x2, 0.95) FROM {steps} GROUP BY ALL ORDER BY ALL"
+    ),
+}
+
+
+def ingest_rows(folder: Path, n_steps: int) -> list[BenchRow]:
+    """Ingest, its suite and its commit, against DuckDB reading the same file and writing Parquet; time and memory."""
+    log = _log(folder, n_steps)
+    took: dict[str, list[dict[str, float]]] = {"ingest": [], "bare": []}
+    for _ in range(ROUNDS):
+        for work, found in took.items():
+            found.append(_in_process(work, folder))
+    (ours, memory), (peer, peer_memory) = (
+        (statistics.median(f["seconds"] for f in found), max(f["peak_mb"] for f in found)) for found in took.values()
+    )
+    said = f"{n_steps:,} JSON Lines steps with 12 features ({log.stat().st_size / 1e6:.0f} MB)"
+    who = f"DuckDB {duckdb.__version__}, read_json -> Parquet and nothing else"
+    return [
+        bench_row(f"ingest of {said}, suite and commit included", ours, peer, who, "s", largest_ratio=3.5),
+        bench_row(f"ingest, peak memory on {said}", memory, peer_memory, who, "MB", largest=2000),
+    ]
+
+
+def suite_rows(folder: Path, n_steps: int) -> list[BenchRow]:
+    """The contract's suite on DuckDB against the same expectations on a pandas frame."""
+    _ingested(folder, n_steps)
+    found = _in_process("suite", folder)
+    who = "Great Expectations {} on pandas {}".format(*_versions("great_expectations", "pandas"))
+    work = f"suite of {found['n_expectations']:.0f} expectations on {n_steps:,} steps"
+    return [bench_row(work, found["ours"], found["peer"], f"{who}, frame included", "s", largest_ratio=0.1)]
+
+
+def query_rows(folder: Path, n_steps: int) -> list[BenchRow]:
+    """The same question to the lake's view `steps` and to the bare Parquet files."""
+    from datasets.catalog import query_catalog, refresh_catalog
+    from datasets.lake import open_lake
+
+    _ingested(folder, n_steps)
+    lake = open_lake(folder / "lake", benchmark_contract())
+    catalog = folder / "lake.duckdb"
+    refresh_catalog(lake, catalog, as_of=datetime(2026, 6, 1, tzinfo=UTC), releases=())
+    bare = f"read_parquet({[str(f) for f in lake.files('steps')]!r}, hive_partitioning = true)"
+
+    def ask_files(sql: str) -> None:
+        connection = duckdb.connect()
+        connection.execute(sql).fetchall()
+        connection.close()
+
+    rows = []
+    for words, sql in _QUERIES.items():
+        over_view, over_files = sql.format(steps="steps"), sql.format(steps=bare)
+        took = side_by_side(
+            lambda sql=over_view: seconds(lambda: query_catalog(catalog, sql, folders=[folder / "lake"])),  # type: ignore[misc]
+            lambda sql=over_files: seconds(lambda: ask_files(sql)),  # type: ignore[misc]
+            rounds=15,
+        )
+        who = f"DuckDB {duckdb.__version__} on the bare files"
+        rows.append(
+            bench_row(
+                f"query of {words}, {n_steps:,} steps", took[0] * 1e3, took[1] * 1e3, who, "ms", largest_ratio=1.1
+            )
+        )
+    return rows
+
+
+def _log(folder: Path, n_steps: int) -> Path:
+    path = folder / "steps.jsonl"
+    if not path.exists():
+        write_step_log(path, n_steps)
+        write_step_log(folder / "small.jsonl", 200, first_day="2025-06-01")
+    return path
+
+
+def _ingested(folder: Path, n_steps: int) -> None:
+    _log(folder, n_steps)
+    if not (folder / "lake").exists():
+        _in_process("ingest", folder)
+
+
+def _in_process(work: str, folder: Path) -> dict[str, float]:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.lake_work", work, str(folder)],
+        check=True,
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).resolve().parents[2],
+    )
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _ingest(folder: Path) -> dict[str, float]:
+    import shutil
+
+    from datasets.ingest import IngestConfig, ingest_logs
+    from datasets.lake import open_lake
+    from datasets.validation import ValidateConfig
+
+    def take(lake: Path, log: Path) -> None:
+        opened = open_lake(lake, benchmark_contract())
+        report = ingest_logs(opened, [log], IngestConfig(as_of="newest"), ValidateConfig(), base=folder)
+        assert report.batch is not None
+        assert report.batch.status == "lake", report.batch.note
+
+    for lake in ("lake", "warm"):
+        shutil.rmtree(folder / lake, ignore_errors=True)
+    take(folder / "warm", folder / "small.jsonl")  # imports are not counted
+    took = seconds(lambda: take(folder / "lake", folder / "steps.jsonl"))
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    peak = _peak_mb() + sum(_peak_mb_of(int(child)) for child in children)  # the suite has a process of its own
+    return {"seconds": took, "peak_mb": peak}
+
+
+def _bare(folder: Path) -> dict[str, float]:
+    target = folder / "bare.parquet"
+    with duckdb.connect() as connection:
+        connection.execute(f"SELECT count(*) FROM read_json('{folder / 'small.jsonl'}')").fetchall()
+        took = seconds(
+            lambda: connection.execute(
+                f"COPY (SELECT * FROM read_json('{folder / 'steps.jsonl'}')) TO '{target}' (FORMAT parquet)"
+            )
+        )
+    target.unlink()
+    return {"seconds": took, "peak_mb": _peak_mb()}
+
+
+def _suite(folder: Path) -> dict[str, float]:
+    from datasets.expectations import step_expectations
+    from datasets.lake import open_lake
+    from datasets.validation import ValidateConfig, validate_steps
+
+    contract, config = benchmark_contract(), ValidateConfig()
+    files = [f for f in open_lake(folder / "lake", contract).files("steps") if "columns-" not in f]
+    validate_steps(files[:1], contract, summary=None, config=config)  # imports are not counted
+    times = []
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        result = validate_steps(files, contract, summary=None, config=config)
+        times.append(time.perf_counter() - began)
+        assert result.success, result.summary()
+    stored = frozenset(
+        ["episode_id", "step", "timestamp", "action", "reward", "terminated", "truncated", "behavior_prob"]
+        + [f"observation.{name}" for name in contract.features]
+    )
+    expectations = step_expectations(contract, config, stored, fewest_rows=1)
+    assert len(expectations) == len(result.records)
+    peer = _suite_on_pandas(files, expectations)
+    return {"ours": statistics.median(times), "peer": peer, "n_expectations": len(expectations)}
+
+
+def _suite_on_pandas(files: list[str], expectations: list[object]) -> float:
+    """Seconds from the same Parquet files, through one pandas frame, to the same verdict."""
+    import great_expectations as gx
+    from great_expectations import expectations as gxe
+
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = {"globally": False}
+    asset = context.data_sources.add_pandas("frames").add_dataframe_asset("steps")
+    definition = asset.add_batch_definition_whole_dataframe("whole")
+    suite = gx.ExpectationSuite(name="steps")
+    columns = []
+    for place, e in enumerate(expectations):
+        name = f"column_{place}"
+        columns.append(f"{e.sql} AS {name}")  # type: ignore[attr-defined]
+        column = {} if e.type == "ExpectTableRowCountToBeBetween" else {"column": name}  # type: ignore[attr-defined]
+        suite.add_expectation(getattr(gxe, e.type)(**column, **e.arguments))  # type: ignore[attr-defined]
+    began = time.perf_counter()
+    with duckdb.connect() as connection:
+        frame = connection.execute(f"SELECT {', '.join(columns)} FROM read_parquet({files!r})").df()
+    result = definition.get_batch(batch_parameters={"dataframe": frame}).validate(suite)
+    took = time.perf_counter() - began
+    assert result.success, result
+    return took
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _peak_mb_of(process: int) -> float:
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
+
+
+def _versions(*packages: str) -> list[str]:
+    from importlib.metadata import version
+
+    return [version(package) for package in packages]
+
+
+if __name__ == "__main__":
+    measured = {"ingest": _ingest, "bare": _bare, "suite": _suite}[sys.argv[1]](Path(sys.argv[2]))
+    print(json.dumps(measured))

@@ -1,0 +1,27 @@
+"""What holds for every test: nothing reaches out, and in CI nothing is skipped for want of a program."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+_for_want_of_a_program: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Remembers tests that a missing system program has skipped; their reasons end in "on PATH"."""
+    reason = report.longrepr[2] if report.skipped and isinstance(report.longrepr, tuple) else ""
+    if reason.endswith("on PATH"):
+        _for_want_of_a_program.append(f"{report.nodeid}: {reason}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Such a skip is a failure where the programs are required."""
+    if _for_want_of_a_program and os.environ.get("OFFLINE_DQN_PROGRAMS_REQUIRED"):
+        print("\nSkipped, though system programs are required here:", *_for_want_of_a_program, sep="\n  ")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
