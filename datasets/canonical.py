@@ -30,6 +30,8 @@ _NUMBER_TYPES = "('DOUBLE', 'BIGINT', 'UBIGINT', 'HUGEINT')"
 _LABEL_TYPES = "('VARCHAR', 'BIGINT', 'UBIGINT', 'HUGEINT', 'DOUBLE', 'BOOLEAN')"
 _HAS_ZONE = r"'\d{1,2}:\d{2}.*(Z|z|[+-]\d{2}(:?\d{2})?)$'"
 _MAX_STEP = 2**31 - 1
+_REMEDIES = {"behavior_prob": " (where a log has none, set behavior.propensity = 'estimated' in the contract)"}
+"""What to do where a field is missing and the contract could do without it."""
 
 
 @dataclass(frozen=True)
@@ -404,8 +406,8 @@ def _timestamp_problem(contract: Contract) -> Callable[[str, str], str]:
     )
     cases.append(
         lambda raw, typed: (
-            f"year({typed}) NOT BETWEEN 1 AND 9999",
-            f"'timestamp is ' || {_shown(raw)} || ', in the year ' || year({typed}) || '; is time.format right?'",
+            f"{typed} NOT BETWEEN TIMESTAMPTZ '0001-01-01 00:00:00+00' AND TIMESTAMPTZ '9999-12-31 23:59:59+00'",
+            f"'timestamp is ' || {_shown(raw)} || ', outside the years 1 to 9999; is time.format right?'",
         )
     )
     return lambda raw, typed: _cases(*[case(raw, typed) for case in cases])
@@ -495,7 +497,8 @@ def _reasons(contract: Contract, fields: list[_Field]) -> list[str]:
             missing = f"{_raw(field.name)} IS NULL"
             if field.name == "behavior_prob":  # the list of all probabilities holds that of the logged action
                 missing += f" AND {_raw('behavior_probs')} IS NULL"
-            problem = f"CASE WHEN {missing} THEN {literal(field.name + ' is missing')} ELSE {problem} END"
+            absent = f"{field.name} is missing" + _REMEDIES.get(field.name, "")
+            problem = f"CASE WHEN {missing} THEN {literal(absent)} ELSE {problem} END"
         if field.name.startswith("final_observation."):
             feature = contract.features[field.name.removeprefix("final_observation.")]
             absent = (

@@ -129,13 +129,15 @@ def query_catalog(path: Path, sql: str, *, folders: Sequence[Path]) -> QueryResu
             f"`query` answers exactly one SELECT and changes nothing; this is {kinds}. The views are steps, "
             "transitions, episodes, quarantine, batches, files and releases."
         )
+    if not path.exists():
+        raise QueryError(f"{path} does not exist. `offline-dqn ingest` builds it.")
     allowed = "[" + ", ".join(literal(str(folder.resolve()) + "/") for folder in folders) + "]"
-    try:
-        connection = duckdb.connect(str(path), read_only=True)
-    except duckdb.Error as error:
-        raise QueryError(f"{path} cannot be opened: {error}. The next `offline-dqn ingest` builds it anew.") from error
+    # Attached to a database of its own: connections to one file share their settings, and these lock themselves.
+    connection = duckdb.connect(":memory:")
     try:
         connection.execute("SET TimeZone = 'UTC'")
+        connection.execute(f"ATTACH {literal(str(path))} AS lake (READ_ONLY)")
+        connection.execute("USE lake")
         connection.execute(f"SET allowed_directories = {allowed}")
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")

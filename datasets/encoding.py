@@ -126,8 +126,12 @@ def fit_encoder(contract: Contract, observations: Observations) -> Encoder:
         table = values if isinstance(feature, VectorFeature) else values[:, None]
         missing = np.isnan(table)
         n_present = np.maximum((~missing).sum(axis=0), 1)
-        mean = np.where(missing, 0.0, table).sum(axis=0) / n_present
-        deviation = np.sqrt(np.where(missing, 0.0, (table - mean) ** 2).sum(axis=0) / n_present)
+        # Squares of huge values would overflow; a power of two loses no bit.
+        shrink = np.where(np.where(missing, 0.0, np.abs(table)).max(axis=0) > 1e150, 2.0**-600, 1.0)
+        small = np.where(missing, 0.0, table * shrink)
+        mean = small.sum(axis=0) / n_present
+        deviation = np.sqrt(np.where(missing, 0.0, (small - mean) ** 2).sum(axis=0) / n_present) / shrink
+        mean = mean / shrink
         # A constant feature carries nothing; scale 1 keeps a later, different value finite and clipped.
         scale = np.where(deviation > 1e-12 * np.maximum(1.0, np.abs(mean)), deviation, 1.0)
         encodings[name] = FeatureEncoding(
@@ -152,7 +156,8 @@ def _encode_labels(
 def _encode_numbers(block: NDArray[np.float32], values: NDArray[np.float64], encoding: FeatureEncoding) -> None:
     table = values if values.ndim == 2 else values[:, None]
     missing = np.isnan(table)
-    standardised = np.clip((table - np.array(encoding.mean)) / np.array(encoding.scale), -_CLIP, _CLIP)
+    with np.errstate(over="ignore"):  # what overflows is cut like anything else that is far out
+        standardised = np.clip((table - np.array(encoding.mean)) / np.array(encoding.scale), -_CLIP, _CLIP)
     block[:, : table.shape[1]] = np.where(missing, 0.0, standardised)
     if encoding.missing:
         block[:, -1] = missing.any(axis=1)

@@ -105,8 +105,8 @@ def batch_expectations(summary: BatchSummary, config: ValidateConfig) -> list[Ex
             "quarantined share",
             f"{share!r}::DOUBLE",
             f"is at most {config.max_quarantined_share:.2%} of the new rows",
-            f"{summary.n_quarantined} of {n_new} new rows broke the contract: their reasons are in the table "
-            "`quarantine`. Mend the log, or the contract, or raise validate.max_quarantined_share.",
+            f"{summary.n_quarantined} of {n_new} new rows broke the contract. Mend the log, or the contract, or raise "
+            "validate.max_quarantined_share.",
             {"max_value": config.max_quarantined_share},
         ),
         Expectation(

@@ -176,7 +176,7 @@ class _Ingest:
             n_files=len(taken),
             counts=counts,
             dropped_columns=tuple(sorted({column for t in taken for column in t.read.dropped})),
-            note=validation.summary() if validation and held else "",
+            note=_why_held(validation, reasons) if validation and held else "",
             validation=validation.to_json() if validation else None,
         )
         files = [_file_record(t, self.lake.contract, batch.status) for t in taken]
@@ -273,6 +273,11 @@ def _find_raw_text(connection: duckdb.DuckDBPyConnection, taken: list[_Taken]) -
             texts = zip(chunk[LINE].to_pylist(), chunk[RAW].to_pylist(), strict=True)
             for line, raw in ((line, raw) for line, raw in texts if line in wanted):
                 connection.execute("UPDATE bad SET raw = ? WHERE source = ? AND source_line = ?", [raw, source, line])
+
+
+def _why_held(validation: ValidationResult, reasons: list[tuple[str, int]]) -> str:
+    """The failed expectations, and the reasons of bad rows: while a batch is held, no table shows them."""
+    return " ".join([validation.summary(), *(f"{n} rows: {reason}." for reason, n in reasons)])
 
 
 def _frequent_reasons(connection: duckdb.DuckDBPyConnection, n: int = 5) -> list[tuple[str, int]]:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -383,7 +384,12 @@ def _add_empty_file(lake: Lake, table: str) -> None:
 
 
 def _arrow_schema(columns: Mapping[str, str]) -> pa.Schema:
-    selected = ", ".join(f"NULL::{type_} AS {quoted(name)}" for name, type_ in columns.items())
+    return _schema_of(tuple(columns.items()))
+
+
+@lru_cache
+def _schema_of(columns: tuple[tuple[str, str], ...]) -> pa.Schema:
+    selected = ", ".join(f"NULL::{type_} AS {quoted(name)}" for name, type_ in columns)
     with duck() as connection:
         schema: pa.Schema = connection.sql(f"SELECT {selected} WHERE false").to_arrow_table().schema
     return schema

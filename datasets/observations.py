@@ -58,13 +58,7 @@ def observations_from_records(contract: Contract, records: Sequence[Mapping[str,
     """
     problems: list[str] = []
     for row, record in enumerate(records):
-        unknown = [name for name in record if name not in contract.features]
-        if unknown:
-            problems.append(f"row {row + 1}: '{unknown[0]}' is no feature of the contract '{contract.name}'")
-        for name, feature in contract.features.items():
-            problem = _problem(feature, record.get(name))
-            if problem:
-                problems.append(f"row {row + 1}: {name} {problem}")
+        problems += [f"row {row + 1}: {problem}" for problem in observation_problems(contract, record)]
     if problems:
         shown = "\n".join(f"  {text}" for text in problems[:10])
         more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
@@ -85,6 +79,17 @@ def observations_from_records(contract: Contract, records: Sequence[Mapping[str,
         else:
             columns[name] = np.array([math.nan if value is None else value for value in values], dtype=np.float64)
     return Observations(columns, vocabularies)
+
+
+def observation_problems(contract: Contract, record: Mapping[str, object]) -> list[str]:
+    """What keeps one record from being an observation of the contract; empty if nothing does."""
+    unknown = [name for name in record if name not in contract.features]
+    problems = [f"'{unknown[0]}' is no feature of the contract '{contract.name}'"] if unknown else []
+    for name, feature in contract.features.items():
+        problem = _problem(feature, record.get(name))
+        if problem:
+            problems.append(f"{name} {problem}")
+    return problems
 
 
 def _label(value: object) -> str:

@@ -8,18 +8,16 @@ does not depend on an optimizer.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it ships no types
 
 from datasets.encoding import Encoder
 from datasets.errors import OfflineDqnError
 from datasets.replay import Replay
-from datasets.settings import Settings
+from offline_dqn.fqe_config import FqeConfig
 
 Array = NDArray[np.float64]
 Features = NDArray[np.float32]
@@ -30,24 +28,6 @@ _TOLERANCE = 1e-3
 
 class FqeError(OfflineDqnError):
     """Steps that no value can be fitted to."""
-
-
-class FqeConfig(Settings):
-    """How the value of a policy is fitted."""
-
-    n_random_features: int = Field(400, ge=0)
-    """Cosines of random directions of observation and time (Rahimi and Recht 2007): what lets values be curved."""
-    max_coefficients: int = Field(2_400, gt=0)
-    """Of all actions together. Where observation and time leave less room than `n_random_features`, fewer are drawn (at
-    least 50): the time of a fit grows with the cube of the features times the actions."""
-    n_time_knots: int = Field(24, ge=0)
-    """Bends of the piecewise linear effect of time: half evenly spaced, for values fall fast where logs are cut; half
-    at quantiles of the step index, where the steps are."""
-    ridges: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.3, 3.0, 30.0, 300.0, 3e3, 3e4, 3e5), min_length=1)
-    """Candidates for the strength of shrinkage, in steps' worth of evidence for "like the mean"; held-out clusters
-    choose."""
-    max_steps: int = Field(60_000, gt=0)
-    """Whole episodes are drawn until so many steps are reached; a control variate gains little from more."""
 
 
 @dataclass(frozen=True)

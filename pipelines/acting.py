@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from datasets.compatibility import IncompatibleContractError
 from datasets.errors import OfflineDqnError
-from datasets.observations import ObservationError, observations_from_records
+from datasets.observations import ObservationError, observation_problems, observations_from_records
 from offline_dqn.policy import QPolicy, RulePolicy, load_policy
 from pipelines.workspace import Workspace
 from reports.manifest import read_manifest
@@ -41,13 +43,14 @@ def load_release(workspace: Workspace, release: int) -> QPolicy | RulePolicy:
 def act(workspace: Workspace, release: int, path: Path) -> list[dict[str, Any]]:
     """What a release would do on each observation of a JSON Lines file: action, probabilities and Q-values.
 
-    A line is an observation, or an object with `observation` and, optionally, `available_actions`.
+    A line is an observation, or an object with `observation` and, optionally, `available_actions`. The action is the
+    most probable one; what is served draws from the probabilities.
 
     Raises:
         ObservationError: a line is no JSON object or does not fit the contract; every problem is named, nothing acts.
     """
     policy = load_release(workspace, release)
-    records, masks = _read_observations(path, policy.actions)
+    records, masks = _read_observations(path, policy)
     if not records:
         return []
     observations = observations_from_records(policy.contract, records)
@@ -64,32 +67,61 @@ def act(workspace: Workspace, release: int, path: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _read_observations(path: Path, actions: tuple[str, ...]) -> tuple[list[dict[str, Any]], Any]:
+def _read_observations(
+    path: Path, policy: QPolicy | RulePolicy
+) -> tuple[list[Mapping[str, object]], NDArray[np.bool_]]:
+    """The observations of a file, and (n, A) which actions are available to each."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError as error:
+        raise ObservationError(
+            f"{path} does not exist. Name a file of observations, one JSON object a line."
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ObservationError(f"{path} cannot be read as text: {error}.") from error
-    records: list[dict[str, Any]] = []
+    records: list[Mapping[str, object]] = []
     masks: list[list[bool]] = []
     problems: list[str] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            problems.append(f"line {number} is not valid JSON: {error}")
-            continue
-        if not isinstance(row, dict):
-            problems.append(f"line {number} is no JSON object")
-            continue
-        allowed = row.get("available_actions") or list(actions)
-        unknown = [name for name in allowed if name not in actions]
-        problems += [f"line {number}: '{name}' is no action of this release" for name in unknown]
-        nested = row.get("observation", {k: v for k, v in row.items() if k != "available_actions"})
-        records.append(nested)
-        masks.append([name in allowed for name in actions])
+        record, mask, wrong = _read_line(line, policy)
+        problems += [f"line {number}: {text}" for text in wrong]
+        records.append(record)
+        masks.append(mask)
     if problems:
-        listed = "\n".join(f"  {text}" for text in problems[:10])
-        raise ObservationError(f"{path} has {len(problems)} lines that cannot be acted on:\n{listed}")
-    return records, np.array(masks, dtype=bool).reshape(len(records), len(actions))
+        listed = "\n".join(f"  {text}" for text in problems[:_SHOWN])
+        more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        what = f"{len(problems)} problems" if len(problems) > 1 else "a problem"
+        raise ObservationError(f"{path} has {what}, so nothing acted:\n{listed}{more}")
+    return records, np.array(masks, dtype=bool).reshape(len(records), len(policy.actions))
+
+
+_SHOWN = 10
+"""Problems that a message lists."""
+
+
+def _read_line(line: str, policy: QPolicy | RulePolicy) -> tuple[Mapping[str, object], list[bool], list[str]]:
+    """The observation of one line, which actions it allows, and what is wrong with it."""
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        return {}, [], [f"is not valid JSON: {error}"]
+    if not isinstance(row, dict):
+        return {}, [], [f"wants a JSON object, found {line.strip()[:60]}"]
+    problems = []
+    allowed = row.pop("available_actions", None)
+    if allowed is None:
+        allowed = list(policy.actions)
+    if not isinstance(allowed, list):
+        problems.append(f"available_actions wants a list of actions, found {json.dumps(allowed)[:60]}")
+        allowed = []
+    elif not allowed:
+        problems.append("available_actions is empty, so there is nothing to choose from")
+    unknown = [str(name) for name in allowed if name not in policy.actions]
+    problems += [f"'{name}' is no action of this release ({', '.join(policy.actions)})" for name in unknown]
+    record = row.get("observation", row)
+    if not isinstance(record, dict):
+        return {}, [], [*problems, f"observation wants a JSON object, found {json.dumps(record)[:60]}"]
+    problems += observation_problems(policy.contract, record)
+    return record, [name in allowed for name in policy.actions], problems

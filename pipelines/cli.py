@@ -80,6 +80,8 @@ def command(target: typer.Typer, name: str) -> Callable[[F], F]:
             except KeyboardInterrupt as error:
                 console.fail("interrupted. Nothing half-done was kept; the same command goes on from there.")
                 raise typer.Exit(130) from error
+            except BrokenPipeError:
+                raise  # the reader of our output has gone, which typer ends quietly
             except OSError as error:
                 console.fail(
                     f"{error.filename or 'A file'} could not be used: {error.strerror or error}. Check space and "
@@ -97,6 +99,13 @@ def _open(workspace: Path) -> Workspace:
     from pipelines.workspace import open_workspace
 
     return open_workspace(workspace)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run under a number that has no name
+        return f"user {os.getuid()}"
 
 
 @command(app, "init")
@@ -181,8 +190,8 @@ def _print_ingest(report: IngestReport) -> None:
         console.print_account(
             "Nothing new",
             {
-                "unchanged": f"{len(report.unchanged)} files that earlier batches took; see `offline-dqn batches list`. "
-                "Those of a rejected batch are read again once the contract has changed"
+                "unchanged": f"{len(report.unchanged)} files that earlier batches took (offline-dqn batches list); "
+                "those of a rejected batch are read again once the contract has changed"
             },
         )
     else:
@@ -260,9 +269,7 @@ def query(
     as_json: JsonOption = False,
 ) -> None:
     """Ask the lake: views steps, transitions, episodes, quarantine, batches, files, releases."""
-    from pipelines import stages
-
-    answer = stages.query(_open(workspace), sql)
+    answer = _open(workspace).query(sql)
     if as_json or form is Form.JSON:
         rows = [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
         console.print_json({"columns": list(answer.columns), "rows": rows})
@@ -270,10 +277,10 @@ def query(
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(answer.columns)
-        writer.writerows(answer.rows)
+        writer.writerows([console.cell(value) for value in row] for row in answer.rows)
         sys.stdout.write(text.getvalue())
     else:
-        console.print_table("", list(answer.columns), answer.rows)
+        console.print_table("", list(answer.columns), [[console.cell(v) for v in row] for row in answer.rows])
 
 
 @batches_app.callback()
@@ -345,7 +352,7 @@ def batches_reject(
 def _settle(workspace: Path, settle: Callable[..., Any], batch: str, reviewer: str, as_json: bool) -> None:
     opened = _open(workspace)
     lake = opened.open_lake()
-    settled = settle(lake, batch, by=reviewer or getpass.getuser(), at=datetime.now(UTC))
+    settled = settle(lake, batch, by=reviewer or _user(), at=datetime.now(UTC))
     opened.refresh_catalog(lake)
     if as_json:
         console.print_json({**settled.to_json(), "validation": None})
@@ -433,7 +440,7 @@ def train(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> N
 def _print_training(outcome: TrainOutcome) -> None:
     metrics = outcome.last_metrics
     console.print_account(
-        f"Release {outcome.release} trained",
+        f"Release {outcome.release} {'was trained from this before' if outcome.repeated else 'trained'}",
         {
             "snapshot": outcome.snapshot,
             "steps": f"{outcome.n_steps:,} learned from, {outcome.n_unusable_steps:,} without a known next observation",
@@ -475,16 +482,14 @@ def _print_evaluation(outcome: EvaluateOutcome) -> None:
     assert decision is not None  # evaluate_candidate always decides
     title = f"Release {outcome.release}: gate {'passed' if outcome.passed else 'refused'}"
     console.print_account(title + (" (as recorded before)" if outcome.repeated else ""), {"reason": decision.reason})
-    rows = [
-        [
-            e.estimator,
-            e.policy,
-            console.number(e.value),
-            f"[{e.interval.low:.4g}, {e.interval.high:.4g}]" if e.interval else "",
-            e.refused or ("decides" if e.binding else e.note),
-        ]
-        for e in evaluation.estimates
-    ]
+    rows: list[list[str]] = []
+    named: str | None = None
+    for e in evaluation.estimates:
+        interval = f"[{e.interval.low:.4g}, {e.interval.high:.4g}]" if e.interval else ""
+        cause = "refused for the same cause" if e.refused and e.refused == named else e.refused
+        named = e.refused or named
+        note = cause or ("decides" if e.binding else e.note)
+        rows.append([e.estimator, e.policy, console.number(e.value), interval, note])
     console.print_table(
         "Estimates per episode, with 95 % intervals", ["", "of", "value", "interval", ""], rows, right=["value"]
     )
@@ -571,6 +576,8 @@ def print_nights(workspace: Path, records: list[Any]) -> None:
     console.print_table("Nights", COLUMNS, [record.row() for record in records], right=RIGHT)
     for record in records[-1:]:
         console.print_account("", {"verdict": record.reason})
+        for warning in record.warnings:
+            console.warn(warning)
     reports = [record.report for record in records if record.report]
     if reports:
         console.print_account("", {"report": workspace.absolute() / reports[-1]})
@@ -637,7 +644,7 @@ def rollback(
 ) -> None:
     """Go back to a former champion, or to the rules."""
     opened = _open(workspace)
-    promotion = opened.registry.rollback(to, reviewer=reviewer or getpass.getuser(), note=note)
+    promotion = opened.registry.rollback(to, reviewer=reviewer or _user(), note=note)
     _print_promotion(opened, promotion, as_json)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from offline_dqn.train_config import TrainConfig
 from pydantic import Field
 
 from datasets.contract import Contract
@@ -14,7 +13,8 @@ from datasets.snapshot import SnapshotConfig
 from datasets.validation import ValidateConfig
 from drift.detection import DriftConfig
 from offline_dqn.policy import Rule, RulePolicy
-from reports.evaluation import EvaluateConfig
+from offline_dqn.train_config import TrainConfig
+from reports.evaluate_config import EvaluateConfig
 from reports.gate import GateConfig
 
 

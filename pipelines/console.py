@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,8 +31,22 @@ _LINE_EVERY_S = 10.0
 
 
 def print_json(values: Any) -> None:
-    """One JSON object on stdout."""
-    print(json.dumps(values, default=str))  # rich would wrap it
+    """One JSON object on stdout; JSON has no NaN and no infinity, so they become null."""
+    print(json.dumps(_json_values(values), default=str, allow_nan=False))  # rich would wrap it
+
+
+def _json_values(values: Any) -> Any:
+    if isinstance(values, Mapping):
+        return {str(key): _json_values(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_json_values(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
+
+
+def cell(value: Any) -> Any:
+    """A value as a cell of a table or CSV file: what is nested as JSON, the rest as it is."""
+    nested = isinstance(value, Mapping | list | tuple)
+    return json.dumps(_json_values(value), default=str, ensure_ascii=False) if nested else value
 
 
 def print_account(title: str, facts: Mapping[str, object]) -> None:

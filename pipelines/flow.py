@@ -8,12 +8,16 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from prefect import flow, task
+from prefect import State, Task, flow, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import TaskRun
 
+from datasets.errors import OfflineDqnError
 from datasets.ingest import IngestReport
+from datasets.lake import LakeError
 from datasets.locking import exclusive_lock
 from offline_dqn.learner import Metrics
 from pipelines import stages
@@ -37,7 +41,13 @@ watch: ContextVar[Watch] = ContextVar("watch", default=_NOBODY)
 """Set by the command line: a flow's parameters are stored as JSON and cannot carry a function."""
 
 
-@task(name="ingest", retries=2, retry_delay_seconds=[5, 30], cache_policy=NO_CACHE)
+def _may_pass(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
+    """Whether the same ingest can succeed a little later: a full disk may, a wrong contract or path does not."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, LakeError) or not isinstance(error, OfflineDqnError)
+
+
+@task(name="ingest", retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=_may_pass, cache_policy=NO_CACHE)
 def ingest_logs(workspace: Path) -> IngestReport:
     """New log rows into the lake. Reads what others write, so it is tried again."""
     return stages.ingest(open_workspace(workspace), on_rows=watch.get().on_rows)
@@ -90,7 +100,6 @@ def nightly(workspace: str, force_train: bool = False) -> dict[str, object]:
 def _night(workspace: Workspace, force_train: bool) -> NightRecord:
     clock = _Clock()
     root = workspace.root
-    stages.ensure_version_zero(workspace)
     with clock.stage("ingest"):
         ingested = ingest_logs(root)
     if ingested.batch is not None and ingested.batch.status == "held":
@@ -156,9 +165,18 @@ def _record(
         reason=decision.reason if decision else drift.decision.sentence if drift else batch.note if batch else "",
         report=str(report) if report else None,
         seconds=clock.total(),
+        warnings=_warnings(ingested),
     )
     append_night(workspace.nights_path, record)
     return record
+
+
+def _warnings(ingested: IngestReport) -> list[str]:
+    return [
+        *(cause for _, cause in ingested.damaged),
+        *(f"{file} is empty" for file in ingested.empty),
+        *(f"{n:,} rows quarantined: {reason}" for reason, n in ingested.reasons),
+    ]
 
 
 def _show(workspace: Workspace, record: NightRecord) -> None:
@@ -170,6 +188,7 @@ def _show(workspace: Workspace, record: NightRecord) -> None:
         description=f"The night of {record.as_of[:10]} in {workspace.root.name}",
     )
     verdict = f"**{record.gate or record.decision}**: {record.reason}"
+    verdict += "".join(f"\n\n- {warning}" for warning in record.warnings)
     if record.report:
         verdict += f"\n\nReport: `{workspace.root / record.report}`"
     create_markdown_artifact(markdown=verdict, key=f"verdict-{name}", description="What the night decided")

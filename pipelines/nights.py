@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class NightRecord:
         gate: "passed" or "refused", and `reason` why.
         report: path of the report, relative to the workspace.
         seconds: by stage, and "total".
+        warnings: what a person should look at although the night went on, such as files that could not be read.
     """
 
     as_of: str
@@ -43,10 +44,16 @@ class NightRecord:
     reason: str
     report: str | None
     seconds: Mapping[str, float]
+    warnings: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {**asdict(self), "seconds": dict(self.seconds)}
+        return {**asdict(self), "seconds": dict(self.seconds), "warnings": list(self.warnings)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> NightRecord:
+        """What `to_json` wrote; what a newer version may have added is left out."""
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
     def row(self) -> list[str]:
         """The night as a row of text; see COLUMNS."""
@@ -83,9 +90,11 @@ RIGHT = ("rows in", "quarantined", "release", "baseline", "seconds")
 
 
 def append_night(path: Path, record: NightRecord) -> None:
-    """Adds a line, through to the disk."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record.to_json()) + "\n")
+    """Adds a line, through to the disk; a line that a crash cut off is removed first."""
+    with path.open("a+b") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json.dumps(record.to_json()).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
@@ -95,4 +104,4 @@ def read_nights(path: Path) -> list[NightRecord]:
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [NightRecord(**json.loads(line)) for line in lines]
+    return [NightRecord.from_json(json.loads(line)) for line in lines]

@@ -29,7 +29,7 @@ def run_night(workspace: Workspace, *, force_train: bool) -> NightRecord:
             record = nightly(str(workspace.root), force_train)
         finally:
             watch.reset(token)
-    return NightRecord(**record)  # type: ignore[arg-type]  # the flow's result is the record's own JSON
+    return NightRecord.from_json(record)
 
 
 def use_workspace_home(root: Path) -> None:

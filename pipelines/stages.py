@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 
 from datasets.batches import list_batches
-from datasets.catalog import QueryResult, query_catalog
 from datasets.encoding import fit_encoder
 from datasets.errors import OfflineDqnError
 from datasets.ingest import IngestReport, ingest_logs
 from datasets.lake import Lake, open_lake
 from datasets.replay import GATE, TRAIN, Replay
 from datasets.simulators.autoscaler_logs import SimulatedLogs, simulate_logs
-from datasets.snapshot import SnapshotSummary, freeze_snapshot, open_snapshot, read_episodes
+from datasets.snapshot import SnapshotError, SnapshotSummary, freeze_snapshot, open_snapshot, read_episodes
 from datasets.validation import ValidationResult, validate_steps
 from drift.decision import LivePerformance, RetrainDecision, decide_retrain
 from drift.detection import measure_drift
@@ -30,6 +29,7 @@ from drift.records import DriftReport
 from drift.windows import window_from_replay
 from offline_dqn.learner import Metrics, fit
 from offline_dqn.policy import Policy, save_policy
+from offline_dqn.train_config import TrainConfig
 from pipelines.acting import load_release
 from pipelines.workspace import Workspace
 from reports.crossfit import step_probs
@@ -46,7 +46,7 @@ class StageError(OfflineDqnError):
     """A stage that lacks what an earlier one makes."""
 
 
-# --- ingest, validate, query
+# --- ingest, validate
 
 
 def ingest(
@@ -68,12 +68,6 @@ def validate(workspace: Workspace) -> ValidationResult:
     result = validate_steps(lake.files("steps"), lake.contract, summary=None, config=workspace.config.validate_)
     (lake.root / "validation.json").write_text(json.dumps(result.to_json(), indent=1))
     return result
-
-
-def query(workspace: Workspace, sql: str) -> QueryResult:
-    """Answers one read-only SELECT over the lake's views at its last commit."""
-    path = workspace.refresh_catalog(workspace.open_lake())
-    return query_catalog(path, sql, folders=[workspace.root / "lake"])
 
 
 # --- snapshot, drift
@@ -121,7 +115,10 @@ def measure(workspace: Workspace, *, forced: bool = False) -> DriftOutcome:
         return DriftOutcome(None, decision, None)
     lake = workspace.open_lake()
     as_of = workspace.as_of(lake)
-    trained_on, summary = open_snapshot(_snapshot_of(workspace, champion))
+    try:
+        trained_on, summary = open_snapshot(_snapshot_of(workspace, champion))
+    except SnapshotError as error:
+        return DriftOutcome(None, _without_reference(error, forced), None)
     frozen_at = datetime.fromisoformat(summary.as_of)
     live = _newest_nights(
         read_episodes(lake, workspace.config.snapshot, as_of=as_of, started_after=frozen_at), config.live_nights
@@ -144,6 +141,14 @@ def measure(workspace: Workspace, *, forced: bool = False) -> DriftOutcome:
     )
     nights = (live.nights.min().astype(date), live.nights.max().astype(date)) if live is not None else None
     return DriftOutcome(report, decision, nights)
+
+
+def _without_reference(error: SnapshotError, forced: bool) -> RetrainDecision:
+    lost = f"what the champion was judged on cannot be read, so nothing can be compared ({error})"
+    if forced:
+        return RetrainDecision(True, "forced", f"Retrain: it was asked for; {lost}", ("it was asked for",))
+    advice = "`offline-dqn nightly --force-train` trains a successor with a reference of its own"
+    return RetrainDecision(False, "not enough data", f"Keep the champion: {lost}; {advice}.", ())
 
 
 def _newest_nights(live: Replay | None, n_nights: int) -> Replay | None:
@@ -199,6 +204,8 @@ class TrainOutcome:
     seconds: float
     last_metrics: Mapping[str, float]
     q_exceeds_feasible: bool
+    repeated: bool = False
+    """Whether this release stood there already, from the same data and settings."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -214,7 +221,10 @@ def train(
     """Trains on a snapshot's `train` split and registers the policy as the candidate release.
 
     Killed anywhere and repeated on the same snapshot, it goes on from its last checkpoint and ends in the same bits.
+    What was trained from the same data with the same settings before is that release, not a new one: a twin would meet
+    the gate a second time and spend error that its level does not hold.
     """
+    _ensure_version_zero(workspace)
     path = snapshot_path or _newest_snapshot(workspace)
     replay, summary = open_snapshot(path)
     train_split = replay.of_split(TRAIN)
@@ -223,6 +233,9 @@ def train(
             f"No episode of {path.name} is in the training split ({replay.n_episodes} in all). Wait for more nights."
         )
     config = workspace.config.train
+    known = _trained_before(workspace, replay.digest, config)
+    if known is not None:
+        return known
     checkpoints = workspace.root / "checkpoints" / path.name
     began = time.perf_counter()
     encoder = fit_encoder(replay.contract, train_split.observations)
@@ -240,6 +253,7 @@ def train(
                 "seconds": seconds,
                 "snapshot": path.name,
                 "snapshot_digest": replay.digest,
+                "q_exceeds_feasible": trained.q_exceeds_feasible,
                 "as_of": summary.as_of,
             },
             indent=1,
@@ -260,7 +274,28 @@ def train(
     )
 
 
-def ensure_version_zero(workspace: Workspace) -> None:
+def _trained_before(workspace: Workspace, snapshot_digest: str, config: TrainConfig) -> TrainOutcome | None:
+    """The release that these data and settings gave, if it is still there; whole, or `evaluate` will say so."""
+    for release in reversed(workspace.releases_on_disk()):
+        path = workspace.release_path(release) / "training.json"
+        if not path.exists():
+            continue
+        training = json.loads(path.read_text())
+        if training["snapshot_digest"] == snapshot_digest and training["config"] == config.model_dump(mode="json"):
+            return TrainOutcome(
+                release=release,
+                snapshot=training["snapshot"],
+                n_steps=training["n_steps"],
+                n_unusable_steps=training["n_unusable_steps"],
+                seconds=0.0,
+                last_metrics=training["history"][-1] if training["history"] else {},
+                q_exceeds_feasible=training["q_exceeds_feasible"],
+                repeated=True,
+            )
+    return None
+
+
+def _ensure_version_zero(workspace: Workspace) -> None:
     """Registers the configured rules as version 0, where there are rules and no version 0 yet."""
     rules = workspace.config.baseline
     if rules is None or workspace.release_path(VERSION_ZERO).exists():
@@ -445,8 +480,9 @@ def _plan_of(workspace: Workspace, lake: Lake, as_of: datetime) -> LogPlan:
     replay = read_episodes(lake, splits, as_of=as_of)
     if replay is None:
         raise StageError(
-            f"No episode is complete and undamaged at {as_of:%Y-%m-%d %H:%M} UTC. Ingest logs first, or see why with "
-            'offline-dqn query "SELECT complete, damage, count(*) FROM episodes GROUP BY ALL".'
+            f"No episode is complete and undamaged at {as_of:%Y-%m-%d %H:%M} UTC. Ingest logs first, look for a held batch "
+            'with `offline-dqn batches list`, or see why with `offline-dqn query "SELECT complete, damage, count(*) FROM '
+            'episodes GROUP BY ALL"`.'
         )
     return plan_log(replay, workspace.config.gate, 1 - splits.train_share - splits.select_share)
 

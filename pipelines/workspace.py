@@ -8,7 +8,7 @@ from functools import cached_property
 from importlib import resources
 from pathlib import Path
 
-from datasets.catalog import refresh_catalog
+from datasets.catalog import QueryResult, query_catalog, refresh_catalog
 from datasets.contract import Contract, read_contract
 from datasets.errors import OfflineDqnError
 from datasets.ingest import newest_timestamp
@@ -88,6 +88,11 @@ class Workspace:
         """Brings `lake.duckdb` up to the lake's last commit and returns its path."""
         refresh_catalog(lake, self.catalog_path, as_of=self._catalog_as_of(lake), releases=self._release_rows())
         return self.catalog_path
+
+    def query(self, sql: str) -> QueryResult:
+        """Answers one read-only SELECT over the lake's views at its last commit."""
+        path = self.refresh_catalog(self.open_lake())
+        return query_catalog(path, sql, folders=[self.root / "lake"])
 
     def _catalog_as_of(self, lake: Lake) -> datetime:
         # To the minute: a clock that runs on must not make every query rebuild the views.

@@ -12,17 +12,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 from scipy import stats
 
-from datasets.settings import Settings
 from reports import estimators
 from reports.estimators import Floats, Ints, RatioSum
+from reports.evaluate_config import AssessmentConfig
 from reports.gate import GateConfig
 from reports.intervals import bootstrap_replicates, cluster_codes, lower_bound, percentile_interval, upper_bound
 from reports.intervals import variance_of_mean as clustered_variance
 from reports.overlap import measure_overlap
-from reports.propensity import PropensityConfig, check_propensities
+from reports.propensity import check_propensities
 from reports.records import (
     ActionShares,
     Agreement,
@@ -40,20 +39,6 @@ DECIDING_RULE = (
     "Cross-fitted doubly robust estimation decides wherever the behavior probabilities are usable; without them "
     "nothing decides and the gate refuses. The rule is fixed before the gate episodes are read."
 )
-
-
-class AssessmentConfig(Settings):
-    """How estimates and intervals are made."""
-
-    level: float = Field(0.95, gt=0, le=0.99)
-    """Level of the intervals shown in the report."""
-    n_replicates: int = Field(10_000, ge=2_000)
-    """Bootstrap replicates; raised to 100 / alpha of the gate where that is more."""
-    agreement_level: float = Field(0.99, gt=0, le=0.99)
-    """Level of the interval of deciding minus checking estimator, which must contain 0."""
-    largest_step_table: int = Field(20_000_000, ge=1)
-    """Episodes times longest length up to which WPDIS and WDR are computed; beyond it WIS checks."""
-    propensity: PropensityConfig = PropensityConfig()
 
 
 @dataclass(frozen=True)

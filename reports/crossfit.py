@@ -16,8 +16,9 @@ from datasets.errors import OfflineDqnError
 from datasets.replay import GATE, Replay
 from offline_dqn.policy import Policy
 from reports.estimators import Floats, Ints
+from reports.evaluate_config import PropensityConfig
 from reports.intervals import cluster_codes
-from reports.propensity import PropensityConfig, PropensityError, fit_behavior_model
+from reports.propensity import PropensityError, fit_behavior_model
 from reports.trial import Role
 
 

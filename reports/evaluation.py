@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
-from pydantic import Field
 
 from datasets.encoding import Encoder
 from datasets.errors import OfflineDqnError
 from datasets.replay import GATE, Replay
-from offline_dqn.fqe import FqeConfig, fit_q_evaluation
+from offline_dqn.fqe import fit_q_evaluation
+from offline_dqn.fqe_config import FqeConfig
 from offline_dqn.policy import Policy
-from reports.assessment import DECIDING_RULE, AssessmentConfig, assess, night_episodes_upper
+from reports.assessment import DECIDING_RULE, assess, night_episodes_upper
 from reports.crossfit import QFitter, QFunction, cross_fit, deal_folds, step_probs
 from reports.estimators import Floats
+from reports.evaluate_config import EvaluateConfig
 from reports.gate import GateConfig, decide
 from reports.records import Counts, Evaluation
 from reports.trial import Arm, Role, Trial, feasible_range
@@ -23,14 +24,6 @@ from reports.trial import Arm, Role, Trial, feasible_range
 
 class EvaluationError(OfflineDqnError):
     """There is nothing to evaluate on."""
-
-
-class EvaluateConfig(AssessmentConfig):
-    """The evaluation stage."""
-
-    n_folds: int = Field(5, ge=2)
-    """Folds of clusters among the gate episodes, each modelled by what lies outside it."""
-    fqe: FqeConfig = FqeConfig()
 
 
 def evaluate_candidate(

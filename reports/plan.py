@@ -21,10 +21,11 @@ from datasets.errors import OfflineDqnError
 from datasets.replay import Replay
 from reports import records
 from reports.estimators import Floats, Ints, on_policy_returns
+from reports.evaluate_config import PropensityConfig
 from reports.formatting import number, share
 from reports.gate import GateConfig
 from reports.intervals import variance_of_mean
-from reports.propensity import PropensityConfig, check_propensities
+from reports.propensity import check_propensities
 from reports.records import PropensityKind
 
 CHANGED_SHARES = (0.02, 0.05, 0.10, 0.25)

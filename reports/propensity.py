@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 from scipy import optimize, special, stats
 
 from datasets.errors import OfflineDqnError
-from datasets.settings import Settings
 from reports.estimators import Floats, Ints
+from reports.evaluate_config import PropensityConfig
 from reports.intervals import STUDENT_T, cluster_codes
 from reports.records import ActionAverage, Interval, PropensityKind, PropensityReport
+
+_LARGEST_LOG = 50.0
+"""Half-widths on the log scale above this say nothing more, and would overflow."""
 
 
 class PropensityError(OfflineDqnError):
     """Behavior probabilities that no log can have, or that cannot be estimated."""
-
-
-class PropensityConfig(Settings):
-    """Checking logged probabilities, and estimating missing ones."""
-
-    check_level: float = Field(0.99, gt=0, lt=1)
-    """Level at which all actions together must average to 1."""
-    fewest_taken: int = Field(10, ge=2)
-    """An action taken less often than this is listed as undecided instead of judged."""
-    model: Literal["logistic", "boosting"] = "logistic"
-    """What estimates missing probabilities: multinomial logistic regression or gradient-boosted trees."""
-    calibration_share: float = Field(0.2, gt=0, lt=1)
-    """Share of clusters kept from the first fit to calibrate it on."""
 
 
 def check_propensities(
@@ -127,6 +117,8 @@ def _action_average(
         note = "never taken, though the policies on trial would" if missing else "too rare to judge"
         return ActionAverage(name, n_available, n_taken, None, None, passed=not missing, note=note)
     terms = np.where(taken[free], 1.0 / p[free], 0.0)
+    scaled = terms / terms.max()  # squares of the terms themselves may overflow
+    n_effective = float(scaled.sum() ** 2 / (scaled**2).sum())
     codes = cluster_codes(clusters[free])
     average, n_clusters = float(terms.mean()), int(codes.max()) + 1
     if n_clusters < 2:
@@ -138,11 +130,15 @@ def _action_average(
         note = f"its smallest probability, {float(p[free].min()):.3g}, is too small to weight with"
         return ActionAverage(name, n_available, n_taken, None, None, passed=False, note=note)
     level = 1 - (1 - config.check_level) / len(names)  # all actions together hold check_level
-    half = float(stats.t.ppf((1 + level) / 2, n_clusters - 1)) * error
-    low, high = average - half, average + half
+    # On the log scale: a sum of rare large terms is skewed, and falls short of its mean more often than not.
+    half = float(stats.t.ppf((1 + level) / 2, n_clusters - 1)) * error / average
+    low, high = average * math.exp(-half), average * math.exp(min(half, _LARGEST_LOG))
     slack = 1e-9  # a fixed p of exactly 1 / share has no spread at all
-    passed = low - slack <= 1.0 <= high + slack
+    judged = n_effective >= config.fewest_effective
+    passed = not judged or low - slack <= 1.0 <= high + slack
     note = "" if passed else f"averages to {average:.3g}, interval [{low:.3g}, {high:.3g}]"
+    if not judged:
+        note = f"its probabilities are worth {n_effective:.0f} equal ones, too few to judge"
     return ActionAverage(name, n_available, n_taken, average, Interval(low, high, level, STUDENT_T), passed, note)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ _TRUTH_EPISODES = 200_000
 class AutoscalerCell:
     """Seven nights of version 0, half of the episodes for the gate; the candidate is another controller."""
 
+    method: ClassVar[str] = "gate: DR cross-fitted with fitted Q evaluation, bootstrap by cluster"
     world: str
     rules: tuple[tuple[str, str], ...]
     """Of the candidate, which explores like the log."""

@@ -31,7 +31,7 @@ _FAMILIES: dict[str, tuple[str, tuple[str, ...], Callable[[Any, Sequence[dict[st
     "drift": ("drift_cells", ("drift/*.py", "tests/drift/worlds.py", "tests/benchmarks/drift_cells.py"), drift_rows),
     "autoscaler": (
         "autoscaler_cells",
-        ("reports/*.py", "offline_dqn/fqe.py", "datasets/simulators/*.py", "tests/benchmarks/autoscaler_cells.py"),
+        ("reports/*.py", "offline_dqn/fqe*.py", "datasets/simulators/*.py", "tests/benchmarks/autoscaler_cells.py"),
         gate_rows,
     ),
 }
@@ -89,13 +89,13 @@ class Outcomes:
         self.by_seed: dict[int, dict[str, Any]] = dict(self._read())
 
     def _read(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        if self.path.exists():
-            for line in self.path.read_text().splitlines():
-                try:
-                    found = json.loads(line)
-                except json.JSONDecodeError:  # cut off while it was written
-                    continue
-                yield found.pop("seed"), found
+        text = self.path.read_text() if self.path.exists() else ""
+        whole, _, cut_off = text.rpartition("\n")
+        if cut_off:  # killed while it was written
+            self.path.write_text(whole + "\n" if whole else "")
+        for line in whole.splitlines():
+            found = json.loads(line)
+            yield found.pop("seed"), found
 
     def add(self, seed: int, outcome: dict[str, Any]) -> None:
         """Keeps one, at once."""
@@ -110,39 +110,47 @@ class Outcomes:
 
 def calibrate(wanted: Sequence[Cell], n_logs: int, folder: Path, *, n_workers: int = 2) -> list[CalibrationRow]:
     """Judges the logs that are missing, and returns every row."""
-    kept = {cell.title + cell.key(): Outcomes(folder, cell) for cell in wanted}
+    kept = [Outcomes(folder, cell) for cell in wanted]
     missing = [
-        (cell, seed)
-        for cell in wanted
+        (place, seed)
+        for place, cell in enumerate(wanted)
         for seed in range(cell.n_logs(n_logs))
-        if seed not in kept[cell.title + cell.key()].by_seed
+        if seed not in kept[place].by_seed
     ]
     _say(f"{len(missing)} logs to judge, {sum(c.n_logs(n_logs) for c in wanted)} in all")
-    for cell, seed, outcome in _judged(missing, n_workers):
-        kept[cell.title + cell.key()].add(seed, outcome)
-    return [row for cell in wanted for row in rows_of(cell, kept[cell.title + cell.key()].first(cell.n_logs(n_logs)))]
+    for place, seed, outcome in _judged(wanted, missing, n_workers):
+        kept[place].add(seed, outcome)
+    return [
+        row
+        for cell, outcomes in zip(wanted, kept, strict=True)
+        for row in rows_of(cell, outcomes.first(cell.n_logs(n_logs)))
+    ]
 
 
-def _judged(work: Sequence[tuple[Cell, int]], n_workers: int) -> Iterator[tuple[Cell, int, dict[str, Any]]]:
+def _judged(
+    wanted: Sequence[Cell], missing: Sequence[tuple[int, int]], n_workers: int
+) -> Iterator[tuple[int, int, dict[str, Any]]]:
     if n_workers < 2:
-        yield from ((cell, seed, cell.judge(seed)) for cell, seed in work)
+        yield from ((place, seed, wanted[place].judge(seed)) for place, seed in missing)
         return
-    waiting: dict[Future[dict[str, Any]], tuple[Cell, int]] = {}
+    waiting: _Waiting = {}
     with ProcessPoolExecutor(n_workers, initializer=_one_thread) as pool:
-        for n_done, (cell, seed) in enumerate(work):
+        for n_done, (place, seed) in enumerate(missing):
             if len(waiting) >= 4 * n_workers:  # few at a time: interrupted, it loses little
                 yield from _finished(waiting)
-            waiting[pool.submit(cell.judge, seed)] = (cell, seed)
+            waiting[pool.submit(wanted[place].judge, seed)] = (place, seed)
             if n_done % 250 == 0:
-                _say(f"{n_done} of {len(work)}: {cell.title}")
+                _say(f"{n_done} of {len(missing)}: {wanted[place].title}")
         while waiting:
             yield from _finished(waiting)
 
 
-def _finished(waiting: dict[Future[dict[str, Any]], tuple[Cell, int]]) -> Iterator[tuple[Cell, int, dict[str, Any]]]:
+_Waiting = dict[Future[dict[str, Any]], tuple[int, int]]
+
+
+def _finished(waiting: _Waiting) -> Iterator[tuple[int, int, dict[str, Any]]]:
     for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-        cell, seed = waiting.pop(future)
-        yield cell, seed, future.result()
+        yield (*waiting.pop(future), future.result())
 
 
 def _one_thread() -> None:

@@ -13,7 +13,6 @@ from tests.benchmarks.rows import table
 SLACK = 1.5
 """A level is held if the upper limit of what was observed is at most this many times the level."""
 
-GATE = "gate: cross-fitted DR, bootstrap by cluster"
 DRIFT = "drift: largest standardized PSI"
 
 
@@ -58,15 +57,15 @@ def gate_rows(cell: Any, outcomes: Sequence[dict[str, Any]]) -> list[Calibration
         passed = [o["passed"] for o in outcomes]
         share = sum(passed) / len(passed)
         power = CalibrationRow(
-            work="power: a better candidate passes", world=cell.world, method=GATE, kind="comparison", level=0.8,
+            work="power: a better candidate passes", world=cell.world, method=cell.method, kind="comparison", level=0.8,
             observed=_rounded(share), upper=_rounded(upper_limit(sum(passed), len(passed))), n=len(passed),
             met=share >= 0.8,
         )  # fmt: skip
         return [power, *rows]
-    found = [_row(cell, "false pass, over all logs", GATE, "promise", [o["passed"] for o in outcomes])]
+    found = [_row(cell, "false pass, over all logs", cell.method, "promise", [o["passed"] for o in outcomes])]
     if open_ones:
         passes = [o["passed"] for o in open_ones]
-        found.append(_row(cell, "false pass, over logs that no other check refused", GATE, "promise", passes))
+        found.append(_row(cell, "false pass, over logs that no other check refused", cell.method, "promise", passes))
     for key, method in {
         "bound_passes": "the lower bound alone, where overlap admits one",
         "model_passes": "the direct method's lower bound alone",
@@ -81,7 +80,7 @@ def _coverage(cell: Any, outcomes: Sequence[dict[str, Any]]) -> Iterator[Calibra
     missed = [not o["covered"] for o in outcomes if o["covered"] is not None]
     if missed:
         work = "coverage: the 95 % interval misses the true difference"
-        yield _row(cell, work, GATE, "comparison", missed, level=0.05)
+        yield _row(cell, work, cell.method, "comparison", missed, level=0.05)
 
 
 def drift_rows(cell: Any, outcomes: Sequence[dict[str, Any]]) -> list[CalibrationRow]:

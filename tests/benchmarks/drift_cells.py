@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -30,7 +31,7 @@ class DriftCell:
 
     def __call__(self, seed: int) -> dict[str, Any]:
         """Whether the live night is called drifted."""
-        rng = np.random.default_rng([seed, self.reference_nights])
+        rng = np.random.default_rng([seed, crc32(self.world.encode())])
         shape = {"episodes_per_night": 60, "night_sd": self.night_sd}
         reference = window_of_nights(rng, n_nights=self.reference_nights, **shape)  # type: ignore[arg-type]
         live = window_of_nights(rng, n_nights=1, first_night=self.reference_nights, shift=self.shift, **shape)  # type: ignore[arg-type]

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.datasets.builders import CONTRACT, ask, counts_of, episode, lake_at, step_row, take_in, tiny, write_rows
 
 from datasets.compatibility import IncompatibleContractError, lake_incompatibilities, policy_incompatibilities
 from datasets.contract import contract_from_json
 from datasets.lake import open_lake
+from tests.datasets.builders import CONTRACT, ask, counts_of, episode, lake_at, step_row, take_in, tiny, write_rows
 
 pytestmark = pytest.mark.usefixtures("quick_suite")
 

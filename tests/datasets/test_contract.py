@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.datasets.builders import tiny
 
 from datasets.contract import Contract, contract_from_json, contract_from_text, read_contract
 from datasets.durations import seconds_of
 from datasets.settings import SettingsError
+from tests.datasets.builders import tiny
 
 TEXT = """
 name = "tiny"
@@ -158,6 +158,7 @@ def test_durations(text: str, seconds: float) -> None:
 @given(st.text(max_size=6))
 def test_a_duration_is_positive_or_refused(text: str) -> None:
     try:
-        assert seconds_of(text) > 0
-    except ValueError as error:
-        assert "duration" in str(error)
+        seconds = seconds_of(text)
+    except ValueError:
+        return
+    assert seconds > 0

@@ -50,31 +50,14 @@ def consumed(unread: Unread) -> Consumed:
 
 
 def test_folders_are_searched_and_hidden_and_other_files_passed_over(tmp_path: Path) -> None:
-    for name in (
-        "b.jsonl",
-        "a/x.csv.gz",
-        "a/y.JSON",
-        "a/z.parquet",
-        ".hidden.jsonl",
-        "_tmp/q.csv",
-        "notes.txt",
-        "t.parquet.gz",
-    ):
-        log_at(tmp_path / name, b"") if name.endswith(("jsonl", "gz", "JSON", "parquet", "csv")) and name[
-            0
-        ] not in "._t" else (
-            (tmp_path / name).parent.mkdir(exist_ok=True),
-            (tmp_path / name).write_bytes(b""),
-        )
+    logs = ["b.jsonl", "a/x.csv.gz", "a/y.JSON", "a/z.parquet"]
+    for name in [*logs, ".hidden.jsonl", "_tmp/q.csv", "notes.txt", "t.parquet.gz"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
 
     found = find_log_files([tmp_path, tmp_path / "b.jsonl"])
 
-    assert [str(log.path.relative_to(tmp_path)) for log in found] == [
-        "a/x.csv.gz",
-        "a/y.JSON",
-        "a/z.parquet",
-        "b.jsonl",
-    ]
+    assert [str(log.path.relative_to(tmp_path)) for log in found] == sorted(logs)
 
 
 def test_missing_path_foreign_file_and_folder_without_logs_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,139 @@
+"""The lake: what a commit checks, and where a lake can be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable
+
+from datasets.lake import TABLES, Lake, LakeError, StagedFile, lake_lock, open_lake, table_columns
+from datasets.locking import LockedError, exclusive_lock
+from tests.datasets.builders import ask, episode, lake_at, step_keys, take_in, tiny, write_rows
+
+pytestmark = pytest.mark.usefixtures("quick_suite")
+
+
+def test_a_new_lake_is_empty_and_has_every_column(tmp_path: Path) -> None:
+    lake = lake_at(tmp_path)
+
+    assert lake.commit_number() == 0
+    assert set(lake.versions()) == set(TABLES) == set(table_columns(tiny()))
+    for table in TABLES:
+        assert ask(lake, f"SELECT * FROM {{{table}}}") == []
+    assert ask(lake, "SELECT observation.cpu, final_observation.load FROM {steps}") == []
+
+
+@pytest.mark.parametrize("name", ["with a space; häß", "it's #1 [new]"])
+def test_a_lake_works_in_a_folder_of_any_usual_name(tmp_path: Path, name: str) -> None:
+    lake = lake_at(tmp_path / name)
+    take_in(lake, write_rows(tmp_path / name / "a.jsonl", episode("e")))
+
+    assert len(step_keys(lake_at(tmp_path / name))) == 3
+
+
+@pytest.mark.parametrize("name", ["50%", "what?"])
+def test_a_folder_that_cannot_hold_a_lake_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    with pytest.raises(LakeError, match=r"has a '%' or '\?' in it, .* Choose a folder without"):
+        lake_at(tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
+def test_an_empty_lake_moves_and_grows_on(tmp_path: Path) -> None:
+    lake = lake_at(tmp_path / "one")
+    take_in(lake, write_rows(tmp_path / "one" / "a.jsonl", episode("e")))
+    (tmp_path / "one").rename(tmp_path / "two")
+    moved = lake_at(tmp_path / "two")
+
+    assert take_in(moved, tmp_path / "two" / "a.jsonl").unchanged == ("a.jsonl",)
+    take_in(moved, write_rows(tmp_path / "two" / "b.jsonl", episode("f")))
+    assert len(step_keys(moved)) == 6
+
+
+def test_other_engines_read_the_table(tmp_path: Path) -> None:
+    lake = lake_at(tmp_path)
+    take_in(lake, write_rows(tmp_path / "a.jsonl", episode("e")))
+    table = DeltaTable(str(tmp_path / "lake" / "steps"))
+
+    assert pa.table(table.to_pyarrow_table()).sort_by("step")["reward"].to_pylist() == [-1.0] * 3
+    assert table.transaction_version("ingest") == 1
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        pa.table({"raw": ["x"]}),
+        pa.table({name: pa.array(["x"]) for name in table_columns(tiny())["quarantine"]}),
+    ],
+)
+def test_a_file_of_other_columns_or_types_is_refused(tmp_path: Path, table: pa.Table) -> None:
+    lake = lake_at(tmp_path)
+    pq.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(LakeError, match=r"x\.parquet does not have the columns of table 'quarantine'"):
+        lake.commit({"quarantine": [StagedFile(tmp_path / "x.parquet", "x.parquet", {}, 1)]})
+    assert not lake.journal_path.exists()
+    assert lake.commit_number() == 0
+
+
+def test_a_commit_whose_file_is_gone_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    lake = lake_at(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Lake, "_commit_table", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            take_in(lake, write_rows(tmp_path / "a.jsonl", episode("e")))
+    (entry,) = json.loads(lake.journal_path.read_text())["tables"]["steps"]
+    (lake.root / "steps" / entry["name"]).unlink()
+
+    with pytest.raises(LakeError, match=r"is gone, and commit 1 of the lake cannot be finished without it: restore"):
+        lake_at(tmp_path)
+    assert ask(lake, "SELECT * FROM {steps}") == []
+
+
+def test_an_opening_that_died_half_way_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = DeltaTable.create
+    n_made: list[str] = []
+
+    def create(path: str, **options: Any) -> DeltaTable:
+        if len(n_made) == 2:
+            raise KeyboardInterrupt
+        n_made.append(path)
+        return real(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DeltaTable, "create", create)
+        with pytest.raises(KeyboardInterrupt):
+            lake_at(tmp_path)
+    take_in(lake_at(tmp_path), write_rows(tmp_path / "a.jsonl", episode("e")))
+
+    assert len(step_keys(lake_at(tmp_path))) == 3
+
+
+def test_opening_again_changes_nothing(tmp_path: Path) -> None:
+    versions = lake_at(tmp_path).versions()
+
+    assert open_lake(tmp_path / "lake", tiny()).versions() == versions
+
+
+def test_a_lock_that_is_taken_names_its_holder(tmp_path: Path) -> None:
+    with (
+        lake_lock(tmp_path),
+        pytest.raises(LockedError, match=r"The lake .* is in use by process \d+ since .* UTC\. Wait"),
+        lake_lock(tmp_path, wait_s=0.1),
+    ):
+        pass
+    with lake_lock(tmp_path, wait_s=0):
+        pass
+
+
+def test_an_error_inside_frees_the_lock(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), exclusive_lock(tmp_path / "l", "It", wait_s=0):
+        raise KeyError
+    with exclusive_lock(tmp_path / "l", "It", wait_s=0):
+        pass
