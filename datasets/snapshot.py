@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 
 from datasets.contract import CategoricalFeature, Contract, VectorFeature, contract_from_json
 from datasets.duck import duck, literal
-from datasets.episodes import episodes_sql, transitions_sql
+from datasets.episodes import REJECTED, episodes_sql, transitions_sql
 from datasets.errors import OfflineDqnError
 from datasets.lake import Lake
 from datasets.observations import MISSING_CODE, Observations
@@ -71,7 +71,8 @@ class SnapshotSummary:
         split_episodes: episodes by split.
         n_open: episodes that had not ended at `as_of`.
         n_damaged: episodes left out whole, and `damage` why, with counts.
-        n_unplaced: quarantined rows that name no episode.
+        n_unplaced: quarantined rows that name no episode, and episodes of which nothing else came in. Those of a
+            rejected batch do not count: a person sent it away whole.
         n_before_change: episodes of `select` and `gate` left out because they are older than `judge_since`.
         n_unusable_ends: truncated last steps whose next observation is not known.
     """
@@ -93,7 +94,7 @@ class SnapshotSummary:
 
     @property
     def damaged_share(self) -> float:
-        """Damaged episodes among those that ended; each quarantined row without an episode counts as one more."""
+        """Damaged episodes among those that ended; what cannot be placed counts as one more each."""
         damaged = self.n_damaged + self.n_unplaced
         return damaged / max(1, damaged + self.n_episodes + self.n_before_change)
 
@@ -236,8 +237,9 @@ def _read(
         connection.execute(f"CREATE TEMP TABLE episodes AS {episodes_sql(steps, quarantine, contract, as_of)}")
         counted = connection.execute(
             f"""SELECT count(*) FILTER (NOT complete), count(*) FILTER (complete AND damage IS NOT NULL),
-                (SELECT count(*) FROM {quarantine} WHERE episode_id IS NULL
-                    OR episode_id NOT IN (SELECT episode_id FROM episodes)) FROM episodes"""
+                (SELECT count(*) FILTER (WHERE episode_id IS NULL) + count(DISTINCT episode_id) FILTER (
+                    WHERE episode_id NOT IN (SELECT episode_id FROM episodes))
+                FROM {quarantine} WHERE NOT starts_with(reason, {literal(REJECTED)})) FROM episodes"""
         ).fetchone()
         n_open, n_damaged, n_unplaced = counted or (0, 0, 0)
         damage = connection.execute(
