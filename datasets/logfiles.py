@@ -121,6 +121,11 @@ def find_log_files(paths: Iterable[Path]) -> list[LogFile]:
     return list(found.values())
 
 
+def holds_logs(folder: Path) -> bool:
+    """Whether `find_log_files` would find a log in this folder."""
+    return any(p.is_file() and not _is_hidden(p, folder) and _as_log_file(p) is not None for p in folder.rglob("*"))
+
+
 def _is_hidden(path: Path, root: Path) -> bool:
     return any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
 

@@ -60,6 +60,7 @@ def quiet_libraries() -> None:
         "DO_NOT_TRACK": "1",
         "PREFECT_LOGGING_LEVEL": "CRITICAL",
         "PREFECT_CLI_PROMPT": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",  # 20 are too few on a busy machine
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "GX_ANALYTICS_ENABLED": "false",
     }.items():
@@ -450,7 +451,7 @@ def _print_training(outcome: TrainOutcome) -> None:
         },
     )
     if outcome.q_exceeds_feasible:
-        console.warn("the network promises more than can be earned at all; the gate will refuse it")
+        console.warn("the network promises more than can be earned at all; the gate checks it on its own episodes")
 
 
 @command(app, "evaluate")

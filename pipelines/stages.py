@@ -19,6 +19,7 @@ from datasets.encoding import fit_encoder
 from datasets.errors import OfflineDqnError
 from datasets.ingest import IngestReport, ingest_logs
 from datasets.lake import Lake, open_lake
+from datasets.logfiles import holds_logs
 from datasets.replay import GATE, TRAIN, Replay
 from datasets.simulators.autoscaler_logs import SimulatedLogs, simulate_logs
 from datasets.snapshot import SnapshotError, SnapshotSummary, freeze_snapshot, open_snapshot, read_episodes
@@ -35,6 +36,7 @@ from pipelines.workspace import Workspace
 from reports.crossfit import step_probs
 from reports.estimators import cumulative_log_weights, on_policy_returns
 from reports.evaluation import EvaluationError, evaluate_candidate
+from reports.manifest import read_manifest
 from reports.plan import LogPlan, plan_log
 from reports.records import Estimate, Evaluation, evaluation_from_json, evaluation_to_json
 from reports.render import ReportData, render_report
@@ -52,9 +54,14 @@ class StageError(OfflineDqnError):
 def ingest(
     workspace: Workspace, paths: Sequence[Path] = (), *, on_rows: Callable[[int], None] = lambda _: None
 ) -> IngestReport:
-    """Takes new log rows into the lake; by default those in `logs/steps`."""
+    """Takes new log rows into the lake; by default those in `logs/steps`.
+
+    That folder may be empty once the lake holds batches: logs may come by path, or be cleared away once read.
+    """
     lake = workspace.open_lake()
     config = workspace.config
+    if not paths and not holds_logs(workspace.logs_path) and list_batches(lake):
+        return IngestReport(None, (), (), (), ())
     report = ingest_logs(
         lake, paths or [workspace.logs_path], config.ingest, config.validate_, base=workspace.root, on_rows=on_rows
     )
@@ -275,10 +282,11 @@ def train(
 
 
 def _trained_before(workspace: Workspace, snapshot_digest: str, config: TrainConfig) -> TrainOutcome | None:
-    """The release that these data and settings gave, if it is still there; whole, or `evaluate` will say so."""
+    """The newest intact release that these data and settings gave."""
     for release in reversed(workspace.releases_on_disk()):
         path = workspace.release_path(release) / "training.json"
-        if not path.exists():
+        manifest = read_manifest(path.parent)
+        if manifest is None or manifest.damage(path.parent) or not path.exists():
             continue
         training = json.loads(path.read_text())
         if training["snapshot_digest"] == snapshot_digest and training["config"] == config.model_dump(mode="json"):
@@ -480,9 +488,9 @@ def _plan_of(workspace: Workspace, lake: Lake, as_of: datetime) -> LogPlan:
     replay = read_episodes(lake, splits, as_of=as_of)
     if replay is None:
         raise StageError(
-            f"No episode is complete and undamaged at {as_of:%Y-%m-%d %H:%M} UTC. Ingest logs first, look for a held batch "
-            'with `offline-dqn batches list`, or see why with `offline-dqn query "SELECT complete, damage, count(*) FROM '
-            'episodes GROUP BY ALL"`.'
+            f"No episode is complete and undamaged at {as_of:%Y-%m-%d %H:%M} UTC. Ingest logs first, look for a held "
+            "batch with `offline-dqn batches list`, or see why with "
+            '`offline-dqn query "SELECT complete, damage, count(*) FROM episodes GROUP BY ALL"`.'
         )
     return plan_log(replay, workspace.config.gate, 1 - splits.train_share - splits.select_share)
 

@@ -27,6 +27,10 @@ _CHANGED_SHARE = 0.5
 class ActingPolicy(Protocol):
     """What the simulation needs of a released policy."""
 
+    @property
+    def actions(self) -> tuple[str, ...]:
+        """Labels of the action axis."""
+
     def action_probs(self, observations: Observations, available: NDArray[np.bool_]) -> NDArray[np.float64]:
         """(n, A) probabilities."""
 
@@ -101,12 +105,15 @@ def simulate_logs(
 
 
 def as_simulated(policy: ActingPolicy) -> ActionProbs:
-    """A released policy in the form in which the simulation asks."""
+    """A released policy in the form in which the simulation asks; what it knows beyond `ACTIONS` is not available."""
+    known = np.array([name in ACTIONS for name in policy.actions])
+    order = [policy.actions.index(name) for name in ACTIONS]
 
     def action_probs(observations: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
         n = len(observations["zone"])
         columns = {name: v if name == "zone" else v.astype(np.float64) for name, v in observations.items()}
-        return policy.action_probs(Observations(columns, {"zone": ZONES}), np.ones((n, len(ACTIONS)), dtype=bool))
+        probs = policy.action_probs(Observations(columns, {"zone": ZONES}), np.tile(known, (n, 1)))
+        return np.asarray(probs[:, order])
 
     return action_probs
 

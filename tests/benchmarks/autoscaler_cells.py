@@ -18,7 +18,8 @@ from datasets.simulators.service import ZONES, ServiceParameters
 from datasets.simulators.simulation import RollOut, SimulatedNight, simulate_night, true_value
 from datasets.simulators.threshold_rule import EXPLORATION, RULES, logging_policy
 from offline_dqn.rule_policy import Rule, RulePolicy
-from reports.evaluation import EvaluateConfig, evaluate_candidate
+from reports.evaluate_config import EvaluateConfig
+from reports.evaluation import evaluate_candidate
 from reports.gate import GateConfig
 from tests.benchmarks.gate_cells import Outcome, outcome_of
 

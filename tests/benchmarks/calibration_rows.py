@@ -128,5 +128,21 @@ def calibration_table(rows: Sequence[CalibrationRow]) -> str:
     return table(cells, ["world", "counted", "method", "kind", "level", "observed", "upper", "n", "met"])
 
 
+def promises_in_words(rows: Sequence[CalibrationRow]) -> str:
+    """How many promises are held, how many broken beyond chance, and how many need more logs to tell."""
+    promises = [row for row in rows if row.kind == "promise"]
+    held = sum(row.met for row in promises)
+    broken = [row for row in promises if not row.met and _lower_limit(row) > row.level]
+    words = f"{held} promises are held, {len(promises) - held} are not: "
+    words += f"{len(broken)} of these err more often than stated, {len(promises) - held - len(broken)} need more logs."
+    return "\n  ".join([words, *(f"{row.world}; {row.work}: {row.observed:g} for {row.level:g}" for row in broken)])
+
+
+def _lower_limit(row: CalibrationRow) -> float:
+    """One-sided 95 % lower limit of the rate."""
+    n_found = round(row.observed * row.n)
+    return float(stats.beta.ppf(0.05, n_found, row.n - n_found + 1)) if n_found else 0.0
+
+
 def _rounded(value: float) -> float:
     return round(value, 4)

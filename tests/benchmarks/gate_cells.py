@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize
 
-from reports.assessment import AssessmentConfig
+from reports.evaluate_config import AssessmentConfig
 from reports.gate import VALUE_CHECK, GateConfig, decide
 from reports.records import Comparison, Evaluation
 from tests.reports.worlds import Floats, Log, World, evaluate_trial, greedy, make_trial, simulate, small_world

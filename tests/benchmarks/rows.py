@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 WORKS = ("ingest", "suite", "query", "updates", "estimators", "drift", "decision", "idle")
 """The words that a row's `work` may begin with."""
@@ -95,7 +96,7 @@ def side_by_side(ours: Callable[[], float], peer: Callable[[], float], *, rounds
     return statistics.median(a for a, _ in found), statistics.median(b for _, b in found)
 
 
-def write_json(path: Path, rows: Sequence[dict[str, object]]) -> None:
+def write_json(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Writes beside the target, then renames; one row a line, so that a change of one reads as such."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".new")
@@ -107,7 +108,7 @@ def write_json(path: Path, rows: Sequence[dict[str, object]]) -> None:
 def write_benchmarks(path: Path, rows: Sequence[BenchRow]) -> None:
     """Replaces the rows of the groups that were measured, and keeps those of the others."""
     groups = {_group(row.work) for row in rows}
-    kept = json.loads(path.read_text()) if path.exists() else []
+    kept: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     found = [row for row in kept if _group(row["work"]) not in groups] + [asdict(row) for row in rows]
     write_json(path, sorted(found, key=lambda row: WORKS.index(_group(row["work"]))))
 

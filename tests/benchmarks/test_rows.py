@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks import calibrate, gate_cells
-from tests.benchmarks.calibration_rows import drift_rows, gate_rows, upper_limit
+from tests.benchmarks.calibration_rows import drift_rows, gate_rows, promises_in_words, upper_limit
 from tests.benchmarks.drift_cells import DriftCell
 from tests.benchmarks.gate_cells import GateCell
 from tests.benchmarks.rows import bench_row, benchmark_table, write_benchmarks
@@ -71,6 +71,13 @@ def test_false_passes_are_stated_over_all_logs_and_over_those_not_refused() -> N
     every, unrefused = (row for row in gate_rows(cell, outcomes) if row.kind == "promise")
     assert (every.observed, every.n, every.met) == (0.01, 1000, True)
     assert (unrefused.observed, unrefused.n, unrefused.met) == (0.1, 100, False)
+    assert "1 promises are held, 1 are not: 1 of these err more often" in promises_in_words([every, unrefused])
+
+
+def test_too_few_logs_are_told_from_a_broken_promise() -> None:
+    cell = GateCell(world="any", candidate="equal", n_episodes=10)
+    rows = gate_rows(cell, [outcome()] * 20)
+    assert promises_in_words(rows).endswith("0 of these err more often than stated, 2 need more logs.")
 
 
 def test_equal_candidate_is_worth_as_much_and_differs_in_every_state() -> None:

@@ -57,8 +57,8 @@ overlap = { largest_tail_index = 0.95, largest_share = 0.5, smallest_sample_size
 now and then, which is no matter here: these tests are about what follows from a verdict."""
 
 CHATTER = re.compile(
-    r"traceback|warning:|nanobind|leaked|prefect\b|mlflow|great.?expectations|alembic|http://|uvicorn|Calculating Metrics"
-    r"|INFO|DEBUG|deprecat",
+    r"traceback|warning:|nanobind|leaked|prefect\b|mlflow|great.?expectations|alembic|http://|uvicorn|INFO|DEBUG"
+    r"|Calculating Metrics|deprecat",
     re.IGNORECASE,
 )
 """What the output of a library looks like; our own lines hold nothing of it."""
@@ -161,15 +161,23 @@ def run() -> Run:
     return run_command
 
 
-def start_command(workspace: Workspace | Path, *arguments: object, **environment: str) -> subprocess.Popen[str]:
-    """Starts a command as a process of its own."""
+def start_command(workspace: Workspace | Path, *arguments: object, **environment: str | None) -> subprocess.Popen[str]:
+    """Starts a command as a process of its own; a variable of the environment that is None is taken out of it."""
+    changed = {**os.environ, **environment}
     root = workspace.root if isinstance(workspace, Workspace) else workspace
     return subprocess.Popen(
-        [sys.executable, "-c", "from pipelines.cli import main; main()", *map(str, arguments), "--workspace", str(root)],
+        [
+            sys.executable,
+            "-c",
+            "from pipelines.cli import main; main()",
+            *map(str, arguments),
+            "--workspace",
+            str(root),
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, **environment},
+        env={key: value for key, value in changed.items() if value is not None},
     )
 
 

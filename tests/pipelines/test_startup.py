@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.workspace import Workspace
 
-HEAVY = {"torch", "mlflow", "prefect", "great_expectations", "pandas", "scipy", "sklearn", "gymnasium", "sqlalchemy"}
+HEAVY = {"torch", "mlflow", "prefect", "great_expectations", "scipy", "sklearn", "gymnasium", "sqlalchemy"}
 
 PROBE = """
 import sys
