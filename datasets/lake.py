@@ -160,6 +160,15 @@ class Lake:
         """Where a commit is written down before it begins; there only while one is unfinished."""
         return self.root / "_journal.json"
 
+    def has_rows(self) -> bool:
+        """Whether any row is stored or held under this lake's contract, or is about to be."""
+        if self.journal_path.exists() or (self.held_path.exists() and any(self.held_path.iterdir())):
+            return True
+        if not (self.root / "steps" / "_delta_log").exists():
+            return False
+        with duck() as connection:
+            return connection.execute(f"SELECT 1 FROM {self.scan('steps')} LIMIT 1").fetchone() is not None
+
     @property
     def staging_path(self) -> Path:
         """Where batches are prepared; unless a commit is unfinished, what is left there belongs to nobody."""
@@ -187,6 +196,7 @@ class Lake:
         for table, files in staged.items():
             for file in files:
                 self._check_schema(table, file)
+                _flush_to_disk(file.path)  # before the journal that names it
         journal = {
             "number": number,
             "tables": {
@@ -321,19 +331,36 @@ def open_lake(root: Path, contract: Contract) -> Lake:
         if stored.exists():
             before = contract_from_json(json.loads(stored.read_text())["contract"], str(stored))
             problems = lake_incompatibilities(before, contract)
-            if problems:
+            if problems and not Lake(root, before).has_rows():
+                _replace_steps(lake)  # nothing is stored under the old form: a first contract is seldom right
+            elif problems:
                 listed = "\n".join(f"  {problem}" for problem in problems)
                 raise IncompatibleContractError(
                     f"The contract no longer fits the lake {root}, written under its earlier form:\n{listed}\n"
                     "Undo these changes, or start a new workspace for the new problem."
                 )
-            Lake(root, before).finish_commit()
-            if before.features != contract.features:
-                _add_features(lake)
+            else:
+                Lake(root, before).finish_commit()
+                if before.features != contract.features:
+                    _add_features(lake)
         else:
             _create_tables(lake)
         _write_durably(stored, json.dumps({"digest": contract.digest, "contract": contract.to_json()}, indent=1))
     return lake
+
+
+def _replace_steps(lake: Lake) -> None:
+    """Makes the empty `steps` table anew under another contract, with the batches counted so far."""
+    from deltalake import DeltaTable, Schema
+
+    number = int(lake._delta("batches").transaction_version(_APP) or 0)
+    shutil.rmtree(lake.root / "steps", ignore_errors=True)
+    DeltaTable.create(
+        str(lake.root / "steps"),
+        schema=Schema.from_arrow(_arrow_schema(table_columns(lake.contract)["steps"])),
+        partition_by=["log_date"],
+    )
+    _add_empty_file(lake, "steps", number)
 
 
 def _create_tables(lake: Lake) -> None:
@@ -362,8 +389,9 @@ def _add_features(lake: Lake) -> None:
     _add_empty_file(lake, "steps")
 
 
-def _add_empty_file(lake: Lake, table: str) -> None:
+def _add_empty_file(lake: Lake, table: str, number: int = 0) -> None:
     """An empty Parquet file with the table's columns, so that a table without rows reads like any other."""
+    from deltalake import CommitProperties, Transaction
     from deltalake.transaction import AddAction
 
     columns = table_columns(lake.contract)[table]
@@ -380,6 +408,7 @@ def _add_empty_file(lake: Lake, table: str) -> None:
         mode="append",
         schema=delta.schema(),
         partition_by=list(partition) or None,
+        commit_properties=CommitProperties(app_transactions=[Transaction(_APP, number)]) if number else None,
     )
 
 
@@ -393,6 +422,11 @@ def _schema_of(columns: tuple[tuple[str, str], ...]) -> pa.Schema:
     with duck() as connection:
         schema: pa.Schema = connection.sql(f"SELECT {selected} WHERE false").to_arrow_table().schema
     return schema
+
+
+def _flush_to_disk(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _write_durably(path: Path, text: str) -> None:

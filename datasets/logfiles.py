@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import io
 import zlib
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ _FORMATS: dict[str, Format] = {
 _COMPRESSIONS = {".gz", ".zst"}
 _CHUNK_ROWS = 100_000
 _CHUNK_BYTES = 64 << 20
+_MAX_RECORD_LINES = 1000
+"""Physical lines of one CSV record; a quote that stays open for longer is taken for a stray one."""
 
 LINE, RAW, PROBLEM = "__line", "__raw", "__problem"
 """Columns of a chunk beside the log's own: line or row number from 1, raw text, and why the row cannot be read."""
@@ -332,37 +335,16 @@ def _csv_rows(log: LogFile, unread: Unread) -> Iterator[pa.Table]:
     header = _csv_header(log)
     if not header:
         return
-    taken: list[str] = []  # the physical lines of the record that is being read: its raw text
-    state = {"line": unread.n_lines_before, "valid": True}
-
-    def lines() -> Iterator[str]:
-        for text, valid in _lines(log, unread):
-            state["line"] += 1
-            state["valid"] = state["valid"] and valid
-            taken.append(text)
-            yield text + "\n"
-
-    reader = csv.reader(lines(), strict=True)
+    lines = _CsvLines(log, unread)
     if unread.start == 0:
-        next(reader, None)
-        taken.clear()
+        lines.next_record()
     rows: list[list[str | None]] = []
     numbers, raws, problems, n_bytes = [], [], [], 0
-    while True:
-        first_line = int(state["line"]) + 1
-        state["valid"] = True
-        problem: str | None = None
-        try:
-            fields = next(reader)
-        except StopIteration:
-            break
-        except csv.Error as error:
-            fields, problem = [], f"the line is not valid CSV: {error}"
-        raw = "\n".join(taken)
-        taken.clear()
+    while (record := lines.next_record()) is not None:
+        first_line, raw, valid, fields, problem = record
         if not fields and problem is None:
             continue  # a blank line holds no row
-        if not state["valid"]:
+        if not valid:
             problem = "the line is not UTF-8 text"
         elif problem is None and len(fields) != len(header):
             problem = f"the line has {len(fields)} fields and the header has {len(header)}"
@@ -376,6 +358,47 @@ def _csv_rows(log: LogFile, unread: Unread) -> Iterator[pa.Table]:
             rows, numbers, raws, problems, n_bytes = [], [], [], [], 0
     if rows:
         yield _csv_table(header, rows, numbers, raws, problems)
+
+
+class _CsvLines:
+    """The physical lines of a CSV file, read record by record.
+
+    A stray quote opens a field that runs to the next one, however far: such a line alone is bad, and what it would have
+    swallowed is read again. A field may hold newlines, up to a record of _MAX_RECORD_LINES lines.
+    """
+
+    def __init__(self, log: LogFile, unread: Unread) -> None:
+        self._source = enumerate(_lines(log, unread), start=unread.n_lines_before + 1)
+        self._waiting: deque[tuple[int, tuple[str, bool]]] = deque()
+        self._taken: list[tuple[int, tuple[str, bool]]] = []
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._waiting.popleft() if self._waiting else next(self._source, None)
+        if line is None or len(self._taken) >= _MAX_RECORD_LINES:
+            if line is not None:
+                self._waiting.appendleft(line)
+            raise StopIteration
+        self._taken.append(line)
+        return line[1][0] + "\n"
+
+    def next_record(self) -> tuple[int, str, bool, list[str], str | None] | None:
+        """Number of its first line, raw text, whether it is UTF-8, fields and problem; None at the end."""
+        self._taken = []
+        fields: list[str] = []
+        problem = None
+        try:
+            fields = next(csv.reader(self, strict=True))
+        except StopIteration:
+            return None
+        except csv.Error as error:
+            self._waiting.extendleft(reversed(self._taken[1:]))
+            del self._taken[1:]
+            problem = f"the line is not valid CSV: {error}"
+        raw = "\n".join(text for _, (text, _) in self._taken)
+        return self._taken[0][0], raw, all(valid for _, (_, valid) in self._taken), fields, problem
 
 
 def _csv_header(log: LogFile) -> list[str]:

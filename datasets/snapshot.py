@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 
 from datasets.contract import CategoricalFeature, Contract, VectorFeature, contract_from_json
 from datasets.duck import duck, literal
-from datasets.episodes import REJECTED, episodes_sql, transitions_sql
+from datasets.episodes import episodes_sql, lost_rows_sql, transitions_sql
 from datasets.errors import OfflineDqnError
 from datasets.lake import Lake
 from datasets.observations import MISSING_CODE, Observations
@@ -71,8 +71,8 @@ class SnapshotSummary:
         split_episodes: episodes by split.
         n_open: episodes that had not ended at `as_of`.
         n_damaged: episodes left out whole, and `damage` why, with counts.
-        n_unplaced: quarantined rows that name no episode, and episodes of which nothing else came in. Those of a
-            rejected batch do not count: a person sent it away whole.
+        n_unplaced: quarantined rows that name no episode, and episodes of which nothing else came in. Rows of
+            a rejected batch count until they are read again.
         n_before_change: episodes of `select` and `gate` left out because they are older than `judge_since`.
         n_unusable_ends: truncated last steps whose next observation is not known.
     """
@@ -125,12 +125,13 @@ def freeze_snapshot(
     Raises:
         SnapshotError: the lake holds no complete, undamaged episode, or the snapshot cannot be written.
     """
+    versions = lake.versions()  # before reading: an ingest that comes in between can only make them too old
     replay, facts = _read(lake, config, as_of, judge_since)
     target = folder / replay.digest[:16]
     summary = SnapshotSummary(
         digest=replay.digest,
         as_of=as_of.isoformat(),
-        lake_versions=lake.versions(),
+        lake_versions=versions,
         judge_since=judge_since.isoformat() if judge_since else None,
         n_steps=replay.n_steps,
         n_episodes=replay.n_episodes,
@@ -239,7 +240,7 @@ def _read(
             f"""SELECT count(*) FILTER (NOT complete), count(*) FILTER (complete AND damage IS NOT NULL),
                 (SELECT count(*) FILTER (WHERE episode_id IS NULL) + count(DISTINCT episode_id) FILTER (
                     WHERE episode_id NOT IN (SELECT episode_id FROM episodes))
-                FROM {quarantine} WHERE NOT starts_with(reason, {literal(REJECTED)})) FROM episodes"""
+                FROM ({lost_rows_sql(steps, quarantine)})) FROM episodes"""
         ).fetchone()
         n_open, n_damaged, n_unplaced = counted or (0, 0, 0)
         damage = connection.execute(
@@ -265,7 +266,7 @@ def _read(
         "damage": dict(damage),
         "n_before_change": n_before_change,
     }
-    return _as_replay(contract, kept, table), facts
+    return _as_replay(contract, kept, table, facts), facts
 
 
 def _whole_episodes(connection: duckdb.DuckDBPyConnection, started_after: datetime | None) -> pa.Table:
@@ -302,7 +303,7 @@ FROM ({transitions_sql(steps, "episodes", contract)}) t JOIN kept USING (episode
 ORDER BY kept.place, position"""
 
 
-def _as_replay(contract: Contract, episodes: pa.Table, table: pa.Table) -> Replay:
+def _as_replay(contract: Contract, episodes: pa.Table, table: pa.Table, facts: Mapping[str, Any]) -> Replay:
     n_steps = len(table)
     offsets = np.concatenate([[0], np.cumsum(episodes["n_steps"].to_numpy())]).astype(np.int64)
     is_last = np.zeros(n_steps, dtype=bool)
@@ -335,7 +336,7 @@ def _as_replay(contract: Contract, episodes: pa.Table, table: pa.Table) -> Repla
         policy_versions=_strings(episodes["policy_version"]),
         split=episodes["split"].to_numpy(),
     )
-    return Replay(**{**_fields(replay), "digest": _content_digest(replay)})
+    return Replay(**{**_fields(replay), "digest": _content_digest(replay, facts)})
 
 
 def _fields(replay: Replay) -> dict[str, Any]:
@@ -374,7 +375,7 @@ def _strings(column: pa.ChunkedArray) -> NDArray[Any]:
     return np.array(column.to_pylist(), dtype=object)
 
 
-def _content_digest(replay: Replay) -> str:
+def _content_digest(replay: Replay, facts: Mapping[str, Any]) -> str:
     """SHA-256 over contract and arrays: a function of what is in them, not of files or dates of making."""
     digest = hashlib.sha256(f"{FORMAT}\x00{replay.contract.digest}".encode())
     for name, values in sorted(_arrays(replay).items()):
@@ -387,6 +388,8 @@ def _content_digest(replay: Replay) -> str:
     ):
         digest.update(json.dumps(labels.tolist()).encode())
     digest.update(np.ascontiguousarray(replay.nights.astype(np.int64)).data)
+    # What was left out is part of it: the gate charges for damage, so two snapshots that differ in it are not one.
+    digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()
 
 

@@ -39,8 +39,9 @@ class TrainConfig(Settings):
     """Of the initial weights and the batches. Same seed, data, machine and threads: same weights, bit for bit."""
     device: str = "auto"
     """`auto` takes a GPU if there is one; else a torch device name."""
-    n_threads: int | None = Field(None, gt=0)
-    """Of torch on the CPU while training; without it as the process has them."""
+    n_threads: int | None = Field(1, gt=0)
+    """Of torch on the CPU while training. One: networks this small gain little from more, and lose a lot where other
+    work keeps the machine busy. None leaves it as the process has it."""
     checkpoint_every: int = Field(1_000, gt=0)
     """Updates between checkpoints."""
     log_every: int = Field(500, gt=0)

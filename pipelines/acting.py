@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets.compatibility import IncompatibleContractError
+from datasets.contract import Contract
 from datasets.errors import OfflineDqnError
 from datasets.observations import ObservationError, observation_problems, observations_from_records
-from offline_dqn.policy import QPolicy, RulePolicy, load_policy
+from offline_dqn.policy import QPolicy, RulePolicy, check_compatible, load_policy
 from pipelines.workspace import Workspace
 from reports.manifest import read_manifest
 
@@ -22,8 +23,11 @@ class ReleaseError(OfflineDqnError):
     """A release that is not there, not whole, or made for another problem."""
 
 
-def load_release(workspace: Workspace, release: int) -> QPolicy | RulePolicy:
-    """A release's policy, once every byte of its folder is what was registered. Needs no MLflow, so anybody can act."""
+def load_release(workspace: Workspace, release: int, contract: Contract | None = None) -> QPolicy | RulePolicy:
+    """A release's policy, once every byte of its folder is what was registered. Needs no MLflow, so anybody can act.
+
+    Its actions follow `contract`: by default the current one, otherwise that of the snapshot it is asked about.
+    """
     folder = workspace.release_path(release)
     manifest = read_manifest(folder)
     if manifest is None:
@@ -34,10 +38,13 @@ def load_release(workspace: Workspace, release: int) -> QPolicy | RulePolicy:
         raise ReleaseError(
             f"Release {release} is not what was registered: {damage}. Use another one; nothing was done."
         )
+    under = contract or workspace.contract
     try:
-        return load_policy(workspace.release_path(release), actions=workspace.contract.actions.names)
+        policy = load_policy(folder, actions=under.actions.names)
+        check_compatible(policy.contract, under)
+        return policy
     except IncompatibleContractError as error:
-        raise ReleaseError(f"Release {release} cannot act under the current contract: {error}") from error
+        raise ReleaseError(f"Release {release} cannot act under this contract: {error}") from error
 
 
 def act(workspace: Workspace, release: int, path: Path) -> list[dict[str, Any]]:

@@ -6,7 +6,9 @@ import csv
 import functools
 import getpass
 import io
+import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -42,6 +44,10 @@ app.add_typer(batches_app, name="batches")
 
 WorkspaceOption = Annotated[Path, typer.Option("--workspace", "-w", help="Folder of the workspace.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+AsOfOption = Annotated[
+    datetime | None,
+    typer.Option("--as-of", help="Instant taken for now, in UTC.", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]),
+]
 PathsArgument = Annotated[list[Path] | None, typer.Argument(help="Log files or folders.")]
 
 F = TypeVar("F", bound=Callable[..., None])
@@ -50,7 +56,14 @@ F = TypeVar("F", bound=Callable[..., None])
 def main() -> None:
     """Entry point of `offline-dqn`."""
     quiet_libraries()
+    signal.signal(signal.SIGTERM, _stop)
     app()
+
+
+def _stop(*_: object) -> None:
+    """Ends the process with what runs at its exit: the default would leave Prefect's temporary server behind."""
+    console.fail("stopped by a signal. Nothing half-done was kept; the same command goes on from there.")
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 def quiet_libraries() -> None:
@@ -89,6 +102,14 @@ def command(target: typer.Typer, name: str) -> Callable[[F], F]:
                     "permissions there, then run the command again; what was committed stays."
                 )
                 raise typer.Exit(FAILED) from error
+            except Exception as error:
+                if not _is_unreadable(error):
+                    raise
+                console.fail(
+                    f"A file of the workspace cannot be read: {error}. Restore it from a backup; what is derived "
+                    "(lake.duckdb, checkpoints, .prefect) may be deleted, and is made anew."
+                )
+                raise typer.Exit(FAILED) from error
 
         target.command(name)(wrapped)
         return function
@@ -96,10 +117,17 @@ def command(target: typer.Typer, name: str) -> Callable[[F], F]:
     return register
 
 
-def _open(workspace: Path) -> Workspace:
+def _is_unreadable(error: Exception) -> bool:
+    """Whether DuckDB, Delta or JSON could not read a file. By module: to import them only for their errors is slow."""
+    return isinstance(error, json.JSONDecodeError) or type(error).__module__.split(".")[0] in {"_duckdb", "duckdb"}
+
+
+def _open(workspace: Path, as_of: datetime | None = None) -> Workspace:
     from pipelines.workspace import open_workspace
 
-    return open_workspace(workspace)
+    if as_of is not None and as_of.tzinfo is None:
+        as_of = as_of.replace(tzinfo=UTC)
+    return open_workspace(workspace, as_of)
 
 
 def _user() -> str:
@@ -159,11 +187,16 @@ def simulate(
 
 
 @command(app, "ingest")
-def ingest(paths: PathsArgument = None, workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> None:
+def ingest(
+    paths: PathsArgument = None,
+    workspace: WorkspaceOption = Path(),
+    as_of: AsOfOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Take logs into the lake; by default those in logs/steps."""
     from pipelines import stages
 
-    opened = _open(workspace)
+    opened = _open(workspace, as_of)
     with console.progress("reading logs", None) as advance:
         report = stages.ingest(opened, paths or [], on_rows=_summing(advance))
     if as_json:
@@ -212,8 +245,9 @@ def _print_ingest(report: IngestReport) -> None:
                 "dropped columns": ", ".join(batch.dropped_columns),
             },
         )
+    is_held = batch is not None and batch.status == "held"
     for reason, n in report.reasons:
-        console.warn(f"{n:,} rows quarantined: {reason}")
+        console.warn(f"{n:,} rows {'break the contract' if is_held else 'quarantined'}: {reason}")
     for file in report.empty:
         console.warn(f"{file} is empty")
     for _, cause in report.damaged:
@@ -366,11 +400,11 @@ def _settle(workspace: Path, settle: Callable[..., Any], batch: str, reviewer: s
 
 
 @command(app, "snapshot")
-def snapshot(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> None:
+def snapshot(workspace: WorkspaceOption = Path(), as_of: AsOfOption = None, as_json: JsonOption = False) -> None:
     """Freeze the replay dataset."""
     from pipelines import stages
 
-    opened = _open(workspace)
+    opened = _open(workspace, as_of)
     with exclusive_lock(opened.root / ".lock", f"The workspace {opened.root}", wait_s=0.0):
         path, summary = stages.snapshot(opened)
     if as_json:
@@ -391,11 +425,11 @@ def snapshot(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -
 
 
 @command(app, "drift")
-def drift(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> None:
+def drift(workspace: WorkspaceOption = Path(), as_of: AsOfOption = None, as_json: JsonOption = False) -> None:
     """Compare live nights with the reference, and decide whether to retrain."""
     from pipelines import stages
 
-    outcome = stages.measure(_open(workspace))
+    outcome = stages.measure(_open(workspace, as_of))
     if as_json:
         console.print_json(outcome.to_json())
     else:
@@ -511,11 +545,16 @@ def _print_evaluation(outcome: EvaluateOutcome) -> None:
 
 
 @command(app, "plan")
-def plan(paths: PathsArgument = None, workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> None:
+def plan(
+    paths: PathsArgument = None,
+    workspace: WorkspaceOption = Path(),
+    as_of: AsOfOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """What a log can decide, before any training."""
     from pipelines import stages
 
-    found = stages.plan(_open(workspace), paths or [])
+    found = stages.plan(_open(workspace, as_of), paths or [])
     if as_json:
         console.print_json(found.to_json())
         return
@@ -545,13 +584,14 @@ def act(
 @command(app, "nightly")
 def nightly(
     workspace: WorkspaceOption = Path(),
+    as_of: AsOfOption = None,
     force_train: Annotated[bool, typer.Option("--force-train", help="Train whatever drift says.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """The whole night, in order."""
     from pipelines.running import run_night
 
-    record = run_night(_open(workspace), force_train=force_train)
+    record = run_night(_open(workspace, as_of), force_train=force_train)
     if as_json:
         console.print_json(record.to_json())
         return

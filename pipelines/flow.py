@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import TaskRun
 
+from datasets.batches import Batch, list_batches
 from datasets.errors import OfflineDqnError
 from datasets.ingest import IngestReport
 from datasets.lake import LakeError
 from datasets.locking import exclusive_lock
 from offline_dqn.learner import Metrics
 from pipelines import stages
-from pipelines.nights import COLUMNS, NightRecord, append_night
+from pipelines.nights import COLUMNS, NightRecord, append_night, read_nights
 from pipelines.stages import DriftOutcome, EvaluateOutcome, TrainOutcome
 from pipelines.workspace import Workspace, open_workspace
 
@@ -48,49 +50,49 @@ def _may_pass(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
 
 
 @task(name="ingest", retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=_may_pass, cache_policy=NO_CACHE)
-def ingest_logs(workspace: Path) -> IngestReport:
+def ingest_logs(workspace: Workspace) -> IngestReport:
     """New log rows into the lake. Reads what others write, so it is tried again."""
-    return stages.ingest(open_workspace(workspace), on_rows=watch.get().on_rows)
+    return stages.ingest(workspace, on_rows=watch.get().on_rows)
 
 
 @task(name="drift", cache_policy=NO_CACHE)
-def measure_drift(workspace: Path, force: bool) -> DriftOutcome:
+def measure_drift(workspace: Workspace, force: bool) -> DriftOutcome:
     """Live nights against the reference, and the decision."""
-    return stages.measure(open_workspace(workspace), forced=force)
+    return stages.measure(workspace, forced=force)
 
 
 @task(name="snapshot", cache_policy=NO_CACHE)
-def freeze_replay_dataset(workspace: Path, drift: DriftOutcome) -> Path:
+def freeze_replay_dataset(workspace: Workspace, changed: date | None) -> Path:
     """The fixed replay dataset; after drift only nights of the new world may judge."""
-    changed = drift.live_nights[0] if drift.decision.cause == "drift" and drift.live_nights else None
-    path, _ = stages.snapshot(open_workspace(workspace), judge_since=changed)
+    path, _ = stages.snapshot(workspace, judge_since=changed)
     return path
 
 
 @task(name="train", cache_policy=NO_CACHE)
-def train_candidate(workspace: Path, snapshot: Path) -> TrainOutcome:
+def train_candidate(workspace: Workspace, snapshot: Path) -> TrainOutcome:
     """Snapshot to candidate release."""
-    return stages.train(open_workspace(workspace), snapshot, on_metrics=watch.get().on_metrics)
+    return stages.train(workspace, snapshot, on_metrics=watch.get().on_metrics)
 
 
 @task(name="evaluate", cache_policy=NO_CACHE)
-def evaluate_candidate(workspace: Path, release: int, drift: DriftOutcome) -> EvaluateOutcome:
+def evaluate_candidate(workspace: Workspace, release: int, drift: DriftOutcome) -> EvaluateOutcome:
     """Estimates, gate and report."""
-    return stages.evaluate(open_workspace(workspace), release, drift)
+    return stages.evaluate(workspace, release, drift)
 
 
 @flow(name="nightly", flow_run_name="nightly-{workspace}", validate_parameters=False)
-def nightly(workspace: str, force_train: bool = False) -> dict[str, object]:
+def nightly(workspace: str, force_train: bool = False, as_of: str | None = None) -> dict[str, object]:
     """One night: ingest, drift, and where the decision says so snapshot, training, evaluation and gate.
 
     Args:
         workspace: folder of the workspace.
         force_train: train whatever drift says.
+        as_of: ISO instant with a zone that every stage takes for now.
 
     Returns:
         The night's record as JSON values.
     """
-    opened = open_workspace(Path(workspace))
+    opened = open_workspace(Path(workspace), datetime.fromisoformat(as_of) if as_of else None)
     with exclusive_lock(opened.root / ".lock", f"The workspace {opened.root}", wait_s=0.0):
         record = _night(opened, force_train)
     _show(opened, record)
@@ -99,23 +101,34 @@ def nightly(workspace: str, force_train: bool = False) -> dict[str, object]:
 
 def _night(workspace: Workspace, force_train: bool) -> NightRecord:
     clock = _Clock()
-    root = workspace.root
     with clock.stage("ingest"):
-        ingested = ingest_logs(root)
+        ingested = ingest_logs(workspace)
     if ingested.batch is not None and ingested.batch.status == "held":
         return _record(workspace, clock, ingested, None, None)
     with clock.stage("drift"):
-        drift = measure_drift(root, force_train)
+        drift = measure_drift(workspace, force_train)
     if not drift.decision.retrain:
         return _record(workspace, clock, ingested, drift, None)
     with clock.stage("snapshot"):
-        snapshot = freeze_replay_dataset(root, drift)
+        snapshot = freeze_replay_dataset(workspace, _changed_since(workspace, drift))
     with clock.stage("train", workspace.config.train.n_updates):
-        trained = train_candidate(root, snapshot)
+        trained = train_candidate(workspace, snapshot)
     with clock.stage("evaluate"):
-        evaluated = evaluate_candidate(root, trained.release, drift)
+        evaluated = evaluate_candidate(workspace, trained.release, drift)
     workspace.refresh_catalog(workspace.open_lake())
     return _record(workspace, clock, ingested, drift, evaluated)
+
+
+def _changed_since(workspace: Workspace, drift: DriftOutcome) -> date | None:
+    """After drift, the first night of the new world: the earliest of the unbroken run of nights that drifted."""
+    if drift.decision.cause != "drift" or drift.live_nights is None:
+        return None
+    changed = drift.live_nights[0]
+    for night in reversed(read_nights(workspace.nights_path)):
+        if night.decision != "drift" or night.live_from is None:
+            break
+        changed = min(changed, date.fromisoformat(night.live_from))
+    return changed
 
 
 class _Clock:
@@ -162,20 +175,42 @@ def _record(
         high=value.interval.high if value and value.interval else None,
         baseline=baseline.value if baseline else None,
         gate=None if decision is None else "passed" if decision.passed else "refused",
-        reason=decision.reason if decision else drift.decision.sentence if drift else batch.note if batch else "",
+        reason=decision.reason if decision else drift.decision.sentence if drift else _why_held(batch),
         report=str(report) if report else None,
         seconds=clock.total(),
-        warnings=_warnings(ingested),
+        live_from=drift.live_nights[0].isoformat() if drift and drift.live_nights else None,
+        warnings=[*_warnings(ingested), *_still_held(workspace, batch)],
     )
     append_night(workspace.nights_path, record)
     return record
 
 
+def _why_held(batch: Batch | None) -> str:
+    if batch is None:
+        return ""
+    return (
+        f"Batch {batch.batch_id} is held and the lake is as it was. {batch.note} `offline-dqn batches show "
+        f"{batch.batch_id}` says more, `batches release` lets it in, `batches reject` turns it away."
+    )
+
+
+def _still_held(workspace: Workspace, tonight: Batch | None) -> list[str]:
+    """Batches of earlier nights that wait for a person: their rows are missing from everything above."""
+    held = [b for b in list_batches(workspace.open_lake()) if b.status == "held"]
+    return [
+        f"batch {b.batch_id} with {b.counts.n_held:,} rows is still held since {b.settled_at:%Y-%m-%d}; "
+        f"`offline-dqn batches show {b.batch_id}`"
+        for b in held
+        if tonight is None or b.batch_id != tonight.batch_id
+    ]
+
+
 def _warnings(ingested: IngestReport) -> list[str]:
+    is_held = ingested.batch is not None and ingested.batch.status == "held"  # then no row is in quarantine yet
     return [
         *(cause for _, cause in ingested.damaged),
         *(f"{file} is empty" for file in ingested.empty),
-        *(f"{n:,} rows quarantined: {reason}" for reason, n in ingested.reasons),
+        *(f"{n:,} rows quarantined: {reason}" for reason, n in ingested.reasons if not is_held),
     ]
 
 

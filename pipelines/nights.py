@@ -25,6 +25,7 @@ class NightRecord:
         gate: "passed" or "refused", and `reason` why.
         report: path of the report, relative to the workspace.
         seconds: by stage, and "total".
+        live_from: first night of the live window that drift was measured on.
         warnings: what a person should look at although the night went on, such as files that could not be read.
     """
 
@@ -44,6 +45,7 @@ class NightRecord:
     reason: str
     report: str | None
     seconds: Mapping[str, float]
+    live_from: str | None = None
     warnings: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:

@@ -7,9 +7,16 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
+
+from datasets.errors import OfflineDqnError
 from pipelines import console
 from pipelines.nights import NightRecord
 from pipelines.workspace import Workspace
+
+
+class ServerError(OfflineDqnError):
+    """Prefect's server cannot be reached."""
 
 
 def run_night(workspace: Workspace, *, force_train: bool) -> NightRecord:
@@ -25,8 +32,20 @@ def run_night(workspace: Workspace, *, force_train: bool) -> NightRecord:
     with ExitStack() as shown:
         watching = _Watching(shown)
         token = watch.set(Watch(watching.stage, watching.on_rows, lambda step, _: watching.advance(step)))
+        as_of = workspace.given_as_of.isoformat() if workspace.given_as_of else None
         try:
-            record = nightly(str(workspace.root), force_train)
+            record = nightly(str(workspace.root), force_train, as_of)
+        except (httpx.HTTPError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "API" not in str(error):
+                raise
+            raise ServerError(
+                f"Prefect's server does not answer: {error}. "
+                + (
+                    f"PREFECT_API_URL is {os.environ['PREFECT_API_URL']}: start the server there, or unset it."
+                    if "PREFECT_API_URL" in os.environ
+                    else "The machine may be too busy to start a temporary one; run the night again."
+                )
+            ) from error
         finally:
             watch.reset(token)
     return NightRecord.from_json(record)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from datasets.batches import list_batches
 from datasets.encoding import fit_encoder
@@ -29,7 +30,7 @@ from drift.detection import measure_drift
 from drift.records import DriftReport
 from drift.windows import window_from_replay
 from offline_dqn.learner import Metrics, fit
-from offline_dqn.policy import Policy, save_policy
+from offline_dqn.policy import Policy, QPolicy, RulePolicy, save_policy
 from offline_dqn.train_config import TrainConfig
 from pipelines.acting import load_release
 from pipelines.workspace import Workspace
@@ -42,6 +43,9 @@ from reports.records import Estimate, Evaluation, evaluation_from_json, evaluati
 from reports.render import ReportData, render_report
 
 VERSION_ZERO = 0
+
+_SAME_PROBABILITY = 1e-4
+"""Difference up to which a logged probability is the policy's own: logs round."""
 
 
 class StageError(OfflineDqnError):
@@ -63,7 +67,13 @@ def ingest(
     if not paths and not holds_logs(workspace.logs_path) and list_batches(lake):
         return IngestReport(None, (), (), (), ())
     report = ingest_logs(
-        lake, paths or [workspace.logs_path], config.ingest, config.validate_, base=workspace.root, on_rows=on_rows
+        lake,
+        paths or [workspace.logs_path],
+        config.ingest,
+        config.validate_,
+        as_of=workspace.given_as_of,
+        base=workspace.root,
+        on_rows=on_rows,
     )
     workspace.refresh_catalog(lake)
     return report
@@ -127,12 +137,11 @@ def measure(workspace: Workspace, *, forced: bool = False) -> DriftOutcome:
     except SnapshotError as error:
         return DriftOutcome(None, _without_reference(error, forced), None)
     frozen_at = datetime.fromisoformat(summary.as_of)
-    live = _newest_nights(
-        read_episodes(lake, workspace.config.snapshot, as_of=as_of, started_after=frozen_at), config.live_nights
-    )
+    since = read_episodes(lake, workspace.config.snapshot, as_of=as_of, started_after=frozen_at)
+    live = _newest_nights(workspace, since, as_of)
     report, performance = None, None
     if live is not None:
-        policy = load_release(workspace, champion)
+        policy = load_release(workspace, champion, trained_on.contract)
         acted = live.policy_versions == str(champion)
         gate = trained_on.of_split(GATE)
         weights = _weights_to(policy, gate) if acted.mean() > 0.5 else None
@@ -158,11 +167,34 @@ def _without_reference(error: SnapshotError, forced: bool) -> RetrainDecision:
     return RetrainDecision(False, "not enough data", f"Keep the champion: {lost}; {advice}.", ())
 
 
-def _newest_nights(live: Replay | None, n_nights: int) -> Replay | None:
+def _newest_nights(workspace: Workspace, live: Replay | None, as_of: datetime) -> Replay | None:
+    """The newest nights that are over: an early-morning fragment of today would differ from any whole day.
+
+    A night is over when the last episode that may have started in it has ended or timed out. Simulated and back-filled
+    logs come in whole nights.
+    """
     if live is None:
         return None
-    newest = np.unique(live.nights)[-n_nights:]
-    return live.subset(np.isin(live.nights, newest))
+    nights = np.unique(live.nights)
+    if workspace.config.ingest.as_of == "now":
+        timeout = np.timedelta64(round(live.contract.episodes.timeout_s), "s")
+        over = np.datetime64(as_of.astimezone(UTC).replace(tzinfo=None)) - timeout
+        nights = nights[nights.astype("datetime64[s]") + np.timedelta64(1, "D") <= over]
+    newest = nights[-workspace.config.drift.live_nights :]
+    return live.subset(np.isin(live.nights, newest)) if len(newest) else None
+
+
+def _written_by(policy: Policy | None, release: int | None, replay: Replay) -> NDArray[np.bool_]:
+    """(N,) whether a release wrote each episode: logged under its number, with the probabilities that it gives.
+
+    The number alone is no proof: a log may well call a policy of its own "0" or "1".
+    """
+    if policy is None or release is None:
+        return np.zeros(replay.n_episodes, dtype=bool)
+    taken = step_probs(policy, replay)[np.arange(replay.n_steps), replay.actions]
+    differs = ~(np.abs(taken - replay.behavior_prob) <= _SAME_PROBABILITY)  # not known (NaN) differs
+    n_differing = np.bincount(replay.episode_of_step[differs], minlength=replay.n_episodes)
+    return np.asarray((replay.policy_versions == str(release)) & (n_differing == 0))
 
 
 def _weights_to(policy: Policy, gate: Replay) -> Any:
@@ -369,20 +401,21 @@ def evaluate(workspace: Workspace, release: int, drift: DriftOutcome | None = No
     snapshot_path = _snapshot_of(workspace, release)
     replay, summary = open_snapshot(snapshot_path)
     champion = workspace.registry.champion()
-    wrote = {str(v) for v in np.unique(replay.of_split(GATE).policy_versions)}
-    version_zero = load_release(workspace, VERSION_ZERO) if workspace.release_path(VERSION_ZERO).exists() else None
-    baseline = load_release(workspace, champion) if champion is not None else None
+    gate = replay.of_split(GATE)
+    rules_exist = workspace.release_path(VERSION_ZERO).exists()
+    version_zero = load_release(workspace, VERSION_ZERO, replay.contract) if rules_exist else None
+    baseline = load_release(workspace, champion, replay.contract) if champion is not None else None
     try:
         evaluation = evaluate_candidate(
             replay,
-            candidate=load_release(workspace, release),
+            candidate=load_release(workspace, release, replay.contract),
             baseline=version_zero if champion == VERSION_ZERO else baseline,
             version_zero=version_zero,
             candidate_name=f"release {release}",
             baseline_name="the logging policy" if champion is None else f"release {champion}, the champion",
             version_zero_name="version 0, the rules" if version_zero is not None else None,
-            baseline_wrote_gate=champion is not None and wrote == {str(champion)},
-            version_zero_wrote_gate=wrote == {str(VERSION_ZERO)},
+            baseline_wrote_gate=bool(_written_by(baseline, champion, gate).all()),
+            version_zero_wrote_gate=bool(_written_by(version_zero, VERSION_ZERO, gate).all()),
             excluded=_excluded(summary),
             config=workspace.config.evaluate,
             gate_config=workspace.config.gate,
@@ -430,9 +463,15 @@ def _headline(evaluation: Evaluation) -> dict[str, float]:
 
 
 def recorded_evaluation(workspace: Workspace, release: int) -> Evaluation | None:
-    """The evaluation beside a release; None where it was not evaluated."""
-    path = workspace.release_path(release) / "evaluation.json"
-    return evaluation_from_json(json.loads(path.read_text())) if path.exists() else None
+    """The evaluation that the registry knows of a release; None where it was not evaluated.
+
+    A file that is merely there was left by a process that died before it could record it, or by somebody else.
+    """
+    folder = workspace.release_path(release)
+    manifest = read_manifest(folder)
+    if manifest is None or manifest.gate not in ("passed", "refused"):
+        return None
+    return evaluation_from_json(json.loads((folder / "evaluation.json").read_text()))
 
 
 def _report_data(
@@ -516,7 +555,7 @@ def simulate(
             f"{workspace.root} has no simulator: its offline_dqn.toml lacks the table [simulate]. "
             "`offline-dqn init DIR --scenario autoscaler` writes a workspace that has one."
         )
-    champion = workspace.registry.champion()
+    acting = workspace.registry.champion() or VERSION_ZERO
     return simulate_logs(
         workspace.logs_path,
         night=night,
@@ -524,9 +563,17 @@ def simulate(
         seed=config.seed,
         traffic=traffic,
         trace_path=trace_path,
-        policy=load_release(workspace, champion) if champion else None,
-        policy_version=str(champion or VERSION_ZERO),
+        policy=_acting_policy(workspace, acting),
+        policy_version=str(acting),
     )
+
+
+def _acting_policy(workspace: Workspace, release: int) -> QPolicy | RulePolicy | None:
+    """What writes the simulated log: the release, or the configured rules before they are registered as version 0."""
+    if workspace.release_path(release).exists():
+        return load_release(workspace, release)
+    rules = workspace.config.baseline
+    return rules.to_policy(workspace.contract) if rules else None
 
 
 # --- releases

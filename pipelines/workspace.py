@@ -26,9 +26,15 @@ class WorkspaceError(OfflineDqnError):
 
 @dataclass(frozen=True)
 class Workspace:
-    """An opened workspace. Everything in it is found relative to `root`, so the folder can be moved."""
+    """An opened workspace. Everything in it is found relative to `root`, so the folder can be moved.
+
+    Attributes:
+        root: its folder.
+        given_as_of: the instant that stages take for now; None leaves it to `ingest.as_of`.
+    """
 
     root: Path
+    given_as_of: datetime | None = None
 
     @cached_property
     def contract(self) -> Contract:
@@ -79,7 +85,9 @@ class Workspace:
         return Registry(mlflow_path=self.root / "mlflow.db", releases_path=self.releases_path, name=self.contract.name)
 
     def as_of(self, lake: Lake) -> datetime:
-        """The instant that stages take for now: the clock, or the lake's newest timestamp where so configured."""
+        """The instant that stages take for now: as given, the clock, or the lake's newest timestamp if configured."""
+        if self.given_as_of is not None:
+            return self.given_as_of
         if self.config.ingest.as_of == "newest":
             return newest_timestamp(lake) or datetime.now(UTC)
         return datetime.now(UTC)
@@ -125,7 +133,7 @@ class Workspace:
         return sorted(int(path.name) for path in found if path.is_dir() and path.name.isdecimal())
 
 
-def open_workspace(root: Path) -> Workspace:
+def open_workspace(root: Path, as_of: datetime | None = None) -> Workspace:
     """The workspace in `root`.
 
     Raises:
@@ -134,7 +142,7 @@ def open_workspace(root: Path) -> Workspace:
     if not (root / "contract.toml").is_file() or not (root / "offline_dqn.toml").is_file():
         what = "does not exist" if not root.exists() else "is no workspace: it lacks contract.toml or offline_dqn.toml"
         raise WorkspaceError(f"{root} {what}. Name one with --workspace, or make one: offline-dqn init {root}")
-    return Workspace(root.resolve())
+    return Workspace(root.resolve(), as_of)
 
 
 def write_workspace(root: Path, scenario: str) -> Workspace:

@@ -105,7 +105,9 @@ def _data_checks(evaluation: Evaluation, config: GateConfig) -> Iterator[Check]:
         config.smallest_change,
         "Nothing new: the candidate's action probabilities equal the baseline's."
         if change is not None and change <= config.smallest_change
-        else "The candidate's action probabilities differ from the baseline's.",
+        else "The baseline's action probabilities are not known, so nothing says that the candidate equals it."
+        if change is None
+        else f"The candidate's action probabilities differ from the baseline's by up to {change:.2g}.",
     )
     for effect in evaluation.design_effects:
         if effect.ignored:
@@ -237,7 +239,9 @@ def _value_check(
 ) -> Check:
     if comparison is None or lower is None:
         cause = comparison.refused if comparison is not None else None
-        return Check(name, False, None, 0.0 - margin, f"No bound on the difference to {against}: {cause or 'no estimate'}.")
+        return Check(
+            name, False, None, 0.0 - margin, f"No bound on the difference to {against}: {cause or 'no estimate'}."
+        )
     return Check(
         name,
         lower > -margin,

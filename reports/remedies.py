@@ -68,6 +68,8 @@ def remedy_for(check: Check, evaluation: Evaluation) -> str:
         return _larger_difference(check, evaluation.comparison("baseline"))
     if check.name == "value against version 0":
         return _larger_difference(check, evaluation.comparison("version_zero"))
+    if check.name == "agreement of estimators" and check.value is None:
+        return "There are no two estimates to compare: what refused them, above, has to be settled first."
     known = _BY_NAME.get(check.name)
     beginnings = (says for begins, says in _BY_BEGINNING.items() if check.name.startswith(begins))
     return known or next(beginnings, check.meaning)
@@ -77,7 +79,7 @@ def _more_episodes(check: Check, evaluation: Evaluation) -> str:
     missing = (check.bound or 0.0) - (check.value or 0.0)
     per_night = evaluation.counts.n_episodes / max(1, evaluation.counts.n_nights)
     nights = math.ceil(missing / per_night) if per_night > 0 else 0
-    wait = f", about {nights} {'night' if nights == 1 else 'nights'} at the present rate" if nights else ""
+    wait = f", about {nights} {'night' if nights == 1 else 'nights'} like these" if nights else ""
     return f"{number(missing)} more gate episodes{wait}; or raise the gate's share in [snapshot]."
 
 

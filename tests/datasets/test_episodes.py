@@ -146,3 +146,16 @@ def test_one_step_rows_are_whole_episodes_at_once(tmp_path: Path) -> None:
     found = episodes_of(lake_of(tmp_path, *rows, contract=tiny(episodes={"kind": "one_step"})))
 
     assert [(row["complete"], row["terminated"], row["damage"]) for row in found.values()] == [(True, True, None)] * 2
+
+
+def test_logs_that_count_from_one_are_not_damaged_by_one_stray_row(tmp_path: Path) -> None:
+    rows = [step_row(f"e{n}", i, terminated=i == 3) for n in range(5) for i in (1, 2, 3)]
+    found = episodes_of(lake_of(tmp_path, *rows, step_row("stray", 0)))
+
+    assert {name for name, row in found.items() if row["damage"]} == set()
+
+
+def test_an_episode_that_lacks_its_first_steps_is_damaged(tmp_path: Path) -> None:
+    found = episodes_of(lake_of(tmp_path, *episode("a"), *episode("b"), step_row("late", 2)))
+
+    assert found["late"]["damage"] == "2 steps are missing"

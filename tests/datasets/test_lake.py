@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
+from datasets.duck import duck
 from datasets.lake import TABLES, Lake, LakeError, StagedFile, lake_lock, open_lake, table_columns
 from datasets.locking import LockedError, exclusive_lock
 from tests.datasets.builders import ask, episode, lake_at, step_keys, take_in, tiny, write_rows
@@ -137,3 +138,16 @@ def test_an_error_inside_frees_the_lock(tmp_path: Path) -> None:
         raise KeyError
     with exclusive_lock(tmp_path / "l", "It", wait_s=0):
         pass
+
+
+def test_a_first_contract_may_be_mended_while_nothing_is_stored(tmp_path: Path) -> None:
+    open_lake(tmp_path / "lake", tiny())
+    mended = tiny(features={"cpu": {"type": "categorical", "min": None, "max": None}, "load": None})
+
+    lake = open_lake(tmp_path / "lake", mended)
+
+    with duck() as connection:
+        rows = connection.sql(f"SELECT observation FROM {lake.scan('steps')}").to_arrow_table()
+    assert [field.name for field in rows.schema.field("observation").type] == ["cpu", "zone", "busy"]
+    assert rows.schema.field("observation").type.field("cpu").type == pa.string()
+    assert lake.commit_number() == 0

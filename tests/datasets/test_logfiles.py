@@ -199,7 +199,9 @@ def test_csv_rows_that_do_not_fit_the_header_keep_their_text(tmp_path: Path) -> 
         (3, "1", "the line has 1 fields and the header has 2"),
         (4, "1,2,3", "the line has 3 fields and the header has 2"),
         (6, '4,"x\ny"', None),
-        (8, '5,"un\nclosed\n6,7', "the line is not valid CSV: unexpected end of data"),
+        (8, '5,"un', "the line is not valid CSV: unexpected end of data"),  # and it swallows nothing behind it
+        (9, "closed", "the line has 1 fields and the header has 2"),
+        (10, "6,7", None),
     ]
 
 

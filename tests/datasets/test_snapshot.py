@@ -329,3 +329,16 @@ def test_episodes_started_later_can_be_read_alone(tmp_path: Path) -> None:
 def test_shares_must_leave_a_gate() -> None:
     with pytest.raises(SettingsError, match="leave nothing for the gate"):
         build_settings(SnapshotConfig, {"train_share": 0.7, "select_share": 0.3}, "test")
+
+
+def test_new_damage_makes_another_snapshot_of_the_same_episodes(tmp_path: Path) -> None:
+    lake = lake_at(tmp_path)
+    take_in(lake, write_rows(tmp_path / "a.jsonl", episode("good")))
+    before, _ = freeze_snapshot(lake, SnapshotConfig(), tmp_path / "snapshots", as_of=NOON)
+    take_in(lake, write_rows(tmp_path / "b.jsonl", [step_row("bad", 0, reward=-99.0)]))
+
+    after, summary = freeze_snapshot(lake, SnapshotConfig(), tmp_path / "snapshots", as_of=NOON)
+
+    assert after != before
+    assert summary.n_unplaced == 1
+    assert open_snapshot(after)[1].damaged_share == pytest.approx(0.5)

@@ -124,7 +124,8 @@ def test_a_held_batch_stops_the_night_and_says_why(workspace: Workspace, run: Ru
     assert str(record.batch) in record.reason
     assert "offline-dqn batches" in record.reason
     assert record.reason in " ".join(answer.out.split())
-    assert any("144 rows quarantined" in warning for warning in record.warnings)
+    assert "144 rows: reward is missing" in record.reason
+    assert list(record.warnings) == []  # no row is in quarantine yet
     assert n_steps(workspace) == 12000
     assert record.reason in newest_artifact("verdict-autoscaler")
 
@@ -240,6 +241,28 @@ def test_a_night_of_its_own_prints_nothing_of_the_libraries(workspace: Workspace
     assert chatter(good) == chatter(bad) == []
     assert set(good.err.splitlines()) <= {"ingest ...", "drift ..."}
     assert list((tmp_path / "home").iterdir()) == []
+
+
+def test_a_night_that_is_told_to_stop_leaves_no_server_behind(workspace: Workspace) -> None:
+    """A scheduler's SIGTERM: Prefect's temporary server, a child of the night, ends with it."""
+    edit(workspace.root / "offline_dqn.toml", "n_updates = 800", "n_updates = 100000")
+    process = start_command(workspace, "nightly", "--force-train", PREFECT_HOME=None, PREFECT_API_URL=None)
+    try:
+        _wait_for(lambda: _has_come_to(workspace, "train"), process)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.terminate()
+        stopped = finish(process)
+    finally:
+        process.kill()
+
+    assert (stopped.code, stopped.out) == (143, "")
+    assert "stopped by a signal. Nothing half-done was kept; the same command goes on from there." in stopped.err
+    assert chatter(stopped) == []
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert [child for child in children if Path(f"/proc/{child}").exists()] == []
+    assert read_nights(workspace.nights_path) == []
 
 
 def test_nights_are_listed_and_a_line_that_a_crash_cut_off_did_not_happen(workspace: Workspace, run: Run) -> None:

@@ -125,3 +125,19 @@ def test_a_workspace_that_lost_a_file_is_none(lost: str, workspace: Workspace, r
     (workspace.root / lost).unlink()
 
     assert "it lacks contract.toml or offline_dqn.toml" in run(workspace, "releases").err
+
+
+def test_the_simulator_lets_the_rules_of_the_workspace_act(fresh: Workspace) -> None:
+    edit(fresh.root / "offline_dqn.toml", 'otherwise = "hold"', 'otherwise = "scale_up"')
+    edit(fresh.root / "offline_dqn.toml", "0.6", "2.0")
+    edit(fresh.root / "offline_dqn.toml", "0.3", "-1.0")
+    edited = open_workspace(fresh.root)
+    stages.simulate(edited, n_episodes=500)
+    stages.ingest(edited)
+
+    ((up, probability),) = edited.query(
+        "SELECT avg((action = 'scale_up')::INT), min(behavior_prob) FILTER (action = 'scale_up') FROM steps"
+    ).rows
+
+    assert probability == pytest.approx(0.3 + 0.7 / 3)  # the rules never say anything else
+    assert up == pytest.approx(probability, abs=0.04)

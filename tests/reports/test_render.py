@@ -167,7 +167,14 @@ def test_missing_episodes_are_counted_in_nights() -> None:
     # 84 episodes in 3 nights are 28 a night; 16 more take one.
     evaluation = samples.refused_evaluation()
     check = Check("enough episodes", False, 84.0, 100.0, "")
-    assert remedy_for(check, evaluation).startswith("16 more gate episodes, about 1 night at the present rate")
+    assert remedy_for(check, evaluation).startswith("16 more gate episodes, about 1 night like these")
+
+
+def test_estimates_that_were_never_compared_are_not_said_to_contradict_each_other() -> None:
+    evaluation = samples.refused_evaluation()
+    compared = Check("agreement of estimators", False, 0.4, 0.0, "")
+    assert remedy_for(compared, evaluation).startswith("Two estimators contradict each other")
+    assert remedy_for(replace(compared, value=None), evaluation).startswith("There are no two estimates to compare")
 
 
 def test_refused_estimates_are_listed_with_their_cause(refused: str) -> None:
