@@ -70,5 +70,5 @@ def test_an_added_action_leaves_drift_and_evaluation_standing(workspace: Workspa
     contract = workspace.root / "contract.toml"
     contract.write_text(contract.read_text().replace('"scale_up"]', '"scale_up", "restart"]'))
 
-    outcome = run("drift", "--workspace", str(workspace.root))
+    outcome = run(workspace.root, "drift")
     assert outcome.code == 0, outcome.err
