@@ -106,8 +106,8 @@ def command(target: typer.Typer, name: str) -> Callable[[F], F]:
                 if not _is_unreadable(error):
                     raise
                 console.fail(
-                    f"A file of the workspace cannot be read: {error}. Restore it from a backup; what is derived "
-                    "(lake.duckdb, checkpoints, .prefect) may be deleted, and is made anew."
+                    f"A file of the workspace cannot be read: {_first_line(error)}. Restore it from a backup; what is "
+                    "derived (lake.duckdb, checkpoints, .prefect) may be deleted, and is made anew."
                 )
                 raise typer.Exit(FAILED) from error
 
@@ -118,8 +118,13 @@ def command(target: typer.Typer, name: str) -> Callable[[F], F]:
 
 
 def _is_unreadable(error: Exception) -> bool:
-    """Whether DuckDB, Delta or JSON could not read a file. By module: to import them only for their errors is slow."""
-    return isinstance(error, json.JSONDecodeError) or type(error).__module__.split(".")[0] in {"_duckdb", "duckdb"}
+    """Whether DuckDB, Delta, SQLite or JSON could not read a file. By module: to import them for that alone is slow."""
+    unreadable = {"_duckdb", "duckdb", "sqlalchemy"}
+    return isinstance(error, json.JSONDecodeError) or type(error).__module__.split(".")[0] in unreadable
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].removesuffix(".")
 
 
 def _open(workspace: Path, as_of: datetime | None = None) -> Workspace:

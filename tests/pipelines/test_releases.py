@@ -68,3 +68,13 @@ def test_a_damaged_release_is_trained_anew(workspace: Workspace, run: Run) -> No
     trained = run(workspace, "train", "--json").json
 
     assert (trained["release"], trained["repeated"]) == (2, False)
+
+
+def test_a_registry_that_cannot_be_read_is_a_message(workspace: Workspace, run: Run) -> None:
+    (workspace.root / "mlflow.db").write_text("no database")
+
+    answer = run(workspace, "releases", "--json")
+
+    assert (answer.code, answer.out) == (1, "")
+    assert "A file of the workspace cannot be read: (sqlite3.DatabaseError) file is not a database." in answer.err
+    assert "Restore it from a backup" in answer.err
