@@ -5,33 +5,36 @@ from __future__ import annotations
 import atexit
 import contextlib
 import csv
-import functools
-import getpass
 import io
-import json
 import os
 import signal
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from datasets.errors import OfflineDqnError
 from datasets.locking import exclusive_lock
 from pipelines import console
+from pipelines.batch_commands import batches_app, print_validation
+from pipelines.command import (
+    FAILED,
+    REFUSED,
+    AsOfOption,
+    JsonOption,
+    PathsArgument,
+    WorkspaceOption,
+    command,
+    open_workspace_of,
+    user_name,
+)
 
 if TYPE_CHECKING:  # the stages load torch and more; a command loads what it needs when it runs
     from datasets.ingest import IngestReport
-    from datasets.validation import ValidationResult
     from pipelines.stages import DriftOutcome, EvaluateOutcome, TrainOutcome
     from pipelines.workspace import Workspace
-
-FAILED, REFUSED = 1, 3
-"""Exit codes: 0 done, 1 failed, 2 wrong usage (typer's own), 3 a negative verdict."""
 
 app = typer.Typer(
     name="offline-dqn",
@@ -41,18 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-batches_app = typer.Typer(help="What came in, and what is held.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(batches_app, name="batches")
-
-WorkspaceOption = Annotated[Path, typer.Option("--workspace", "-w", help="Folder of the workspace.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
-AsOfOption = Annotated[
-    datetime | None,
-    typer.Option("--as-of", help="Instant taken for now, in UTC.", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]),
-]
-PathsArgument = Annotated[list[Path] | None, typer.Argument(help="Log files or folders.")]
-
-F = TypeVar("F", bound=Callable[..., None])
 
 
 def main() -> None:
@@ -100,68 +92,6 @@ def quiet_libraries() -> None:
         os.environ.setdefault(name, value)
 
 
-def command(target: typer.Typer, name: str) -> Callable[[F], F]:
-    """Registers a command whose expected failures are one message and exit code 1, never a traceback."""
-
-    def register(function: F) -> F:
-        @functools.wraps(function)
-        def wrapped(*args: Any, **kwargs: Any) -> None:
-            try:
-                function(*args, **kwargs)
-            except OfflineDqnError as error:
-                console.fail(str(error))
-                raise typer.Exit(FAILED) from error
-            except KeyboardInterrupt as error:
-                console.fail("interrupted. Nothing half-done was kept; the same command goes on from there.")
-                raise typer.Exit(130) from error
-            except BrokenPipeError:
-                raise  # the reader of our output has gone, which typer ends quietly
-            except OSError as error:
-                console.fail(
-                    f"{error.filename or 'A file'} could not be used: {error.strerror or error}. Check space and "
-                    "permissions there, then run the command again; what was committed stays."
-                )
-                raise typer.Exit(FAILED) from error
-            except Exception as error:
-                if not _is_unreadable(error):
-                    raise
-                console.fail(
-                    f"A file of the workspace cannot be read: {_first_line(error)}. Restore it from a backup; what is "
-                    "derived (lake.duckdb, checkpoints, .prefect) may be deleted, and is made anew."
-                )
-                raise typer.Exit(FAILED) from error
-
-        target.command(name)(wrapped)
-        return function
-
-    return register
-
-
-def _is_unreadable(error: Exception) -> bool:
-    """Whether DuckDB, Delta, SQLite or JSON could not read a file. By module: to import them for that alone is slow."""
-    unreadable = {"_duckdb", "duckdb", "sqlalchemy"}
-    return isinstance(error, json.JSONDecodeError) or type(error).__module__.split(".")[0] in unreadable
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].removesuffix(".")
-
-
-def _open(workspace: Path, as_of: datetime | None = None) -> Workspace:
-    from pipelines.workspace import open_workspace
-
-    if as_of is not None and as_of.tzinfo is None:
-        as_of = as_of.replace(tzinfo=UTC)
-    return open_workspace(workspace, as_of)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container may run under a number that has no name
-        return f"user {os.getuid()}"
-
-
 @command(app, "init")
 def init(
     directory: Annotated[Path, typer.Argument(help="Folder of the new workspace.")],
@@ -194,7 +124,9 @@ def simulate(
     """Write one night of simulated logs."""
     from pipelines import stages
 
-    done = stages.simulate(_open(workspace), night=night, n_episodes=episodes, traffic=traffic, trace_path=trace)
+    done = stages.simulate(
+        open_workspace_of(workspace), night=night, n_episodes=episodes, traffic=traffic, trace_path=trace
+    )
     if as_json:
         console.print_json(done.__dict__)
         return
@@ -221,7 +153,7 @@ def ingest(
     """Take logs into the lake; by default those in logs/steps."""
     from pipelines import stages
 
-    opened = _open(workspace, as_of)
+    opened = open_workspace_of(workspace, as_of)
     with console.progress("reading logs", None) as advance:
         report = stages.ingest(opened, paths or [], on_rows=_summing(advance))
     if as_json:
@@ -290,27 +222,15 @@ def validate(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -
     """Run the contract's suite on the whole lake."""
     from pipelines import stages
 
-    opened = _open(workspace)
+    opened = open_workspace_of(workspace)
     with console.progress("validating the lake", None):
         result = stages.validate(opened)
     if as_json:
         console.print_json(result.to_json())
     else:
-        _print_validation(result)
+        print_validation(result)
     if not result.success:
         raise typer.Exit(REFUSED)
-
-
-def _print_validation(result: ValidationResult) -> None:
-    rows = [
-        ["ok" if r.success else "FAILED", f"{r.column} {r.says}".strip(), "" if r.success else r.sentence]
-        for r in result.records
-    ]
-    console.print_table(
-        f"{len(result.records)} expectations on {result.n_rows:,} steps in {result.seconds:.1f} s",
-        ["", "expected", "found"],
-        sorted(rows, key=lambda row: row[0] == "ok"),
-    )
 
 
 class Form(StrEnum):
@@ -329,7 +249,7 @@ def query(
     as_json: JsonOption = False,
 ) -> None:
     """Ask the lake: views steps, transitions, episodes, quarantine, batches, files, releases."""
-    answer = _open(workspace).query(sql)
+    answer = open_workspace_of(workspace).query(sql)
     if as_json or form is Form.JSON:
         rows = [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
         console.print_json({"columns": list(answer.columns), "rows": rows})
@@ -343,93 +263,12 @@ def query(
         console.print_table("", list(answer.columns), [[console.cell(v) for v in row] for row in answer.rows])
 
 
-@batches_app.callback()
-def _batches() -> None:
-    """What came in, and what is held."""
-
-
-@command(batches_app, "list")
-def batches_list(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> None:
-    """Every batch with the account of its rows."""
-    from datasets.batches import list_batches
-
-    found = list_batches(_open(workspace).open_lake())
-    if as_json:
-        console.print_json({"batches": [{**b.to_json(), "validation": None} for b in found]})
-        return
-    counted = ["n_in", "n_lake", "n_quarantined", "n_duplicates", "n_held", "n_pending"]
-    rows = [[b.batch_id, b.status, *[f"{getattr(b.counts, c):,}" for c in counted]] for b in found]
-    heads = ["batch", "status", "in", "lake", "quarantined", "duplicates", "held", "pending"]
-    console.print_table("Batches: in = lake + quarantined + duplicates + held + pending", heads, rows, right=heads[2:])
-
-
-@command(batches_app, "show")
-def batches_show(
-    batch: Annotated[str, typer.Argument(help="Its id, or the beginning of it.")],
-    workspace: WorkspaceOption = Path(),
-    as_json: JsonOption = False,
-) -> None:
-    """One batch with its validation."""
-    from datasets.batches import find_batch
-    from datasets.validation import ValidationResult
-
-    found = find_batch(_open(workspace).open_lake(), batch)
-    if as_json:
-        console.print_json(found.to_json())
-        return
-    facts = {**found.to_json(), "validation": None, "dropped_columns": ", ".join(found.dropped_columns)}
-    console.print_account(f"Batch {found.batch_id}", {k: v for k, v in facts.items() if k != "batch_id"})
-    if found.validation is not None:
-        _print_validation(ValidationResult.from_json(found.validation))
-
-
-@command(batches_app, "release")
-def batches_release(
-    batch: Annotated[str, typer.Argument(help="A held batch.")],
-    workspace: WorkspaceOption = Path(),
-    reviewer: Annotated[str, typer.Option(help="Who lets it in.")] = "",
-    as_json: JsonOption = False,
-) -> None:
-    """Let a held batch into the lake although its suite failed."""
-    from datasets.batches import release_batch
-
-    _settle(workspace, release_batch, batch, reviewer, as_json)
-
-
-@command(batches_app, "reject")
-def batches_reject(
-    batch: Annotated[str, typer.Argument(help="A held batch.")],
-    workspace: WorkspaceOption = Path(),
-    reviewer: Annotated[str, typer.Option(help="Who turns it away.")] = "",
-    as_json: JsonOption = False,
-) -> None:
-    """Send every row of a held batch to quarantine."""
-    from datasets.batches import reject_batch
-
-    _settle(workspace, reject_batch, batch, reviewer, as_json)
-
-
-def _settle(workspace: Path, settle: Callable[..., Any], batch: str, reviewer: str, as_json: bool) -> None:
-    opened = _open(workspace)
-    lake = opened.open_lake()
-    settled = settle(lake, batch, by=reviewer or _user(), at=datetime.now(UTC))
-    opened.refresh_catalog(lake)
-    if as_json:
-        console.print_json({**settled.to_json(), "validation": None})
-        return
-    counts = settled.counts
-    console.print_account(
-        f"Batch {settled.status}",
-        {"batch": settled.batch_id, "in the lake": f"{counts.n_lake:,}", "quarantined": f"{counts.n_quarantined:,}"},
-    )
-
-
 @command(app, "snapshot")
 def snapshot(workspace: WorkspaceOption = Path(), as_of: AsOfOption = None, as_json: JsonOption = False) -> None:
     """Freeze the replay dataset."""
     from pipelines import stages
 
-    opened = _open(workspace, as_of)
+    opened = open_workspace_of(workspace, as_of)
     with exclusive_lock(opened.root / ".lock", f"The workspace {opened.root}", wait_s=0.0):
         path, summary = stages.snapshot(opened)
     if as_json:
@@ -454,7 +293,7 @@ def drift(workspace: WorkspaceOption = Path(), as_of: AsOfOption = None, as_json
     """Compare live nights with the reference, and decide whether to retrain."""
     from pipelines import stages
 
-    outcome = stages.measure(_open(workspace, as_of))
+    outcome = stages.measure(open_workspace_of(workspace, as_of))
     if as_json:
         console.print_json(outcome.to_json())
     else:
@@ -485,7 +324,7 @@ def train(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> N
     """Train on the newest snapshot: a candidate release."""
     from pipelines import stages
 
-    opened = _open(workspace)
+    opened = open_workspace_of(workspace)
     with (
         exclusive_lock(opened.root / ".lock", f"The workspace {opened.root}", wait_s=0.0),
         console.progress("training", opened.config.train.n_updates) as advance,
@@ -522,7 +361,7 @@ def evaluate(
     """Estimate a release, decide at the gate, write the report."""
     from pipelines import stages
 
-    opened = _open(workspace)
+    opened = open_workspace_of(workspace)
     with (
         exclusive_lock(opened.root / ".lock", f"The workspace {opened.root}", wait_s=0.0),
         console.progress("evaluating", None),
@@ -579,7 +418,7 @@ def plan(
     """What a log can decide, before any training."""
     from pipelines import stages
 
-    found = stages.plan(_open(workspace, as_of), paths or [])
+    found = stages.plan(open_workspace_of(workspace, as_of), paths or [])
     if as_json:
         console.print_json(found.to_json())
         return
@@ -598,7 +437,7 @@ def act(
     """What a release would do: action, probabilities and Q-values, one JSON line per observation."""
     from pipelines.acting import act as act_on
 
-    rows = act_on(_open(workspace), version, file)
+    rows = act_on(open_workspace_of(workspace), version, file)
     if as_json:
         console.print_json({"release": version, "decisions": rows})
         return
@@ -616,7 +455,7 @@ def nightly(
     """The whole night, in order."""
     from pipelines.running import run_night
 
-    record = run_night(_open(workspace, as_of), force_train=force_train)
+    record = run_night(open_workspace_of(workspace, as_of), force_train=force_train)
     if as_json:
         console.print_json(record.to_json())
         return
@@ -628,7 +467,7 @@ def nights(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> 
     """Every night so far."""
     from pipelines.nights import read_nights
 
-    found = read_nights(_open(workspace).nights_path)
+    found = read_nights(open_workspace_of(workspace).nights_path)
     if as_json:
         console.print_json({"nights": [record.to_json() for record in found]})
     else:
@@ -652,7 +491,7 @@ def print_nights(workspace: Path, records: list[Any]) -> None:
 @command(app, "releases")
 def releases(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> None:
     """Versions, gate results, aliases."""
-    found = _open(workspace).registry.releases()
+    found = open_workspace_of(workspace).registry.releases()
     if as_json:
         console.print_json({"releases": [record.to_json() for record in found]})
         return
@@ -691,7 +530,7 @@ def promote(
     """Make a release whose gate passed the champion."""
     from reports.registry import GateNotPassedError
 
-    opened = _open(workspace)
+    opened = open_workspace_of(workspace)
     try:
         promotion = opened.registry.promote(version, reviewer=reviewer, note=note)
     except GateNotPassedError as error:
@@ -709,8 +548,8 @@ def rollback(
     as_json: JsonOption = False,
 ) -> None:
     """Go back to a former champion, or to the rules."""
-    opened = _open(workspace)
-    promotion = opened.registry.rollback(to, reviewer=reviewer or _user(), note=note)
+    opened = open_workspace_of(workspace)
+    promotion = opened.registry.rollback(to, reviewer=reviewer or user_name(), note=note)
     _print_promotion(opened, promotion, as_json)
 
 
