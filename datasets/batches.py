@@ -43,12 +43,14 @@ class Batch:
     """One batch as it stands now.
 
     Attributes:
+        kind: "steps" or "outcomes": what its rows are.
         status: "lake", "held", "released" (by a person, after it was held) or "rejected" (all rows in quarantine).
         note: why it is held, or who decided and why.
         validation: the suite's result as JSON values; None where there was no row to validate.
     """
 
     batch_id: str
+    kind: str
     status: str
     settled_at: datetime
     as_of: datetime
@@ -70,6 +72,7 @@ class FileRecord:
     """How far a file was consumed, and by which batch."""
 
     path: str
+    kind: str
     digest: str
     n_bytes: int
     n_lines: int
@@ -111,7 +114,8 @@ def consumed_files(lake: Lake) -> list[FileRecord]:
     """The files as they stand now: what each consumed prefix belongs to."""
     with duck() as connection:
         rows = connection.execute(
-            f"""SELECT path, digest, n_bytes, n_lines, digest_seen, status, contract_digest FROM {lake.scan("files")}
+            f"""SELECT path, kind, digest, n_bytes, n_lines, digest_seen, status, contract_digest
+            FROM {lake.scan("files")}
             QUALIFY row_number() OVER (PARTITION BY digest, n_bytes, digest_seen ORDER BY commit_number DESC) = 1"""
         ).fetchall()
     return [FileRecord(*row) for row in rows]
@@ -125,6 +129,7 @@ def commit_batch(
     number = lake.commit_number() + 1
     record: dict[str, object] = {
         "batch_id": batch.batch_id,
+        "kind": batch.kind,
         "status": batch.status,
         "settled_at": batch.settled_at,
         "as_of": batch.as_of,
@@ -216,7 +221,7 @@ def _settle_held(lake: Lake, batch_id: str, *, status: str, note: str, at: datet
         settled = replace(batch, status=status, counts=counts, note=f"{note}; was held: {batch.note}", settled_at=at)
         with duck() as connection:
             rows = connection.execute(
-                f"""SELECT DISTINCT path, digest, n_bytes, n_lines, digest_seen, status, contract_digest
+                f"""SELECT DISTINCT path, kind, digest, n_bytes, n_lines, digest_seen, status, contract_digest
                 FROM {lake.scan("files")} WHERE batch_id = ?""",
                 [batch.batch_id],
             ).fetchall()
@@ -245,6 +250,7 @@ def _batch(row: dict[str, Any]) -> Batch:
     counts = BatchCounts(**{name: row[name] for name in BatchCounts.__dataclass_fields__})
     return Batch(
         batch_id=row["batch_id"],
+        kind=row["kind"],
         status=row["status"],
         settled_at=row["settled_at"],
         as_of=row["as_of"],

@@ -179,6 +179,76 @@ class TimeFormat(Settings):
         return self
 
 
+OUTCOME_COLUMNS = ("decision_id", "timestamp", "reward")
+"""Canonical columns of an outcome."""
+
+
+class OutcomeRules(Settings):
+    """Rewards that arrive later, in logs of their own, and are joined by `decision_id`.
+
+    A step that carries its own reward needs no outcome; one without waits for its outcomes until the window closes.
+    """
+
+    attribution_window: str
+    """How long after its decision an outcome still counts."""
+    combine: Literal["sum", "last", "max"] = "sum"
+    """What several outcomes of one decision make together; `last` by their timestamps."""
+    default: float = 0.0
+    """Reward of a decision without an outcome once the window has closed."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Canonical name = name in the outcome log; dots reach into nested fields."""
+
+    @field_validator("attribution_window")
+    @classmethod
+    def _duration(cls, attribution_window: str) -> str:
+        seconds_of(attribution_window)
+        return attribution_window
+
+    @field_validator("columns")
+    @classmethod
+    def _known_columns(cls, columns: dict[str, str]) -> dict[str, str]:
+        unknown = [name for name in columns if name not in OUTCOME_COLUMNS]
+        if unknown:
+            raise ValueError(f"'{unknown[0]}' is no column of an outcome; known: {', '.join(OUTCOME_COLUMNS)}")
+        wrong = [path for path in columns.values() if not all(path.split(".")) or '"' in path]
+        if wrong:
+            raise ValueError(f"'{wrong[0]}' is no name of a log column")
+        return columns
+
+    @property
+    def window_s(self) -> float:
+        """`attribution_window` in seconds."""
+        return seconds_of(self.attribution_window)
+
+
+class Privacy(Settings):
+    """What of a log must never be stored as it is. Names are those of log columns; dots reach into nested ones."""
+
+    drop: tuple[str, ...] = ()
+    """Columns that are taken out before anything is written, from quarantined text too."""
+    hash: tuple[str, ...] = ()
+    """Columns stored as a keyed hash (HMAC-SHA-256, the key from the environment): equal values stay equal, and a
+    subject's rows can be found and erased. A canonical column that reads one of them holds the hash too."""
+    raw_days: int = Field(30, ge=0)
+    """Days after which the encrypted text of lines that could not be parsed, and so not redacted, is purged."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Privacy:
+        names = [*self.drop, *self.hash]
+        wrong = [name for name in names if not all(name.split(".")) or '"' in name]
+        if wrong:
+            raise ValueError(f"'{wrong[0]}' is no name of a log column")
+        twice = sorted({name for name in names if [n.lower() for n in names].count(name.lower()) > 1})
+        if twice:
+            raise ValueError(f"'{twice[0]}' is named twice in drop and hash")
+        return self
+
+    @property
+    def is_set(self) -> bool:
+        """Whether anything is dropped or hashed: then text that cannot be redacted is encrypted."""
+        return bool(self.drop or self.hash)
+
+
 class Contract(Settings):
     """A decision problem, described once."""
 
@@ -190,7 +260,10 @@ class Contract(Settings):
     """The observation, by name, in the order of every array with a feature axis."""
     actions: Actions
     reward: RewardRange = RewardRange()
+    outcomes: OutcomeRules | None = None
+    """Where rewards arrive later; without it every step carries its own."""
     behavior: Behavior = Behavior()
+    privacy: Privacy = Privacy()
     episodes: EpisodeRules = EpisodeRules()
     time: TimeFormat = TimeFormat()
     columns: dict[str, str] = Field(default_factory=dict)
@@ -231,6 +304,16 @@ class Contract(Settings):
         if problems:
             raise ValueError("; ".join(problems))
         return columns
+
+    @model_validator(mode="after")
+    def _reads_nothing_dropped(self) -> Contract:
+        read = {*self.features, *STEP_COLUMNS, *self.columns.values()} - self.columns.keys()
+        read |= {self.episodes.cluster} if self.episodes.cluster else set()
+        read |= set(self.outcomes.columns.values()) if self.outcomes else set()
+        lost = sorted(path for path in read for name in self.privacy.drop if f"{path}.".startswith(f"{name}."))
+        if lost:
+            raise ValueError(f"privacy.drop takes out '{lost[0]}', which the contract reads")
+        return self
 
     @cached_property
     def digest(self) -> str:

@@ -170,6 +170,7 @@ class _Ingest:
             )
         batch = Batch(
             batch_id=self.batch_id,
+            kind="steps",
             status="held" if held else "lake",
             settled_at=self.now,
             as_of=as_of,
@@ -249,6 +250,7 @@ def _as_consumed(file: FileRecord) -> Consumed:
 def _file_record(taken: _Taken, contract: Contract, status: str) -> FileRecord:
     return FileRecord(
         path=taken.source,
+        kind="steps",
         digest=taken.unread.digest,
         n_bytes=taken.unread.end,
         n_lines=taken.unread.n_lines if taken.log.grows else taken.read.last_line,

@@ -59,6 +59,8 @@ class StagedFile:
 def table_columns(contract: Contract) -> dict[str, dict[str, str]]:
     """DuckDB types of every column of every table, in the order in which a batch commits them."""
     observation = ", ".join(f"{quoted(name)} {FEATURE_TYPES[f.type]}" for name, f in contract.features.items())
+    hashed = ", ".join(f"{quoted(name)} VARCHAR" for name in contract.privacy.hash)
+    keys = {"keys": f"STRUCT({hashed})"} if hashed else {}
     return {
         "quarantine": {
             "raw": "VARCHAR",
@@ -71,6 +73,7 @@ def table_columns(contract: Contract) -> dict[str, dict[str, str]]:
         },
         "files": {
             "path": "VARCHAR",
+            "kind": "VARCHAR",
             "digest": "VARCHAR",
             "n_bytes": "BIGINT",
             "n_lines": "BIGINT",
@@ -80,8 +83,17 @@ def table_columns(contract: Contract) -> dict[str, dict[str, str]]:
             "batch_id": "VARCHAR",
             "commit_number": "BIGINT",
         },
+        "outcomes": {
+            "decision_id": "VARCHAR",
+            "timestamp": "TIMESTAMPTZ",
+            "reward": "DOUBLE",
+            "source": "VARCHAR",
+            "source_line": "BIGINT",
+            "batch_id": "VARCHAR",
+        },
         "batches": {
             "batch_id": "VARCHAR",
+            "kind": "VARCHAR",
             "status": "VARCHAR",
             "settled_at": "TIMESTAMPTZ",
             "as_of": "TIMESTAMPTZ",
@@ -111,6 +123,7 @@ def table_columns(contract: Contract) -> dict[str, dict[str, str]]:
             "behavior_prob": "DOUBLE",
             "behavior_probs": "DOUBLE[]",
             "cluster": "VARCHAR",
+            **keys,
             "decision_id": "VARCHAR",
             "policy_version": "VARCHAR",
             "decided_by": "VARCHAR",
@@ -122,7 +135,7 @@ def table_columns(contract: Contract) -> dict[str, dict[str, str]]:
     }
 
 
-TABLES = ("quarantine", "files", "batches", "steps")
+TABLES = ("quarantine", "files", "outcomes", "batches", "steps")
 
 
 def scan_files(files: Iterable[str], *, by_date: bool) -> str:

@@ -14,7 +14,7 @@ from datasets import ingest
 from datasets.contract import Contract, contract_from_json
 from datasets.duck import duck
 from datasets.ingest import IngestConfig, IngestReport, ingest_logs
-from datasets.lake import Lake, open_lake
+from datasets.lake import TABLES, Lake, open_lake
 from datasets.validation import ExpectationRecord, ValidateConfig, ValidationResult
 
 CONTRACT: dict[str, Any] = {
@@ -109,8 +109,8 @@ def counts_of(report: IngestReport) -> dict[str, int]:
 
 
 def ask(lake: Lake, sql: str) -> list[tuple[Any, ...]]:
-    """Rows of a query in which {steps}, {quarantine}, {files} and {batches} stand for the tables."""
-    tables = {table: lake.scan(table) for table in ("steps", "quarantine", "files", "batches")}
+    """Rows of a query in which names of tables in braces stand for the tables."""
+    tables = {table: lake.scan(table) for table in TABLES}
     with duck() as connection:
         return connection.execute(sql.format(**tables)).fetchall()
 
