@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,14 +15,20 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from datasets.duck import duck, literal
+from datasets.coverage import coverage_of
+from datasets.duck import NO_ROOM, duck, literal
 from datasets.episodes import episodes_sql, transitions_sql
 from datasets.errors import OfflineDqnError
 from datasets.lake import Lake
-from datasets.locking import exclusive_lock
+from datasets.locking import ReadOnlyError, exclusive_lock
+from datasets.outcomes import outcomes_status_sql
 
 _STORAGE_VERSION = "v1.0.0"
 """So that DuckDB 1.x opens the file too."""
+
+
+class CatalogError(OfflineDqnError):
+    """The views could not be brought up to the lake's last commit."""
 
 
 class QueryError(OfflineDqnError):
@@ -35,14 +43,26 @@ class QueryResult:
     rows: tuple[tuple[Any, ...], ...]
 
 
-def refresh_catalog(lake: Lake, path: Path, *, as_of: datetime, releases: Sequence[Mapping[str, Any]]) -> None:
-    """Rebuilds the views if the lake, its place or the releases have changed since they were built.
+def refresh_catalog(
+    lake: Lake,
+    path: Path,
+    *,
+    as_of: datetime,
+    releases: Sequence[Mapping[str, Any]],
+    snapshots: Sequence[Path] = (),
+) -> None:
+    """Rebuilds the views if the lake, its place, the releases or the snapshots have changed since they were built.
 
     Built beside and renamed: a reader that has the old file open keeps it.
 
     Args:
         as_of: when the `episodes` view judges idleness.
         releases: rows of the `releases` view.
+        snapshots: folders of the snapshots whose coverage is in the `coverage` view.
+
+    Raises:
+        CatalogError: the disk is full.
+        ReadOnlyError: nothing can be written there.
     """
     state = json.dumps(
         {
@@ -51,37 +71,94 @@ def refresh_catalog(lake: Lake, path: Path, *, as_of: datetime, releases: Sequen
             "contract": lake.contract.digest,
             "as_of": as_of.isoformat(),
             "releases": list(releases),
+            "snapshots": [str(folder) for folder in snapshots],
         },
         sort_keys=True,
         default=str,
     )
-    with exclusive_lock(path.with_name(path.name + ".lock"), str(path), wait_s=60.0):
-        if path.exists() and _built_from(path) == state:
-            return
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with exclusive_lock(path.with_name(path.name + ".lock"), str(path), wait_s=60.0):
+            if not path.exists() or _built_from(path) != state:
+                _build(lake, beside, as_of, releases, snapshots, state)
+                beside.replace(path)
+    except (*NO_ROOM, OSError) as error:
         beside.unlink(missing_ok=True)
-        with duck() as connection:
-            connection.execute(f"ATTACH {literal(str(beside))} AS built (STORAGE_VERSION '{_STORAGE_VERSION}')")
-            connection.execute("USE built")
-            for name, query in _views(lake, as_of).items():
-                connection.execute(f"CREATE VIEW {name} AS {query}")
-            _store_releases(connection, releases)
-            connection.execute("CREATE TABLE _built_from AS SELECT ? AS state", [state])
-            connection.execute("USE memory")
-            connection.execute("DETACH built")
-        beside.replace(path)
+        raise CatalogError(
+            f"{path} could not be rebuilt: {error}. The lake itself is complete; only its views are those of an "
+            "earlier commit, until a command finds room to rebuild them."
+        ) from error
+
+
+@contextmanager
+def current_catalog(
+    lake: Lake,
+    path: Path,
+    *,
+    as_of: datetime,
+    releases: Sequence[Mapping[str, Any]],
+    snapshots: Sequence[Path] = (),
+) -> Iterator[Path]:
+    """The views at the lake's last commit: in `path`, or in a file for the moment where `path` cannot be written."""
+    with tempfile.TemporaryDirectory(prefix="offline-dqn-") as folder:
+        try:
+            refresh_catalog(lake, path, as_of=as_of, releases=releases, snapshots=snapshots)
+        except ReadOnlyError:
+            path = Path(folder) / path.name
+            _build(lake, path, as_of, releases, snapshots, "")
+        yield path
+
+
+def _build(
+    lake: Lake,
+    path: Path,
+    as_of: datetime,
+    releases: Sequence[Mapping[str, Any]],
+    snapshots: Sequence[Path],
+    state: str,
+) -> None:
+    path.unlink(missing_ok=True)
+    with duck() as connection:
+        connection.execute(f"ATTACH {literal(str(path))} AS built (STORAGE_VERSION '{_STORAGE_VERSION}')")
+        connection.execute("USE built")
+        for name, query in _views(lake, as_of).items():
+            connection.execute(f"CREATE VIEW {name} AS {query}")
+        _store_releases(connection, releases)
+        connection.register("coverage_rows", coverage_of(snapshots))
+        connection.execute("CREATE TABLE coverage AS SELECT * FROM coverage_rows")
+        connection.unregister("coverage_rows")
+        connection.execute("CREATE TABLE _built_from AS SELECT ? AS state", [state])
+        connection.execute("USE memory")
+        connection.execute("DETACH built")
 
 
 def _views(lake: Lake, as_of: datetime) -> dict[str, str]:
+    rules = lake.contract.outcomes
+    awaited = {"outcomes_status": outcomes_status_sql("steps", "outcomes", rules)} if rules else {}
     return {
         "steps": f"SELECT * FROM {lake.scan('steps')}",
+        "outcomes": f"SELECT * FROM {lake.scan('outcomes')}",
         "quarantine": f"SELECT * FROM {lake.scan('quarantine')}",
         "files": f"SELECT * FROM {lake.scan('files')}",
-        "batches": f"SELECT * FROM {lake.scan('batches')} "
-        "QUALIFY row_number() OVER (PARTITION BY batch_id ORDER BY commit_number DESC) = 1",
-        "episodes": episodes_sql("steps", "quarantine", lake.contract, as_of),
-        "transitions": transitions_sql("steps", "episodes", lake.contract),
+        "removals": f"SELECT * FROM {lake.scan('removals')}",
+        "batches": _batches_sql(lake),
+        "episodes": episodes_sql("steps", "outcomes", "quarantine", lake.contract, as_of),
+        "transitions": transitions_sql("steps", "outcomes", "episodes", lake.contract),
+        **awaited,
     }
+
+
+def _batches_sql(lake: Lake) -> str:
+    """Batches as they stand now. `n_lake` was counted when they came in; `n_removed` of these rows are gone since."""
+    return f"""
+SELECT b.*, coalesce(r.n_removed, 0) AS n_removed
+FROM (
+    SELECT * FROM {lake.scan("batches")}
+    QUALIFY row_number() OVER (PARTITION BY batch_id ORDER BY commit_number DESC) = 1
+) b LEFT JOIN (
+    SELECT batch_id, sum(n_rows)::BIGINT AS n_removed FROM removals
+    WHERE "table" IN ('steps', 'outcomes') GROUP BY batch_id
+) r USING (batch_id)"""
 
 
 def _store_releases(connection: duckdb.DuckDBPyConnection, releases: Sequence[Mapping[str, Any]]) -> None:
@@ -127,7 +204,7 @@ def query_catalog(path: Path, sql: str, *, folders: Sequence[Path]) -> QueryResu
         kinds = ", ".join(s.type.name for s in statements) or "nothing"
         raise QueryError(
             f"`query` answers exactly one SELECT and changes nothing; this is {kinds}. The views are steps, "
-            "transitions, episodes, quarantine, batches, files and releases."
+            "transitions, episodes, outcomes, quarantine, batches, files, removals, releases and coverage."
         )
     if not path.exists():
         raise QueryError(f"{path} does not exist. `offline-dqn ingest` builds it.")
@@ -135,12 +212,10 @@ def query_catalog(path: Path, sql: str, *, folders: Sequence[Path]) -> QueryResu
     # Attached to a database of its own: connections to one file share their settings, and these lock themselves.
     connection = duckdb.connect(":memory:")
     try:
-        connection.execute("SET TimeZone = 'UTC'")
-        connection.execute(f"ATTACH {literal(str(path))} AS lake (READ_ONLY)")
-        connection.execute("USE lake")
-        connection.execute(f"SET allowed_directories = {allowed}")
-        connection.execute("SET enable_external_access = false")
-        connection.execute("SET lock_configuration = true")
+        connection.execute(
+            f"SET TimeZone = 'UTC'; ATTACH {literal(str(path))} AS lake (READ_ONLY); USE lake; "
+            f"SET allowed_directories = {allowed}; SET enable_external_access = false; SET lock_configuration = true"
+        )
         answer = connection.execute(statements[0])
         columns = tuple(column[0] for column in answer.description or ())
         return QueryResult(columns, tuple(answer.fetchall()))

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import duckdb
 
+NO_ROOM = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.TransactionException)
+"""What DuckDB raises where the disk or the memory does not suffice; the last one when it commits to a full disk."""
+
 FEATURE_TYPES = {"numeric": "DOUBLE", "categorical": "VARCHAR", "boolean": "BOOLEAN", "vector": "DOUBLE[]"}
 """DuckDB type in which a feature of each contract type is stored."""
 

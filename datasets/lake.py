@@ -1,20 +1,14 @@
-"""The lake: Delta tables of Parquet files written by DuckDB, committed together or not at all.
-
-Tables have no common commit, so a batch goes through a journal: what is to be moved and committed is written down
-first, each table takes the batch's number as the version of one application transaction, and `steps` comes last. A
-process that dies in between leaves the journal, and the next one to open the lake finishes the same batch.
-"""
+"""The lake: Delta tables of Parquet files written by DuckDB, committed together or not at all."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import json
-import os
 import shutil
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -25,124 +19,40 @@ import pyarrow.parquet as pq
 
 from datasets.compatibility import IncompatibleContractError, lake_incompatibilities
 from datasets.contract import Contract, contract_from_json
-from datasets.duck import FEATURE_TYPES, duck, literal, quoted
-from datasets.errors import OfflineDqnError
-from datasets.locking import exclusive_lock
+from datasets.duck import duck
+from datasets.durable import write_durably
+from datasets.history import purge_history
+from datasets.journal import (
+    LakeError,
+    Retired,
+    StagedFile,
+    commit_number,
+    commit_table,
+    delta_table,
+    end_journal,
+    finish_journal,
+    journal_path,
+    write_journal,
+)
+from datasets.locking import ReadOnlyError, exclusive_lock
+from datasets.tables import (
+    COLUMNS_FILE,
+    EMPTY_LOG_DATE,
+    TABLES,
+    arrow_schema,
+    file_schema,
+    partition_columns,
+    scan_files,
+)
 
-_APP = "ingest"
-"""The one application whose transaction version counts batches. One for all writers: two of them cannot both be n."""
+_ABOUT = "lake.json"
+"""The file in which a lake says which format it has, and under which contract its rows were written."""
 
-_EMPTY_LOG_DATE = "1970-01-01"
+FORMAT = 1
+"""Of the tables, their columns and the files beside them. A lake of another format is refused, never guessed at."""
 
-
-class LakeError(OfflineDqnError):
-    """The lake cannot be read or written as it is."""
-
-
-@dataclass(frozen=True)
-class StagedFile:
-    """A Parquet file that waits to become part of a table.
-
-    Attributes:
-        path: where it was written, on the lake's file system.
-        name: its path inside the table's folder.
-        partition: partition values by column.
-        n_rows: rows in it.
-    """
-
-    path: Path
-    name: str
-    partition: Mapping[str, str]
-    n_rows: int
-
-
-def table_columns(contract: Contract) -> dict[str, dict[str, str]]:
-    """DuckDB types of every column of every table, in the order in which a batch commits them."""
-    observation = ", ".join(f"{quoted(name)} {FEATURE_TYPES[f.type]}" for name, f in contract.features.items())
-    hashed = ", ".join(f"{quoted(name)} VARCHAR" for name in contract.privacy.hash)
-    keys = {"keys": f"STRUCT({hashed})"} if hashed else {}
-    return {
-        "quarantine": {
-            "raw": "VARCHAR",
-            "source": "VARCHAR",
-            "source_line": "BIGINT",
-            "reason": "VARCHAR",
-            "episode_id": "VARCHAR",
-            "batch_id": "VARCHAR",
-            "quarantined_at": "TIMESTAMPTZ",
-        },
-        "files": {
-            "path": "VARCHAR",
-            "kind": "VARCHAR",
-            "digest": "VARCHAR",
-            "n_bytes": "BIGINT",
-            "n_lines": "BIGINT",
-            "digest_seen": "VARCHAR",
-            "status": "VARCHAR",
-            "contract_digest": "VARCHAR",
-            "batch_id": "VARCHAR",
-            "commit_number": "BIGINT",
-        },
-        "outcomes": {
-            "decision_id": "VARCHAR",
-            "timestamp": "TIMESTAMPTZ",
-            "reward": "DOUBLE",
-            "source": "VARCHAR",
-            "source_line": "BIGINT",
-            "batch_id": "VARCHAR",
-        },
-        "batches": {
-            "batch_id": "VARCHAR",
-            "kind": "VARCHAR",
-            "status": "VARCHAR",
-            "settled_at": "TIMESTAMPTZ",
-            "as_of": "TIMESTAMPTZ",
-            "n_files": "BIGINT",
-            "n_in": "BIGINT",
-            "n_lake": "BIGINT",
-            "n_quarantined": "BIGINT",
-            "n_duplicates": "BIGINT",
-            "n_held": "BIGINT",
-            "n_pending": "BIGINT",
-            "dropped_columns": "VARCHAR[]",
-            "note": "VARCHAR",
-            "validation": "VARCHAR",
-            "commit_number": "BIGINT",
-        },
-        "steps": {
-            "episode_id": "VARCHAR",
-            "step": "INTEGER",
-            "timestamp": "TIMESTAMPTZ",
-            "observation": f"STRUCT({observation})",
-            "action": "VARCHAR",
-            "available_actions": "VARCHAR[]",
-            "reward": "DOUBLE",
-            "terminated": "BOOLEAN",
-            "truncated": "BOOLEAN",
-            "final_observation": f"STRUCT({observation})",
-            "behavior_prob": "DOUBLE",
-            "behavior_probs": "DOUBLE[]",
-            "cluster": "VARCHAR",
-            **keys,
-            "decision_id": "VARCHAR",
-            "policy_version": "VARCHAR",
-            "decided_by": "VARCHAR",
-            "source": "VARCHAR",
-            "source_line": "BIGINT",
-            "batch_id": "VARCHAR",
-            "log_date": "DATE",
-        },
-    }
-
-
-TABLES = ("quarantine", "files", "outcomes", "batches", "steps")
-
-
-def scan_files(files: Iterable[str], *, by_date: bool) -> str:
-    """SQL that reads Parquet files as one relation; `by_date` where their folders name the log_date."""
-    listed = ", ".join(literal(file) for file in files)
-    dates = ", hive_partitioning = true, hive_types = {'log_date': DATE}" if by_date else ", hive_partitioning = false"
-    return f"read_parquet([{listed}], union_by_name = true{dates})"
+_CHECKPOINT_EVERY = 20
+"""Commits after which Delta writes a table's whole state: opening a table reads what came after the last one."""
 
 
 @dataclass(frozen=True)
@@ -154,24 +64,26 @@ class Lake:
 
     def scan(self, table: str) -> str:
         """SQL that reads a table at its last commit, from absolute paths."""
-        return scan_files(self.files(table), by_date=table == "steps")
+        return scan_files(self.files(table), by_date=bool(partition_columns(table)))
 
     def files(self, table: str) -> list[str]:
         """Absolute paths of the table's Parquet files. Never empty: an empty one carries the schema."""
-        return sorted(unquote(uri) for uri in self._delta(table).file_uris())  # Delta writes paths as in an address
+        files = [unquote(uri) for uri in delta_table(self.root, table).file_uris()]  # written as in an address
+        # The empty one last: from the first file DuckDB estimates how many rows there are, and plans joins by that.
+        return sorted(files, key=lambda file: (Path(file).name.startswith(COLUMNS_FILE), file))
 
     def versions(self) -> dict[str, int]:
         """Delta version of each table."""
-        return {table: int(self._delta(table).version()) for table in TABLES}
+        return {table: int(delta_table(self.root, table).version()) for table in TABLES}
 
     def commit_number(self) -> int:
-        """Number of the last batch whose commit is complete; 0 for a new lake."""
-        return int(self._delta("steps").transaction_version(_APP) or 0)
+        """Number of the last commit that is complete; 0 for a new lake."""
+        return commit_number(self.root)
 
     @property
     def journal_path(self) -> Path:
         """Where a commit is written down before it begins; there only while one is unfinished."""
-        return self.root / "_journal.json"
+        return journal_path(self.root)
 
     def has_rows(self) -> bool:
         """Whether any row is stored or held under this lake's contract, or is about to be."""
@@ -192,15 +104,25 @@ class Lake:
         """Where held batches wait."""
         return self.root / "_held"
 
-    def _delta(self, table: str) -> Any:
-        from deltalake import DeltaTable  # the base install queries without Delta's own library
-
-        return DeltaTable(str(self.root / table))
-
-    def commit(self, staged: Mapping[str, list[StagedFile]]) -> int:
-        """Makes the staged files part of their tables, all or none, and returns the batch's number.
+    def commit(
+        self,
+        staged: Mapping[str, list[StagedFile]],
+        retired: Mapping[str, list[Retired]] | None = None,
+        *,
+        same_rows: bool = False,
+        purge: bool = False,
+    ) -> int:
+        """Makes the staged files part of their tables and takes the retired ones out, all or none.
 
         The caller holds the lake's lock.
+
+        Args:
+            same_rows: whether the tables' rows stay as they were.
+            purge: whether what the changed tables no longer hold is taken from the disk before the commit counts as
+                complete: old files and the log of them.
+
+        Returns:
+            The commit's number.
 
         Raises:
             LakeError: a file's columns are not those of its table.
@@ -209,24 +131,7 @@ class Lake:
         for table, files in staged.items():
             for file in files:
                 self._check_schema(table, file)
-                _flush_to_disk(file.path)  # before the journal that names it
-        journal = {
-            "number": number,
-            "tables": {
-                table: [
-                    {
-                        "from": os.path.relpath(file.path, self.root),
-                        "name": file.name,
-                        "partition": dict(file.partition),
-                        "n_rows": file.n_rows,
-                        "n_bytes": file.path.stat().st_size,
-                    }
-                    for file in staged.get(table, [])
-                ]
-                for table in TABLES
-            },
-        }
-        _write_durably(self.journal_path, json.dumps(journal))
+        write_journal(self.root, number, staged, retired or {}, same_rows=same_rows, purge=purge)
         self.finish_commit()
         return number
 
@@ -236,56 +141,18 @@ class Lake:
         Raises:
             LakeError: a file of that commit is gone.
         """
-        if not self.journal_path.exists():
+        to_purge = finish_journal(self.root)
+        if to_purge is None:
             return False
-        journal = json.loads(self.journal_path.read_text())
-        for table in TABLES:
-            for entry in journal["tables"][table]:
-                source, target = self.root / entry["from"], self.root / table / entry["name"]
-                if source.exists():
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    source.replace(target)
-                elif not target.exists():
-                    raise LakeError(
-                        f"{source} is gone, and commit {journal['number']} of the lake cannot be finished without it: "
-                        "restore the file, or the lake from a backup."
-                    )
-        for table in TABLES:
-            self._commit_table(table, journal["tables"][table], journal["number"])
-        self.journal_path.unlink()
+        if to_purge:
+            purge_history(self.root, to_purge)
+            shutil.rmtree(self.staging_path, ignore_errors=True)  # the commit's files have left it
+        end_journal(self.root)
         return True
-
-    def _commit_table(self, table: str, entries: list[dict[str, Any]], number: int) -> None:
-        from deltalake import CommitProperties, Transaction
-        from deltalake.transaction import AddAction
-
-        delta = self._delta(table)
-        if (delta.transaction_version(_APP) or 0) >= number:
-            return  # a process that died later than here has done it
-        actions = [
-            AddAction(
-                entry["name"],
-                entry["n_bytes"],
-                entry["partition"],
-                int(time.time() * 1000),
-                True,
-                json.dumps({"numRecords": entry["n_rows"]}),
-            )
-            for entry in entries
-        ]
-        delta.create_write_transaction(
-            actions=actions,
-            mode="append",
-            schema=delta.schema(),
-            partition_by=["log_date"] if table == "steps" else None,
-            commit_properties=CommitProperties(app_transactions=[Transaction(_APP, number)]),
-        )
 
     def _check_schema(self, table: str, file: StagedFile) -> None:
         # Delta takes any file; a wrong type would only show when somebody reads the table.
-        wanted = _arrow_schema(table_columns(self.contract)[table])
-        wanted = pa.schema([field for field in wanted if field.name not in file.partition])
-        found = pq.read_schema(file.path)
+        wanted, found = file_schema(self.contract, table), pq.read_schema(file.path)
         if [(f.name, f.type) for f in found] != [(f.name, f.type) for f in wanted]:
             raise LakeError(
                 f"{file.path} does not have the columns of table '{table}': found {found}, wanted {wanted}."
@@ -298,9 +165,12 @@ def lake_lock(root: Path, *, wait_s: float = 600.0) -> Any:
 
 
 @contextmanager
-def changing(lake: Lake) -> Iterator[None]:
+def changing(lake: Lake, what: str = "the batch") -> Iterator[None]:
     """Turns what a full disk or too little memory raises while the lake is changed into an error that says how the
     lake stands and what to do.
+
+    Args:
+        what: the change, in words.
 
     Raises:
         LakeError: in place of errors of DuckDB, Delta, Arrow or the system.
@@ -311,9 +181,9 @@ def changing(lake: Lake) -> Iterator[None]:
         yield
     except (duckdb.Error, OSError, pa.ArrowException, DeltaError) as error:
         stands = (
-            "The batch is whole in its journal: the next command that opens the lake finishes it"
+            f"{what.capitalize()} is whole in its journal: the next command that opens the lake finishes it"
             if lake.journal_path.exists()
-            else "Nothing of the batch is in it"
+            else f"Nothing of {what} is in it"
         )
         raise LakeError(
             f"The lake {lake.root} could not be written: {error}. {stands}. See to it that the disk has room and the "
@@ -324,9 +194,12 @@ def changing(lake: Lake) -> Iterator[None]:
 def open_lake(root: Path, contract: Contract) -> Lake:
     """Opens the lake, makes it if there is none, and finishes a commit that was cut off.
 
+    A lake that needs nothing of this is opened without writing, so a read-only one can be asked, too.
+
     Raises:
         IncompatibleContractError: rows already stored do not fit `contract`; lists every difference.
-        LakeError: there cannot be a lake in that place.
+        LakeError: there cannot be a lake in that place, or another version of offline-dqn made this one.
+        ReadOnlyError: something has to be written first, and cannot be.
     """
     if set("%?") & set(str(root.absolute())):
         raise LakeError(
@@ -334,15 +207,15 @@ def open_lake(root: Path, contract: Contract) -> Lake:
             "address. Choose a folder without."
         )
     lake = Lake(root, contract)
-    stored = root / "contract.json"
-    if stored.exists() and json.loads(stored.read_text())["digest"] == contract.digest:
+    stored = _stored(root)
+    if stored is not None and stored["digest"] == contract.digest:
         if lake.journal_path.exists():
-            with lake_lock(root):
-                lake.finish_commit()
+            _finish_cut_off(lake)
         return lake
-    with lake_lock(root):
-        if stored.exists():
-            before = contract_from_json(json.loads(stored.read_text())["contract"], str(stored))
+    with lake_lock(root), changing(lake):
+        stored = _stored(root)
+        if stored is not None:
+            before = contract_from_json(stored["contract"], str(root / _ABOUT))
             problems = lake_incompatibilities(before, contract)
             if problems and not Lake(root, before).has_rows():
                 _replace_steps(lake)  # nothing is stored under the old form: a first contract is seldom right
@@ -354,100 +227,109 @@ def open_lake(root: Path, contract: Contract) -> Lake:
                 )
             else:
                 Lake(root, before).finish_commit()
-                if before.features != contract.features:
-                    _add_features(lake)
+                _add_columns(lake)
         else:
             _create_tables(lake)
-        _write_durably(stored, json.dumps({"digest": contract.digest, "contract": contract.to_json()}, indent=1))
+        about = {
+            "format": FORMAT,
+            "written_by": _code_version(),
+            "digest": contract.digest,
+            "contract": contract.to_json(),
+        }
+        write_durably(root / _ABOUT, json.dumps(about, indent=1))
     return lake
 
 
-def _replace_steps(lake: Lake) -> None:
-    """Makes the empty `steps` table anew under another contract, with the batches counted so far."""
-    from deltalake import DeltaTable, Schema
+def _finish_cut_off(lake: Lake) -> None:
+    try:
+        with lake_lock(lake.root), changing(lake):
+            lake.finish_commit()
+    except ReadOnlyError as error:
+        raise ReadOnlyError(
+            f"A commit of the lake {lake.root} was cut off, and finishing it is not possible here: its tables do not "
+            "agree with each other until a command has opened it where it can be written."
+        ) from error
 
-    number = int(lake._delta("batches").transaction_version(_APP) or 0)
+
+def _stored(root: Path) -> dict[str, Any] | None:
+    """What a lake says about itself; None where there is none yet."""
+    path = root / _ABOUT
+    if not path.exists():
+        return None
+    stored: dict[str, Any] = json.loads(path.read_text())
+    if stored.get("format") != FORMAT:
+        raise LakeError(
+            f"The lake {root} has format {stored.get('format')}, written by offline-dqn "
+            f"{stored.get('written_by', 'of an unknown version')}; this is offline-dqn {_code_version()}, which reads "
+            f"and writes format {FORMAT}. Nothing was changed. Use the version that wrote it, or a newer one."
+        )
+    return stored
+
+
+def _code_version() -> str:
+    try:
+        return importlib.metadata.version("offline-dqn")
+    except importlib.metadata.PackageNotFoundError:
+        return "of an unknown version"
+
+
+def _replace_steps(lake: Lake) -> None:
+    """Makes the empty `steps` table anew under another contract, with the commits counted so far."""
+    number = commit_number(lake.root, [table for table in TABLES if table != "steps"])
     shutil.rmtree(lake.root / "steps", ignore_errors=True)
-    DeltaTable.create(
-        str(lake.root / "steps"),
-        schema=Schema.from_arrow(_arrow_schema(table_columns(lake.contract)["steps"])),
-        partition_by=["log_date"],
-    )
-    _add_empty_file(lake, "steps", number)
+    _create_table(lake, "steps", number)
 
 
 def _create_tables(lake: Lake) -> None:
-    from deltalake import DeltaTable, Schema
-
-    for table, columns in table_columns(lake.contract).items():
+    for table in TABLES:
         folder = lake.root / table
-        if (folder / "_delta_log").exists() and DeltaTable(str(folder)).file_uris():
+        if (folder / "_delta_log").exists() and delta_table(lake.root, table).file_uris():
             continue  # an earlier attempt came this far
         shutil.rmtree(folder, ignore_errors=True)
-        DeltaTable.create(
-            str(folder),
-            schema=Schema.from_arrow(_arrow_schema(columns)),
-            partition_by=["log_date"] if table == "steps" else None,
-        )
-        _add_empty_file(lake, table)
+        _create_table(lake, table)
 
 
-def _add_features(lake: Lake) -> None:
+def _create_table(lake: Lake, table: str, number: int | None = None) -> None:
+    from deltalake import DeltaTable, Schema
+
+    DeltaTable.create(
+        str(lake.root / table),
+        schema=Schema.from_arrow(arrow_schema(lake.contract, table)),
+        partition_by=partition_columns(table) or None,
+        configuration={"delta.checkpointInterval": str(_CHECKPOINT_EVERY)},
+    )
+    _add_columns_file(lake, table, number)
+
+
+def _add_columns(lake: Lake) -> None:
+    """Lets `steps` grow by what its contract has in addition."""
     from deltalake import Schema
 
-    delta = lake._delta("steps")
-    wanted = Schema.from_arrow(_arrow_schema(table_columns(lake.contract)["steps"]))
-    if delta.schema().to_json() != wanted.to_json():
-        delta.alter.add_columns([f for f in wanted.fields if f.name in {"observation", "final_observation"}])
-    _add_empty_file(lake, "steps")
+    if any(Path(file).name == _columns_file(lake.contract, "steps") for file in lake.files("steps")):
+        return  # ranges, actions and the like are no columns
+    delta = delta_table(lake.root, "steps")
+    stored = {field.name: field.to_json() for field in delta.schema().fields}
+    wanted = Schema.from_arrow(arrow_schema(lake.contract, "steps")).fields
+    grown = [field for field in wanted if stored.get(field.name) != field.to_json()]
+    if grown:  # a process that died here may have done it already
+        delta.alter.add_columns(grown)
+    _add_columns_file(lake, "steps", None)
 
 
-def _add_empty_file(lake: Lake, table: str, number: int = 0) -> None:
+def _columns_file(contract: Contract, table: str) -> str:
+    """The name of the empty file with a table's columns: the same for the same columns."""
+    form = hashlib.sha256(str(file_schema(contract, table)).encode()).hexdigest()
+    return f"{COLUMNS_FILE}{form[:12]}.parquet"
+
+
+def _add_columns_file(lake: Lake, table: str, number: int | None) -> None:
     """An empty Parquet file with the table's columns, so that a table without rows reads like any other."""
-    from deltalake import CommitProperties, Transaction
-    from deltalake.transaction import AddAction
-
-    columns = table_columns(lake.contract)[table]
-    partition = {"log_date": _EMPTY_LOG_DATE} if table == "steps" else {}
-    schema = pa.schema([field for field in _arrow_schema(columns) if field.name not in partition])
-    folder = "log_date=" + _EMPTY_LOG_DATE + "/" if partition else ""
-    name = f"{folder}columns-{lake.contract.digest[:12]}.parquet"
+    partition = dict.fromkeys(partition_columns(table), EMPTY_LOG_DATE)
+    schema = file_schema(lake.contract, table)
+    folder = "".join(f"{column}={value}/" for column, value in partition.items())
+    name = folder + _columns_file(lake.contract, table)
     path = lake.root / table / name
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(schema.empty_table(), path, compression="zstd")
-    delta = lake._delta(table)
-    delta.create_write_transaction(
-        actions=[AddAction(name, path.stat().st_size, partition, int(time.time() * 1000), True, '{"numRecords": 0}')],
-        mode="append",
-        schema=delta.schema(),
-        partition_by=list(partition) or None,
-        commit_properties=CommitProperties(app_transactions=[Transaction(_APP, number)]) if number else None,
-    )
-
-
-def _arrow_schema(columns: Mapping[str, str]) -> pa.Schema:
-    return _schema_of(tuple(columns.items()))
-
-
-@lru_cache
-def _schema_of(columns: tuple[tuple[str, str], ...]) -> pa.Schema:
-    selected = ", ".join(f"NULL::{type_} AS {quoted(name)}" for name, type_ in columns)
-    with duck() as connection:
-        schema: pa.Schema = connection.sql(f"SELECT {selected} WHERE false").to_arrow_table().schema
-    return schema
-
-
-def _flush_to_disk(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _write_durably(path: Path, text: str) -> None:
-    """Writes beside the target, flushes to the disk, then renames."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".new")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    entry = {"name": name, "n_bytes": path.stat().st_size, "partition": partition, "n_rows": 0}
+    commit_table(lake.root, table, {"add": [entry], "remove": []}, number)

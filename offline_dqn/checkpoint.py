@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from offline_dqn.files import write_atomically
+from datasets.durable import write_durably
 
 _FILE = "training.safetensors"
 _logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, fingerprint: str) -
     tensors["sampling"] = checkpoint.sampling
     meta = {"step": checkpoint.step, "fingerprint": fingerprint, "history": list(checkpoint.history)}
     directory.mkdir(parents=True, exist_ok=True)
-    write_atomically(directory / _FILE, safetensors.torch.save(tensors, metadata={"offline_dqn": json.dumps(meta)}))
+    write_durably(directory / _FILE, safetensors.torch.save(tensors, metadata={"offline_dqn": json.dumps(meta)}))
 
 
 def load_checkpoint(directory: Path, fingerprint: str) -> Checkpoint | None:

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from datasets.compatibility import IncompatibleContractError, policy_incompatibilities
 from datasets.contract import Contract, contract_from_json
+from datasets.durable import write_durably
 from datasets.encoding import Encoder
 from datasets.errors import OfflineDqnError
 from datasets.observations import Observations
 from datasets.settings import build_settings
 from offline_dqn.architecture import Architecture, Weights
-from offline_dqn.files import write_atomically
 from offline_dqn.q_policy import QPolicy
 from offline_dqn.rule_policy import Rule, RulePolicy
 
@@ -85,7 +85,7 @@ def save_policy(directory: Path, policy: QPolicy | RulePolicy) -> str:
     }
     if isinstance(policy, QPolicy):
         content = safetensors.numpy.save({name: np.ascontiguousarray(w) for name, w in policy.weights.items()})
-        write_atomically(directory / WEIGHTS_FILE, content)
+        write_durably(directory / WEIGHTS_FILE, content)
         manifest |= {
             "architecture": policy.architecture.model_dump(mode="json"),
             "encoder": policy.encoder.to_json(),
@@ -101,7 +101,7 @@ def save_policy(directory: Path, policy: QPolicy | RulePolicy) -> str:
         }
     digest = _digest(manifest)
     text = json.dumps(manifest | {"digest": digest}, indent=1)
-    write_atomically(directory / MANIFEST_FILE, text.encode())
+    write_durably(directory / MANIFEST_FILE, text.encode())
     return digest
 
 

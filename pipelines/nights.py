@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from datasets.durable import append_record, read_records
 
 
 @dataclass(frozen=True)
@@ -93,17 +93,9 @@ RIGHT = ("rows in", "quarantined", "release", "baseline", "seconds")
 
 def append_night(path: Path, record: NightRecord) -> None:
     """Adds a line, through to the disk; a line that a crash cut off is removed first."""
-    with path.open("a+b") as file:
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(json.dumps(record.to_json()).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    append_record(path, record.to_json())
 
 
 def read_nights(path: Path) -> list[NightRecord]:
     """Every night, oldest first; a last line that a crash cut off did not happen."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [NightRecord.from_json(json.loads(line)) for line in lines]
+    return [NightRecord.from_json(record) for record in read_records(path)]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
+
+from datasets.durable import append_record, read_records
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,12 @@ class Promotion:
 
 def read_history(path: Path) -> list[Promotion]:
     """Every promotion and rollback, oldest first. A last line that a crash cut off did not happen."""
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return [Promotion.from_json(json.loads(line)) for line in lines]
+    return [Promotion.from_json(record) for record in read_records(path)]
 
 
 def append_promotion(path: Path, promotion: Promotion) -> None:
     """Adds a line, through to the disk; a line that a crash cut off is removed first."""
-    with path.open("a+b") as file:
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(json.dumps(promotion.to_json()).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    append_record(path, promotion.to_json())
 
 
 def line_of_champions(history: Sequence[Promotion]) -> list[int]:

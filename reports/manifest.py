@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from datasets.durable import write_durably
 
 MANIFEST = "release.json"
 
@@ -83,18 +84,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes `release.json`, whole or not at all."""
-    write_durably(folder / MANIFEST, manifest._text().encode())
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Writes a file beside its place, through to the disk, and renames it into it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    write_durably(folder / MANIFEST, manifest._text())
 
 
 def file_digest(path: Path) -> str:

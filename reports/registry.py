@@ -16,10 +16,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, get_args
 
+from datasets.durable import write_durably
 from datasets.errors import OfflineDqnError
 from datasets.locking import exclusive_lock
 from reports.history import Promotion, append_promotion, line_of_champions, read_history
-from reports.manifest import MANIFEST, Manifest, read_manifest, write_durably, write_manifest
+from reports.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from reports.tracking import Tracking
 
 Gate = Literal["passed", "refused", "baseline", "not evaluated"]

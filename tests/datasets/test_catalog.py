@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,11 +11,17 @@ import threading
 from datetime import timedelta
 from pathlib import Path
 
+import duckdb
 import pytest
 
-from datasets.catalog import QueryError, query_catalog, refresh_catalog
+from datasets import catalog
+from datasets.catalog import CatalogError, QueryError, current_catalog, query_catalog, refresh_catalog
+from datasets.compaction import LakeConfig, compact
 from datasets.contract import Contract
-from datasets.lake import Lake
+from datasets.history import purge_history
+from datasets.lake import Lake, lake_lock
+from datasets.locking import ReadOnlyError
+from datasets.rewriting import Rewrite, rewrite_rows
 from tests.datasets.builders import NOON, episode, lake_at, step_row, suite_says, take_in, tiny, write_rows
 
 
@@ -210,3 +218,107 @@ def test_strange_names_and_folders_are_only_names(tmp_path: Path) -> None:
 
     answer = asked(folder, 'SELECT action, observation."select", episode_id FROM transitions')
     assert answer == [(evil, 3.0, "e';--")]
+
+
+def nights(folder: Path, n: int) -> Lake:
+    """One batch a night from the first of May on, each with an episode of its own."""
+    patch = pytest.MonkeyPatch()
+    suite_says(patch, True)
+    lake = lake_at(folder)
+    for day in range(1, n + 1):
+        at = f"2024-05-{day:02d}T10:00:00Z"
+        take_in(lake, write_rows(folder / f"{day}.jsonl", episode(f"e{day}", timestamp=at)))
+    refresh_catalog(lake, folder / "lake.duckdb", as_of=NOON, releases=[])
+    patch.undo()
+    return lake
+
+
+def files_read(folder: Path, sql: str) -> str:
+    """What DuckDB says about the Parquet files that it opened for a question."""
+    with duckdb.connect(str(folder / "lake.duckdb"), read_only=True) as connection:
+        ((_, shown),) = connection.execute(f"EXPLAIN ANALYZE {sql}").fetchall()
+    return " ".join(re.findall(r"(?:Scanning Files: \d+/\d+|Total Files Read: \d+)", shown))
+
+
+def row_groups_read(folder: Path, sql: str) -> int:
+    """Row groups whose statistics did not rule them out."""
+    with duckdb.connect(str(folder / "lake.duckdb"), read_only=True) as connection:
+        connection.execute("SET enable_profiling = 'json'")
+        connection.execute(f"SET profiling_output = '{folder / 'profile.json'}'")
+        connection.execute(sql).fetchall()
+    query = json.loads((folder / "profile.json").read_text())["query"]
+    return int(query["total_row_groups_scanned"])
+
+
+def test_a_question_about_some_nights_opens_only_their_files(tmp_path: Path) -> None:
+    nights(tmp_path, 10)
+
+    one = "SELECT count(*) FROM steps WHERE log_date = DATE '2024-05-03'"
+    some = "SELECT avg(reward) FROM steps WHERE log_date BETWEEN '2024-05-02' AND '2024-05-04' AND reward < 0"
+    newest = "SELECT avg(reward) FROM steps WHERE log_date = (SELECT max(log_date) FROM steps)"
+    assert files_read(tmp_path, one) == "Scanning Files: 1/11 Total Files Read: 1"
+    assert files_read(tmp_path, some) == "Scanning Files: 3/11 Total Files Read: 3"
+    assert "Total Files Read: 1 " in files_read(tmp_path, newest) + " "
+
+
+def test_a_question_about_some_hours_reads_only_the_rows_around_them(tmp_path: Path) -> None:
+    nights(tmp_path, 10)
+    hours = "timestamp BETWEEN TIMESTAMPTZ '2024-05-03 09:00+00' AND TIMESTAMPTZ '2024-05-03 11:00+00'"
+
+    assert asked(tmp_path, f"SELECT count(*) FROM steps WHERE {hours}") == [(3,)]
+    assert row_groups_read(tmp_path, f"SELECT sum(reward) FROM steps WHERE {hours}") == 1
+    assert row_groups_read(tmp_path, "SELECT sum(reward) FROM steps") >= 10
+
+
+def test_the_views_are_at_the_last_commit_whatever_it_was(tmp_path: Path) -> None:
+    lake = nights(tmp_path, 4)
+
+    compact(lake, LakeConfig(), above=1)
+    purge_history(lake.root, ["batches"])
+    assert asked_now(lake, tmp_path) == (12, 12, 0)
+    with lake_lock(lake.root):
+        rewrite_rows(lake, {"steps": Rewrite("episode_id = 'e2'")}, reason="old", at=NOON, purge=True)
+    assert asked_now(lake, tmp_path) == (9, 12, 3)
+
+
+def asked_now(lake: Lake, folder: Path) -> tuple[object, ...]:
+    refresh_catalog(lake, folder / "lake.duckdb", as_of=NOON, releases=[])
+    (row,) = asked(folder, "SELECT (SELECT count(*) FROM steps), sum(n_lake), sum(n_removed) FROM batches")
+    return row
+
+
+def test_a_full_disk_leaves_the_views_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake = built(tmp_path)
+
+    def full(*_: object) -> None:
+        raise duckdb.IOException("IO Error: Could not write file: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(catalog, "_build", full)
+        with pytest.raises(CatalogError, match=r"could not be rebuilt: .*No space left.* The lake itself is complete"):
+            refresh_catalog(lake, tmp_path / "lake.duckdb", as_of=NOON, releases=[])
+    assert asked(tmp_path, "SELECT count(*) FROM steps") == [(5,)]
+    assert [path.name for path in tmp_path.glob(".lake*")] == []
+
+
+def test_where_nothing_can_be_written_the_views_are_made_for_the_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake = built(tmp_path)
+    before = (tmp_path / "lake.duckdb").read_bytes()
+
+    def read_only(self: Path, *_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system", str(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", read_only)
+        with (
+            pytest.raises(ReadOnlyError, match=r"The lake .* cannot be changed here: Read-only file system"),
+            lake_lock(lake.root),
+        ):
+            pass
+        with current_catalog(lake, tmp_path / "lake.duckdb", as_of=NOON, releases=[]) as path:
+            answer = query_catalog(path, "SELECT count(*) FROM releases", folders=[tmp_path / "lake"])
+    assert answer.rows == ((0,),)
+    assert not path.exists()
+    assert (tmp_path / "lake.duckdb").read_bytes() == before

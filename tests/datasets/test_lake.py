@@ -11,9 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
+from datasets import journal
 from datasets.duck import duck
-from datasets.lake import TABLES, Lake, LakeError, StagedFile, lake_lock, open_lake, table_columns
+from datasets.journal import LakeError, StagedFile
+from datasets.lake import lake_lock, open_lake
 from datasets.locking import LockedError, exclusive_lock
+from datasets.tables import TABLES, file_schema, table_columns
 from tests.datasets.builders import ask, episode, lake_at, step_keys, take_in, tiny, write_rows
 
 pytestmark = pytest.mark.usefixtures("quick_suite")
@@ -81,15 +84,15 @@ def test_a_file_of_other_columns_or_types_is_refused(tmp_path: Path, table: pa.T
 
 
 def test_a_commit_whose_file_is_gone_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def cut_off(*_: object) -> None:
+    def cut_off(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     lake = lake_at(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(Lake, "_commit_table", cut_off)
+        patch.setattr(journal, "commit_table", cut_off)
         with pytest.raises(KeyboardInterrupt):
             take_in(lake, write_rows(tmp_path / "a.jsonl", episode("e")))
-    (entry,) = json.loads(lake.journal_path.read_text())["tables"]["steps"]
+    (entry,) = json.loads(lake.journal_path.read_text())["tables"]["steps"]["add"]
     (lake.root / "steps" / entry["name"]).unlink()
 
     with pytest.raises(LakeError, match=r"is gone, and commit 1 of the lake cannot be finished without it: restore"):
@@ -151,3 +154,34 @@ def test_a_first_contract_may_be_mended_while_nothing_is_stored(tmp_path: Path) 
     assert [field.name for field in rows.schema.field("observation").type] == ["cpu", "zone", "busy"]
     assert rows.schema.field("observation").type.field("cpu").type == pa.string()
     assert lake.commit_number() == 0
+
+
+@pytest.mark.parametrize("change", [{"format": 7, "written_by": "9.9.1"}, {"format": None, "written_by": "9.9.1"}])
+def test_a_lake_of_another_version_is_refused_with_both_names(tmp_path: Path, change: dict[str, Any]) -> None:
+    lake = lake_at(tmp_path)
+    take_in(lake, write_rows(tmp_path / "a.jsonl", episode("e")))
+    about = lake.root / "lake.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | change))
+    before = sorted((path, path.stat().st_mtime_ns) for path in lake.root.rglob("*"))
+
+    with pytest.raises(
+        LakeError,
+        match=rf"has format {change['format']}, written by offline-dqn 9\.9\.1; this is offline-dqn .*, which reads "
+        r"and writes format 1\. Nothing was changed",
+    ):
+        lake_at(tmp_path)
+    assert sorted((path, path.stat().st_mtime_ns) for path in lake.root.rglob("*")) == before
+
+
+def test_a_log_of_many_commits_opens_fast_because_delta_checkpoints_it(tmp_path: Path) -> None:
+    lake = lake_at(tmp_path)
+    for n in range(45):
+        path = tmp_path / f"{n}.parquet"
+        pq.write_table(file_schema(tiny(), "removals").empty_table(), path)
+        with lake_lock(lake.root):
+            lake.commit({"removals": [StagedFile(path, f"{n}.parquet", {}, 0)]})
+
+    log = tmp_path / "lake" / "removals" / "_delta_log"
+    assert len(list(log.glob("*.checkpoint.parquet"))) == 2
+    assert lake.commit_number() == 45
+    assert len(lake.files("removals")) == 46

@@ -1,0 +1,142 @@
+"""What keeps a workspace small and fast: compaction after an ingest, and retention at the end of a night."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from datasets.compaction import Compaction, compact
+from datasets.history import vacuum
+from datasets.lake import Lake, lake_lock
+from datasets.retention import retire_rows
+from datasets.snapshot import DESCRIPTION, SnapshotError, current_snapshot, read_summary
+from datasets.tables import TABLES
+from pipelines.workspace import Workspace
+from reports.history import line_of_champions
+
+_LEAVING = ".leaving-"
+"""How the folder of a snapshot begins that is being removed: half of one must not look like a whole one."""
+
+
+@dataclass(frozen=True)
+class Retained:
+    """What retention removed, or would remove.
+
+    Attributes:
+        n_rows: by table; "raw text" for emptied texts.
+        snapshots: names of removed snapshots.
+        n_files: files of former versions that were vacuumed.
+        dry_run: whether nothing was touched.
+    """
+
+    n_rows: dict[str, int]
+    snapshots: tuple[str, ...]
+    n_files: int
+    dry_run: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**asdict(self), "snapshots": list(self.snapshots)}
+
+
+def compact_lake(workspace: Workspace, lake: Lake, *, above: int | None = None) -> Compaction:
+    """Merges small files, as configured or of every night with more than `above`, and vacuums former ones."""
+    done = compact(lake, workspace.config.lake, above=above)
+    if done.tables:
+        with lake_lock(lake.root):
+            _vacuum(workspace, lake, dry_run=False)
+    return done
+
+
+def retain(workspace: Workspace, *, dry_run: bool = False) -> Retained:
+    """Removes what is older than `[retention]` says: rows, raw texts, snapshots, and files of former versions.
+
+    The caller holds the workspace's lock.
+    """
+    lake, at = workspace.open_lake(), datetime.now(UTC)
+    config = workspace.config.retention
+    n_rows = retire_rows(lake, config, as_of=workspace.as_of(lake), at=at, dry_run=dry_run)
+    snapshots = tuple(sorted(path.name for path in _aged_snapshots(workspace, at)))
+    if not dry_run:
+        _remove_snapshots(workspace, snapshots)
+    with lake_lock(lake.root):
+        n_files = _vacuum(workspace, lake, dry_run=dry_run)
+    if not dry_run:
+        workspace.refresh_catalog(lake)
+    return Retained(n_rows, snapshots, n_files, dry_run)
+
+
+def _vacuum(workspace: Workspace, lake: Lake, *, dry_run: bool) -> int:
+    pinned = _pinned_versions(workspace)
+    hours = workspace.config.retention.versions_hours
+    return sum(
+        len(vacuum(lake.root, table, hours=hours, keep_versions=pinned[table], dry_run=dry_run)) for table in TABLES
+    )
+
+
+def _pinned_versions(workspace: Workspace) -> dict[str, list[int]]:
+    """The versions of each table that the champion's snapshot was frozen from, while that is not too long ago."""
+    pinned = defaultdict[str, list[int]](list)
+    champion = workspace.registry.champion()
+    path = _snapshot_of(workspace, champion) if champion is not None else None
+    if path is None:
+        return pinned
+    try:
+        path = current_snapshot(path)
+        if _age(path, datetime.now(UTC)) <= timedelta(days=workspace.config.retention.pinned_days):
+            for table, version in read_summary(path).lake_versions.items():
+                pinned[table].append(version)
+    except (SnapshotError, OSError):
+        return pinned  # it is gone or damaged: `drift` says so, and there is nothing left to pin
+    return pinned
+
+
+def _aged_snapshots(workspace: Workspace, at: datetime) -> Iterator[Path]:
+    """Snapshots that are old enough to go, and that nothing rests on."""
+    days = workspace.config.retention.snapshot_days
+    if days is None:
+        return
+    folders = [path.parent for path in workspace.snapshots_path.glob(f"[!.]*/{DESCRIPTION}")]
+    newest = max(folders, key=lambda path: (path / DESCRIPTION).stat().st_mtime, default=None)
+    needed = {path.name for path in _needed_snapshots(workspace)}
+    for path in folders:
+        if path != newest and path.name not in needed and _age(path, at) > timedelta(days=days):
+            yield path
+
+
+def _needed_snapshots(workspace: Workspace) -> Iterator[Path]:
+    """Those of the champion, of what rollback may return to, and of candidates, as frozen and as they stand now."""
+    line = line_of_champions(workspace.registry.history())
+    champion = line[-1] if line else -1
+    for release in {*line, *(n for n in workspace.releases_on_disk() if n > champion)}:
+        path = _snapshot_of(workspace, release)
+        if path is not None:
+            yield path
+            try:
+                yield current_snapshot(path)
+            except SnapshotError:
+                continue
+
+
+def _remove_snapshots(workspace: Workspace, names: tuple[str, ...]) -> None:
+    for name in names:
+        (workspace.snapshots_path / name).rename(workspace.snapshots_path / (_LEAVING + name))
+    for path in workspace.snapshots_path.glob(f"{_LEAVING}*"):  # also what a process that died has left
+        shutil.rmtree(path)
+
+
+def _snapshot_of(workspace: Workspace, release: int) -> Path | None:
+    path = workspace.release_path(release) / "training.json"
+    if not path.exists():
+        return None
+    return workspace.snapshots_path / str(json.loads(path.read_text())["snapshot"])
+
+
+def _age(path: Path, at: datetime) -> timedelta:
+    return at - datetime.fromtimestamp((path / DESCRIPTION).stat().st_mtime, UTC)
