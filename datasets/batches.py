@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,8 +14,13 @@ from typing import Any
 from datasets.duck import duck, literal
 from datasets.episodes import REJECTED
 from datasets.errors import OfflineDqnError
-from datasets.lake import Lake, StagedFile, changing, lake_lock, scan_files
-from datasets.staging import create_stage, identity_sql, stage_records, take_out_repeats, write_parts
+from datasets.identities import Identities
+from datasets.journal import Retired, StagedFile
+from datasets.lake import Lake, changing, lake_lock
+from datasets.parts import stage_records, write_parts
+from datasets.repeats import take_out_repeats
+from datasets.staging import Stage
+from datasets.tables import scan_files
 
 
 class BatchError(OfflineDqnError):
@@ -23,7 +29,10 @@ class BatchError(OfflineDqnError):
 
 @dataclass(frozen=True)
 class BatchCounts:
-    """The account of a batch: n_in = n_lake + n_quarantined + n_duplicates + n_held + n_pending."""
+    """The account of a batch: n_in = n_lake + n_quarantined + n_duplicates + n_held + n_pending + n_erased.
+
+    `n_erased`: rows of subjects that were erased before; they are counted, and not stored.
+    """
 
     n_in: int = 0
     n_lake: int = 0
@@ -31,10 +40,11 @@ class BatchCounts:
     n_duplicates: int = 0
     n_held: int = 0
     n_pending: int = 0
+    n_erased: int = 0
 
     def check(self) -> None:
         """Raises if a row is unaccounted for, which only a mistake of ours could bring about."""
-        accounted = self.n_lake + self.n_quarantined + self.n_duplicates + self.n_held + self.n_pending
+        accounted = sum(asdict(self).values()) - self.n_in
         assert self.n_in == accounted, f"{self.n_in} rows came in and {accounted} are accounted for: {self}"
 
 
@@ -77,6 +87,7 @@ class FileRecord:
     n_bytes: int
     n_lines: int
     digest_seen: str
+    head: str
     status: str
     contract_digest: str
 
@@ -114,17 +125,32 @@ def consumed_files(lake: Lake) -> list[FileRecord]:
     """The files as they stand now: what each consumed prefix belongs to."""
     with duck() as connection:
         rows = connection.execute(
-            f"""SELECT path, kind, digest, n_bytes, n_lines, digest_seen, status, contract_digest
-            FROM {lake.scan("files")}
-            QUALIFY row_number() OVER (PARTITION BY digest, n_bytes, digest_seen ORDER BY commit_number DESC) = 1"""
+            f"""SELECT path, kind, digest, n_bytes, n_lines, digest_seen, head, status, contract_digest
+            FROM {lake.scan("files")} QUALIFY row_number() OVER (
+                PARTITION BY kind, digest, n_bytes, digest_seen ORDER BY commit_number DESC) = 1"""
         ).fetchall()
     return [FileRecord(*row) for row in rows]
 
 
+def new_batch_id(at: datetime) -> str:
+    """An id that no other batch has; ids sort by time."""
+    return f"b-{at.astimezone(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+
+
 def commit_batch(
-    lake: Lake, batch: Batch, files: Iterable[FileRecord], parts: dict[str, list[StagedFile]], folder: Path
+    lake: Lake,
+    batch: Batch,
+    files: Iterable[FileRecord],
+    parts: Mapping[str, list[StagedFile]],
+    folder: Path,
+    *,
+    retired: Mapping[str, list[Retired]] | None = None,
 ) -> None:
-    """Commits a batch's parts together with its own record and those of its files. The caller holds the lake's lock."""
+    """Commits a batch's parts together with its own record and those of its files. The caller holds the lake's lock.
+
+    Args:
+        retired: files that cease to be part of a table in the same commit.
+    """
     batch.counts.check()
     number = lake.commit_number() + 1
     record: dict[str, object] = {
@@ -148,7 +174,9 @@ def commit_batch(
         "files": stage_records(lake, "files", file_records, folder, batch_id=batch.batch_id),
         "batches": stage_records(lake, "batches", [record], folder, batch_id=batch.batch_id),
     }
-    lake.commit(staged)
+    lake.commit(staged, retired)
+    if parts.get("steps"):
+        Identities(lake).catch_up()
 
 
 def hold_batch(lake: Lake, batch: Batch, files: list[FileRecord], staged_folder: Path, folder: Path) -> None:
@@ -190,22 +218,16 @@ def _settle_held(lake: Lake, batch_id: str, *, status: str, note: str, at: datet
         held, folder = lake.held_path / batch.batch_id, lake.staging_path / f"{batch.batch_id}-{status}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        with duck(folder / "stage.duckdb") as connection:
-            create_stage(connection, lake.contract)
-            _load_held(connection, held)
+        with duck(spill=folder / "spill") as connection:
+            stage = Stage(connection, lake.contract, batch.kind, folder)
+            _load_held(stage, held)
             n_again = 0
-            if status == "released":
-                n_again = take_out_repeats(connection, lake)
-            else:
-                connection.execute(f"UPDATE bad SET reason = {literal(note + '; ')} || reason")
-                connection.execute(
-                    "INSERT INTO bad SELECT to_json(rows)::VARCHAR, source, source_line, "
-                    f"{literal(note)}, episode_id FROM rows"
-                )
-                connection.execute("DELETE FROM rows")
+            if status == "rejected":
+                _quarantine_all(stage, note)
+            elif batch.kind == "steps":
+                n_again = take_out_repeats(stage, lake)
             parts = write_parts(
-                connection,
-                lake.contract,
+                stage,
                 folder / "parts",
                 batch_id=batch.batch_id,
                 default_date=str(batch.as_of.astimezone(UTC).date()),
@@ -213,7 +235,7 @@ def _settle_held(lake: Lake, batch_id: str, *, status: str, note: str, at: datet
             )
         counts = replace(
             batch.counts,
-            n_lake=sum(file.n_rows for file in parts["steps"]),
+            n_lake=sum(file.n_rows for file in parts[batch.kind]),
             n_quarantined=sum(file.n_rows for file in parts["quarantine"]),
             n_duplicates=batch.counts.n_duplicates + n_again,
             n_held=0,
@@ -221,7 +243,7 @@ def _settle_held(lake: Lake, batch_id: str, *, status: str, note: str, at: datet
         settled = replace(batch, status=status, counts=counts, note=f"{note}; was held: {batch.note}", settled_at=at)
         with duck() as connection:
             rows = connection.execute(
-                f"""SELECT DISTINCT path, kind, digest, n_bytes, n_lines, digest_seen, status, contract_digest
+                f"""SELECT DISTINCT path, kind, digest, n_bytes, n_lines, digest_seen, head, status, contract_digest
                 FROM {lake.scan("files")} WHERE batch_id = ?""",
                 [batch.batch_id],
             ).fetchall()
@@ -231,19 +253,27 @@ def _settle_held(lake: Lake, batch_id: str, *, status: str, note: str, at: datet
     return settled
 
 
-def _load_held(connection: Any, held: Path) -> None:
-    steps = sorted(str(p) for p in (held / "steps").rglob("*.parquet")) if (held / "steps").exists() else []
-    if steps:
-        source = scan_files(steps, by_date=True)
-        connection.execute(
-            f"INSERT INTO rows BY NAME SELECT * EXCLUDE (batch_id, log_date), {identity_sql()} AS identity, "
-            f"row_number() OVER (ORDER BY source, source_line) AS ordinal FROM {source}"
-        )
+def _load_held(stage: Stage, held: Path) -> None:
+    files = sorted(str(p) for p in held.rglob("*.parquet") if p.name != "quarantine.parquet")
+    if files:
+        stage.load(scan_files(files, by_date=stage.kind == "steps"))
     if (held / "quarantine.parquet").exists():
         path = literal(str(held / "quarantine.parquet"))
-        connection.execute(
-            f"INSERT INTO bad SELECT raw, source, source_line, reason, episode_id FROM read_parquet({path})"
+        stage.connection.execute(
+            f"INSERT INTO bad BY NAME SELECT * EXCLUDE (kind, batch_id, quarantined_at) FROM read_parquet({path})"
         )
+
+
+def _quarantine_all(stage: Stage, note: str) -> None:
+    """Turns every row into a bad one: those that fit the contract in their stored form."""
+    connection = stage.connection
+    episode_id = "episode_id" if stage.kind == "steps" else "NULL"
+    connection.execute(f"UPDATE bad SET reason = {literal(note + '; ')} || reason")
+    connection.execute(
+        f"INSERT INTO bad BY NAME SELECT to_json(r)::VARCHAR AS raw, source, source_line, {literal(note)} AS reason, "
+        f"{episode_id} AS episode_id, decision_id FROM {stage.rows_sql} r"
+    )
+    stage.take_out(f"SELECT ordinal FROM {stage.rows_sql}")
 
 
 def _batch(row: dict[str, Any]) -> Batch:

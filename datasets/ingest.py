@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import secrets
 import shutil
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import duckdb
 
-from datasets.batches import Batch, BatchCounts, FileRecord, commit_batch, consumed_files, hold_batch
+from datasets.batches import Batch, BatchCounts, FileRecord, commit_batch, consumed_files, hold_batch, new_batch_id
+from datasets.clocks import NightTimes, latest_believable, newest_plausible
+from datasets.consumed import Consumed, History, look_for_unread
 from datasets.contract import Contract
 from datasets.duck import duck, literal
+from datasets.erased import refuse_erased
 from datasets.lake import Lake, changing, lake_lock
-from datasets.logfiles import (
-    LINE,
-    RAW,
-    Consumed,
-    LogFile,
-    LogFileError,
-    Unread,
-    find_log_files,
-    look_for_unread,
-    read_chunks,
-)
+from datasets.logfiles import LogFile, LogFileError, Unread, find_log_files, source_name
+from datasets.nights import recent_facts
+from datasets.outcome_account import OutcomeAccount, account_of_batch
+from datasets.parts import write_parts
+from datasets.privacy import PrivacyKey, key_for
+from datasets.repeats import take_out_repeats
 from datasets.settings import Settings
-from datasets.staging import ReadFile, create_stage, source_name, stage_file, take_out_repeats, write_parts
-from datasets.validation import BatchSummary, ValidateConfig, ValidationResult, validate_steps
+from datasets.signing import Signatures, signing_key
+from datasets.staging import ReadFile, Stage
+from datasets.suite_process import warm_up
+from datasets.validation import BatchSummary, ValidateConfig, ValidationResult, validate_outcomes, validate_steps
 
 
 class IngestConfig(Settings):
@@ -40,6 +39,9 @@ class IngestConfig(Settings):
     back-filled logs."""
     memory: str = "1500MB"
     """Limit of the memory that DuckDB may use while it sorts and joins; the rest goes to the staging folder."""
+    require_signature: bool = False
+    """Take only log files whose bytes bear the writer's signature (`offline-dqn sign`); others are reported and left
+    where they are."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class IngestReport:
         empty: files without any row.
         damaged: files that could not be read, with the cause; nothing of them was taken.
         reasons: the most frequent reasons of quarantined rows, with their counts.
+        account: what became of the outcomes of the batch; None where it holds steps, or is held.
+        outcomes: what the ingest of outcomes did that went with this one of steps; None where there was none.
     """
 
     batch: Batch | None
@@ -59,6 +63,8 @@ class IngestReport:
     empty: tuple[str, ...]
     damaged: tuple[tuple[str, str], ...]
     reasons: tuple[tuple[str, int], ...]
+    account: OutcomeAccount | None = None
+    outcomes: IngestReport | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -68,6 +74,8 @@ class IngestReport:
             "empty": list(self.empty),
             "damaged": [{"file": file, "cause": cause} for file, cause in self.damaged],
             "reasons": [{"reason": reason, "n_rows": n} for reason, n in self.reasons],
+            "account": self.account.to_json() if self.account else None,
+            "outcomes": self.outcomes.to_json() if self.outcomes else None,
         }
 
 
@@ -77,6 +85,7 @@ def ingest_logs(
     config: IngestConfig,
     validate: ValidateConfig,
     *,
+    kind: Literal["steps", "outcomes"] = "steps",
     as_of: datetime | None = None,
     base: Path,
     on_rows: Callable[[int], None] = lambda _: None,
@@ -88,25 +97,32 @@ def ingest_logs(
     written down in the lake's journal first, and the next command that opens the lake finishes it.
 
     Args:
+        kind: what the rows are.
         as_of: recorded with the batch; the log_date of rows without a timestamp. By default what `config.as_of` says.
         base: folder that file names are stored relative to.
         on_rows: told how many rows were read, chunk by chunk.
 
     Raises:
         LogFileError: a path does not exist, or holds no log.
+        PrivacyError: the contract hides columns, and the key is missing or not the lake's.
+        SigningError: signatures are required, and the key is missing.
         LockedError: another ingest has held the lake for ten minutes.
         LakeError: the disk is full, or the memory too small; says how the lake stands.
     """
     logs = find_log_files(paths)
+    key = key_for(lake.contract, lake.root)
+    signatures = Signatures(signing_key()) if config.require_signature else None
     with lake_lock(lake.root), changing(lake):
         lake.finish_commit()
         shutil.rmtree(lake.staging_path, ignore_errors=True)  # left by a process that died: the lock was free
         now = datetime.now(UTC)
-        batch_id = f"b-{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+        batch_id = new_batch_id(now)
         folder = lake.staging_path / batch_id
         folder.mkdir(parents=True)
         try:
-            return _Ingest(lake, config, validate, batch_id, now, as_of, base, folder, on_rows).run(logs)
+            return _Ingest(
+                lake, kind, config, validate, batch_id, now, as_of, base, folder, on_rows, key, signatures
+            ).run(logs)
         finally:
             if not lake.journal_path.exists():  # an unfinished commit still needs its files
                 shutil.rmtree(lake.staging_path, ignore_errors=True)
@@ -127,6 +143,7 @@ class _Ingest:
     """One run of `ingest_logs`."""
 
     lake: Lake
+    kind: str
     config: IngestConfig
     validate: ValidateConfig
     batch_id: str
@@ -135,75 +152,97 @@ class _Ingest:
     base: Path
     folder: Path
     on_rows: Callable[[int], None]
+    key: PrivacyKey | None
+    signatures: Signatures | None
 
     def run(self, logs: list[LogFile]) -> IngestReport:
-        with duck(self.folder / "stage.duckdb", memory=self.config.memory, spill=self.folder / "spill") as connection:
-            create_stage(connection, self.lake.contract)
-            taken, unchanged, empty, damaged = self._stage(connection, logs)
-            if not taken:
-                return IngestReport(None, tuple(unchanged), tuple(empty), tuple(damaged), ())
-            as_of = self.given_as_of or self._as_of(connection)
-            n_duplicates = take_out_repeats(connection, self.lake)
-            _find_raw_text(connection, taken)
-            parts = write_parts(
+        with duck(memory=self.config.memory, spill=self.folder / "spill") as connection:
+            stage = Stage(
                 connection,
                 self.lake.contract,
+                self.kind,
+                self.folder,
+                latest=self._latest(),
+                key=self.key,
+                on_rows=self.on_rows,
+            )
+            taken, unchanged, empty, damaged = self._read(stage, logs)
+            if not taken:
+                return IngestReport(None, tuple(unchanged), tuple(empty), tuple(damaged), ())
+            as_of = self.given_as_of or self._as_of(stage)
+            n_erased = refuse_erased(stage, self.lake)
+            n_duplicates = take_out_repeats(stage, self.lake) if self.kind == "steps" else 0
+            parts = write_parts(
+                stage,
                 self.folder / "parts",
                 batch_id=self.batch_id,
                 default_date=str(as_of.astimezone(UTC).date()),
                 at=self.now.isoformat(),
             )
-            reasons = _frequent_reasons(connection)
-        n_steps, n_bad = (sum(file.n_rows for file in parts[table]) for table in ("steps", "quarantine"))
+            reasons = _frequent_reasons(stage)
+        n_steps, n_bad = (sum(file.n_rows for file in parts[table]) for table in (self.kind, "quarantine"))
         counts = BatchCounts(
             n_in=sum(t.read.n_rows + t.unread.n_pending for t in taken),
             n_lake=n_steps,
             n_quarantined=n_bad,
             n_duplicates=n_duplicates,
             n_pending=sum(t.unread.n_pending for t in taken),
+            n_erased=n_erased,
         )
-        validation = self._validation(counts, [str(file.path) for file in parts["steps"]]) if n_steps + n_bad else None
+        validation = (
+            self._validation(counts, [str(file.path) for file in parts[self.kind]], as_of) if n_steps + n_bad else None
+        )
         held = validation is not None and not validation.success
         if held:
-            counts = BatchCounts(
-                n_in=counts.n_in, n_duplicates=n_duplicates, n_held=n_steps + n_bad, n_pending=counts.n_pending
-            )
+            counts = replace(counts, n_lake=0, n_quarantined=0, n_held=n_steps + n_bad)
         batch = Batch(
             batch_id=self.batch_id,
-            kind="steps",
+            kind=self.kind,
             status="held" if held else "lake",
             settled_at=self.now,
             as_of=as_of,
             n_files=len(taken),
             counts=counts,
-            dropped_columns=tuple(sorted({column for t in taken for column in t.read.dropped})),
+            dropped_columns=tuple(sorted(stage.dropped)),
             note=_why_held(validation, reasons) if validation and held else "",
             validation=validation.to_json() if validation else None,
         )
-        files = [_file_record(t, self.lake.contract, batch.status) for t in taken]
+        files = [_file_record(t, self.kind, self.lake.contract, batch.status) for t in taken]
         if held:
             counts.check()
             hold_batch(self.lake, batch, files, self.folder / "parts", self.folder / "records")
         else:
             commit_batch(self.lake, batch, files, parts, self.folder / "records")
-        return IngestReport(batch, tuple(unchanged), tuple(empty), tuple(damaged), tuple(reasons))
+        rules, account = self.lake.contract.outcomes, None
+        if self.kind == "outcomes" and rules is not None and not held:
+            account = account_of_batch(self.lake, self.batch_id, rules, memory=self.config.memory)
+        return IngestReport(batch, tuple(unchanged), tuple(empty), tuple(damaged), tuple(reasons), account)
 
-    def _stage(
-        self, connection: duckdb.DuckDBPyConnection, logs: list[LogFile]
+    def _latest(self) -> datetime | None:
+        """Rows behind it lie in the future. Simulated logs may do so, and those whose now is given."""
+        by_clock = self.given_as_of is None and self.config.as_of == "now"
+        return latest_believable(self.now) if by_clock else None
+
+    def _read(
+        self, stage: Stage, logs: list[LogFile]
     ) -> tuple[list[_Taken], list[str], list[str], list[tuple[str, str]]]:
-        history = [_as_consumed(f) for f in consumed_files(self.lake) if self._still_counts(f)]
+        known = (f for f in consumed_files(self.lake) if f.kind == self.kind and self._still_counts(f))
+        history = History(map(_as_consumed, known))
         taken: list[_Taken] = []
         unchanged, empty, damaged = list[str](), list[str](), list[tuple[str, str]]()
-        for number, log in enumerate(logs):
+        for log in logs:
             source = source_name(log.path, self.base)
             try:
                 unread = look_for_unread(log, history)
                 if unread is None:
                     unchanged.append(source)
                     continue
-                read = stage_file(
-                    connection, self.lake.contract, log, unread, source=source, number=number, on_rows=self.on_rows
-                )
+                problem = self.signatures.problem(log, unread.digest_seen) if self.signatures else None
+                if problem is not None:
+                    damaged.append((source, problem))
+                    continue
+                warm_up()  # the suite's process loads its libraries while the log is read
+                read = stage.read(log, unread, source)
             except LogFileError as error:
                 damaged.append((source, str(error)))
                 continue
@@ -211,70 +250,71 @@ class _Ingest:
                 (unchanged if unread.start else empty).append(source)  # it grew by blank lines, or never held a row
                 continue
             taken.append(_Taken(log, unread, source, read))
-            history.append(_as_consumed(_file_record(taken[-1], self.lake.contract, "lake")))
+            history.add(_as_consumed(_file_record(taken[-1], self.kind, self.lake.contract, "lake")))
+        stage.finish_reading()
         return taken, unchanged, empty, damaged
 
-    def _as_of(self, connection: duckdb.DuckDBPyConnection) -> datetime:
+    def _as_of(self, stage: Stage) -> datetime:
         if self.config.as_of == "now":
             return self.now
-        row = connection.execute("SELECT max(timestamp) FROM rows").fetchone()
-        newest = [t for t in (newest_timestamp(self.lake), row[0] if row else None) if t is not None]
-        return max(newest, default=self.now)
+        return _newest(stage.connection, self.lake, {self.kind: stage.rows_sql}) or self.now
 
     def _still_counts(self, file: FileRecord) -> bool:
         """A rejected file may be read again, but only under another contract: the same one would reject it again."""
         return file.status != "rejected" or file.contract_digest == self.lake.contract.digest
 
-    def _validation(self, counts: BatchCounts, paths: list[str]) -> ValidationResult:
+    def _validation(self, counts: BatchCounts, paths: list[str], as_of: datetime) -> ValidationResult:
         summary = BatchSummary(
-            n_in=counts.n_in,
+            n_in=counts.n_in - counts.n_erased,
             n_lake=counts.n_lake,
             n_quarantined=counts.n_quarantined,
             n_duplicates=counts.n_duplicates,
             n_pending=counts.n_pending,
         )
-        return validate_steps(paths, self.lake.contract, summary=summary, config=self.validate)
+        recent = recent_facts(self.lake, self.kind)
+        if self.kind == "outcomes":
+            return validate_outcomes(paths, summary=summary, config=self.validate, recent=recent, as_of=as_of)
+        return validate_steps(
+            paths, self.lake.contract, summary=summary, config=self.validate, recent=recent, as_of=as_of
+        )
 
 
 def newest_timestamp(lake: Lake) -> datetime | None:
-    """The newest timestamp in the lake; None where there is none."""
+    """The newest timestamp of the lake's steps and outcomes, stray ones left aside; None where there is none."""
     with duck() as connection:
-        row = connection.execute(f"SELECT max(timestamp) FROM {lake.scan('steps')}").fetchone()
-    return row[0] if row else None
+        return _newest(connection, lake, {})
+
+
+def _newest(connection: duckdb.DuckDBPyConnection, lake: Lake, staged: Mapping[str, str]) -> datetime | None:
+    """As `newest_timestamp`, with the rows of relations that are staged, by kind."""
+    found = []
+    for kind in ("steps", "outcomes"):
+        relations = [lake.scan(kind), *([staged[kind]] if kind in staged else [])]
+        times = " UNION ALL ".join(f"SELECT timestamp FROM {relation}" for relation in relations)
+        nights = connection.execute(
+            f"SELECT count(*), min(timestamp), max(timestamp) FROM ({times}) WHERE timestamp IS NOT NULL "
+            "GROUP BY timestamp::DATE"
+        ).fetchall()
+        found.append(newest_plausible(NightTimes(*night) for night in nights))
+    return max((newest for newest in found if newest is not None), default=None)
 
 
 def _as_consumed(file: FileRecord) -> Consumed:
-    return Consumed(file.digest, file.n_bytes, file.n_lines, file.digest_seen)
+    return Consumed(file.digest, file.n_bytes, file.n_lines, file.digest_seen, file.head)
 
 
-def _file_record(taken: _Taken, contract: Contract, status: str) -> FileRecord:
+def _file_record(taken: _Taken, kind: str, contract: Contract, status: str) -> FileRecord:
     return FileRecord(
         path=taken.source,
-        kind="steps",
+        kind=kind,
         digest=taken.unread.digest,
         n_bytes=taken.unread.end,
         n_lines=taken.unread.n_lines if taken.log.grows else taken.read.last_line,
         digest_seen=taken.unread.digest_seen,
+        head=taken.unread.head,
         status=status,
         contract_digest=contract.digest,
     )
-
-
-def _find_raw_text(connection: duckdb.DuckDBPyConnection, taken: list[_Taken]) -> None:
-    """Replaces the canonical form of conflicting repeats by their raw text, read again from text files."""
-    conflicts = connection.execute(
-        "SELECT source, list(source_line) FROM repeats WHERE NOT is_duplicate GROUP BY source"
-    ).fetchall()
-    by_source = {t.source: t for t in taken}
-    for source, lines in conflicts:
-        file = by_source[source]
-        if file.log.format not in {"jsonl", "csv"}:
-            continue  # the canonical form is all the text there is
-        wanted = set(lines)
-        for chunk in read_chunks(file.log, file.unread):
-            texts = zip(chunk[LINE].to_pylist(), chunk[RAW].to_pylist(), strict=True)
-            for line, raw in ((line, raw) for line, raw in texts if line in wanted):
-                connection.execute("UPDATE bad SET raw = ? WHERE source = ? AND source_line = ?", [raw, source, line])
 
 
 def _why_held(validation: ValidationResult, reasons: list[tuple[str, int]]) -> str:
@@ -282,10 +322,10 @@ def _why_held(validation: ValidationResult, reasons: list[tuple[str, int]]) -> s
     return " ".join([validation.summary(), *(f"{n} rows: {reason}." for reason, n in reasons)])
 
 
-def _frequent_reasons(connection: duckdb.DuckDBPyConnection, n: int = 5) -> list[tuple[str, int]]:
+def _frequent_reasons(stage: Stage, n: int = 5) -> list[tuple[str, int]]:
     """The most frequent reasons, numbers in them left out so that like goes with like."""
     pattern = literal(r"-?\d+(\.\d+)?([eE][-+]?\d+)?")
-    return connection.execute(
+    return stage.connection.execute(
         f"""SELECT any_value(reason), count(*) AS n FROM bad
         GROUP BY regexp_replace(reason, {pattern}, '#', 'g') ORDER BY n DESC, 1 LIMIT {n}"""
     ).fetchall()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gzip
-import hashlib
 import io
+import os
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -33,11 +35,19 @@ _FORMATS: dict[str, Format] = {
 _COMPRESSIONS = {".gz", ".zst"}
 _CHUNK_ROWS = 100_000
 _CHUNK_BYTES = 64 << 20
+LONGEST_LINE = 16 << 20
+"""Bytes; a longer line of JSON is cut down to what is read of it, because SQL would copy it many times."""
 _MAX_RECORD_LINES = 1000
 """Physical lines of one CSV record; a quote that stays open for longer is taken for a stray one."""
 
 LINE, RAW, PROBLEM = "__line", "__raw", "__problem"
 """Columns of a chunk beside the log's own: line or row number from 1, raw text, and why the row cannot be read."""
+
+
+UNREADABLE = "the line "
+"""How the reason begins of a row that no contract could read."""
+
+_NOT_UTF8 = f"{UNREADABLE}is not UTF-8 text"
 
 
 class LogFileError(OfflineDqnError):
@@ -65,16 +75,6 @@ class LogFile:
 
 
 @dataclass(frozen=True)
-class Consumed:
-    """How far a file was read by an earlier batch: SHA-256, bytes and lines of that prefix, SHA-256 of all it held."""
-
-    digest: str
-    n_bytes: int
-    n_lines: int
-    digest_seen: str
-
-
-@dataclass(frozen=True)
 class Unread:
     """The part of a file that is to be read now.
 
@@ -86,6 +86,7 @@ class Unread:
         digest_seen: SHA-256 of the whole file.
         n_pending: 1 where a last line without newline waits for its rest, else 0.
         n_lines: lines that end before `end`, blank ones included.
+        head: SHA-256 of the first HEAD_BYTES, or of all bytes up to `end` if they are fewer.
     """
 
     start: int
@@ -95,6 +96,7 @@ class Unread:
     digest_seen: str
     n_pending: int
     n_lines: int
+    head: str
 
 
 def find_log_files(paths: Iterable[Path]) -> list[LogFile]:
@@ -133,6 +135,12 @@ def _is_hidden(path: Path, root: Path) -> bool:
     return any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
 
 
+def log_format(path: Path) -> Format | None:
+    """How rows are written in a file of this name; None where it is no log."""
+    log = _as_log_file(path)
+    return log.format if log is not None else None
+
+
 def _as_log_file(path: Path) -> LogFile | None:
     suffixes = [s.lower() for s in path.suffixes]
     compression = suffixes.pop() if suffixes and suffixes[-1] in _COMPRESSIONS else ""
@@ -140,75 +148,6 @@ def _as_log_file(path: Path) -> LogFile | None:
     if kind is None or (compression and kind not in {"jsonl", "csv"}):
         return None
     return LogFile(path.absolute(), kind, compression)
-
-
-def look_for_unread(log: LogFile, history: Iterable[Consumed]) -> Unread | None:
-    """What `log` holds beyond what `history` has consumed; None if nothing.
-
-    A file is recognised by the digest of a consumed prefix, whatever its name: the same bytes are read once, and of a
-    text file that grew only the tail is read. A last line without newline waits until the file is unchanged at the
-    next look, because it may be half of a line that is still being written.
-
-    Args:
-        history: prefixes consumed so far, of any file.
-
-    Raises:
-        LogFileError: the file cannot be read.
-    """
-    try:
-        size = log.path.stat().st_size
-        complete = _end_of_last_line(log.path, size) if log.grows else size
-        candidates = [c for c in history if c.n_bytes <= size and (log.grows or c.n_bytes == size)]
-        prefixes = _prefixes(log.path, {c.n_bytes for c in candidates} | {complete, size})
-    except OSError as error:
-        raise LogFileError(f"{log.path} cannot be read: {error.strerror or error}. Nothing of it was taken.") from error
-    seen = prefixes[size].digest
-    matches = [c for c in candidates if prefixes[c.n_bytes].digest == c.digest]
-    match = max(matches, key=lambda c: (c.n_bytes, c.digest_seen == seen), default=None)
-    start, n_lines_before = (match.n_bytes, match.n_lines) if match else (0, 0)
-    if match and start == size:
-        return None
-    unchanged = match is not None and match.digest_seen == seen
-    end = size if unchanged else max(complete, start)
-    return Unread(start, end, n_lines_before, prefixes[end].digest, seen, int(end < size), prefixes[end].n_newlines)
-
-
-def _end_of_last_line(path: Path, size: int) -> int:
-    """Offset behind the last newline; 0 where there is none."""
-    with path.open("rb") as file:
-        stop = size
-        while stop > 0:
-            start = max(0, stop - (1 << 16))
-            file.seek(start)
-            newline = file.read(stop - start).rfind(b"\n")
-            if newline >= 0:
-                return start + newline + 1
-            stop = start
-    return 0
-
-
-@dataclass(frozen=True)
-class _Prefix:
-    digest: str
-    n_newlines: int
-
-
-def _prefixes(path: Path, lengths: set[int]) -> dict[int, _Prefix]:
-    """SHA-256 and number of newlines of the first n bytes for each n, in one pass."""
-    digest, position, n_newlines, prefixes = hashlib.sha256(), 0, 0, {}
-    with path.open("rb") as file:
-        for length in sorted(lengths):
-            while position < length:
-                block = file.read(min(1 << 20, length - position))
-                if not block:
-                    raise LogFileError(
-                        f"{path} became shorter while it was read. Ingest logs that are only appended to."
-                    )
-                digest.update(block)
-                position += len(block)
-                n_newlines += block.count(b"\n")
-            prefixes[length] = _Prefix(digest.hexdigest(), n_newlines)
-    return prefixes
 
 
 def read_chunks(log: LogFile, unread: Unread) -> Iterator[pa.Table]:
@@ -220,29 +159,69 @@ def read_chunks(log: LogFile, unread: Unread) -> Iterator[pa.Table]:
     Raises:
         LogFileError: the container (gzip, zstd, Parquet, Arrow) is damaged or ends early.
     """
-    try:
+    with container_errors(log):
         if log.format == "jsonl":
             yield from _json_lines(log, unread)
         elif log.format == "csv":
             yield from _csv_rows(log, unread)
         else:
             yield from _typed_rows(log)
-    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
-        raise LogFileError(
-            f"{log.path} is damaged: {error}. Nothing of it was taken; put the whole file there and run it again."
-        ) from error
 
 
-def _open_text(log: LogFile, unread: Unread) -> BinaryIO:
+@contextmanager
+def container_errors(log: LogFile) -> Iterator[None]:
+    """Turns what a damaged container raises into an error that names the file.
+
+    Raises:
+        LogFileError: in place of the errors of gzip, zstd, Parquet, Arrow and the system.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise  # the disk's fault, not the file's
+        raise _damaged(log, error) from error
+    except (EOFError, zlib.error, pa.ArrowException) as error:
+        raise _damaged(log, error) from error
+
+
+def _damaged(log: LogFile, error: Exception) -> LogFileError:
+    return LogFileError(
+        f"{log.path} is damaged: {error}. Nothing of it was taken; put the whole file there and run it again."
+    )
+
+
+def open_unread(log: LogFile, unread: Unread) -> BinaryIO:
+    """The unread part of a text file, decompressed."""
     if log.compression == ".gz":
         return gzip.open(log.path)  # type: ignore[return-value]  # a GzipFile reads like any binary file
     if log.compression == ".zst":
         import zstandard  # part of the extra `pipeline`; needed for .zst alone
 
         return io.BufferedReader(_CompleteZstd(log.path, zstandard))
-    file = log.path.open("rb")
-    file.seek(unread.start)
-    return file
+    return io.BufferedReader(_Part(log.path, unread.start, unread.end))
+
+
+class _Part(io.RawIOBase):
+    """The bytes of a file from `start` to `end`."""
+
+    def __init__(self, path: Path, start: int, end: int) -> None:
+        self._file = path.open("rb")
+        self._file.seek(start)
+        self._left = end - start
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # BufferedReader passes a memoryview
+        data = self._file.read(min(len(buffer), self._left))
+        buffer[: len(data)] = data
+        self._left -= len(data)
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 class _CompleteZstd(io.RawIOBase):
@@ -286,20 +265,12 @@ class _CompleteZstd(io.RawIOBase):
 
 def _lines(log: LogFile, unread: Unread) -> Iterator[tuple[str, bool]]:
     """Each line's text without its ending, and whether it was valid UTF-8 (if not, bad bytes show as \\xNN)."""
-    left = unread.end - unread.start if log.grows else None
-    with _open_text(log, unread) as file:
+    with open_unread(log, unread) as file:
         for n, line in enumerate(file):
-            if left is not None:
-                if left <= 0:
-                    return
-                line, left = line[:left], left - len(line)
             body = line.rstrip(b"\r\n")
             if n == 0 and unread.start == 0:
                 body = body.removeprefix(b"\xef\xbb\xbf")  # byte-order mark
-            try:
-                yield body.decode("utf-8"), True
-            except UnicodeDecodeError:
-                yield body.decode("utf-8", "backslashreplace"), False
+            yield _decoded(body)
 
 
 def _json_lines(log: LogFile, unread: Unread) -> Iterator[pa.Table]:
@@ -308,17 +279,32 @@ def _json_lines(log: LogFile, unread: Unread) -> Iterator[pa.Table]:
     problems: list[str | None] = []
     n_bytes = 0
     for number, (text, valid) in enumerate(_lines(log, unread), start=unread.n_lines_before + 1):
-        if not text.strip():
+        if not text.strip(" \t\r\n\v\f"):
             continue  # a blank line holds no row
         numbers.append(number)
         texts.append(text)
-        problems.append(None if valid else "the line is not UTF-8 text")
+        problems.append(None if valid else _NOT_UTF8)
         n_bytes += len(text)
         if len(numbers) >= _CHUNK_ROWS or n_bytes >= _CHUNK_BYTES:
             yield _text_table(numbers, texts, problems)
             numbers, texts, problems, n_bytes = [], [], [], 0
     if numbers:
         yield _text_table(numbers, texts, problems)
+
+
+def text_chunk(numbers: Sequence[int], lines: Iterable[bytes]) -> pa.Table:
+    """A chunk of lines that are known by number."""
+    decoded = [_decoded(line) for line in lines]
+    problems = [None if valid else _NOT_UTF8 for _, valid in decoded]
+    return _text_table(list(numbers), [text for text, _ in decoded], problems)
+
+
+def _decoded(line: bytes) -> tuple[str, bool]:
+    """A line's text, and whether it is valid UTF-8 (if not, bad bytes show as \\xNN)."""
+    try:
+        return line.decode("utf-8"), True
+    except UnicodeDecodeError:
+        return line.decode("utf-8", "backslashreplace"), False
 
 
 def _text_table(numbers: list[int], texts: list[str], problems: list[str | None]) -> pa.Table:
@@ -345,9 +331,9 @@ def _csv_rows(log: LogFile, unread: Unread) -> Iterator[pa.Table]:
         if not fields and problem is None:
             continue  # a blank line holds no row
         if not valid:
-            problem = "the line is not UTF-8 text"
+            problem = _NOT_UTF8
         elif problem is None and len(fields) != len(header):
-            problem = f"the line has {len(fields)} fields and the header has {len(header)}"
+            problem = f"{UNREADABLE}has {len(fields)} fields and the header has {len(header)}"
         rows.append([None] * len(header) if problem else [field or None for field in fields])
         numbers.append(first_line)
         raws.append(raw)
@@ -396,13 +382,13 @@ class _CsvLines:
         except csv.Error as error:
             self._waiting.extendleft(reversed(self._taken[1:]))
             del self._taken[1:]
-            problem = f"the line is not valid CSV: {error}"
+            problem = f"{UNREADABLE}is not valid CSV: {error}"
         raw = "\n".join(text for _, (text, _) in self._taken)
         return self._taken[0][0], raw, all(valid for _, (_, valid) in self._taken), fields, problem
 
 
 def _csv_header(log: LogFile) -> list[str]:
-    whole = Unread(0, log.path.stat().st_size, 0, "", "", 0, 0)
+    whole = Unread(0, log.path.stat().st_size, 0, "", "", 0, 0, "")
     try:
         return _distinct(next(csv.reader(text + "\n" for text, _ in _lines(log, whole)), []))
     except csv.Error as error:
@@ -456,3 +442,8 @@ def _arrow_batches(path: Path) -> Iterator[pa.RecordBatch]:
                 yield reader.get_batch(i)
         else:
             yield from pa.ipc.open_stream(source)
+
+
+def source_name(path: Path, base: Path) -> str:
+    """How a file is named in the lake: relative to the workspace where it lies inside, so that it can be moved."""
+    return os.path.relpath(path, base) if path.is_relative_to(base) else str(path)

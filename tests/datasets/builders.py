@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -14,7 +14,8 @@ from datasets import ingest
 from datasets.contract import Contract, contract_from_json
 from datasets.duck import duck
 from datasets.ingest import IngestConfig, IngestReport, ingest_logs
-from datasets.lake import TABLES, Lake, open_lake
+from datasets.lake import Lake, open_lake
+from datasets.tables import TABLES
 from datasets.validation import ExpectationRecord, ValidateConfig, ValidationResult
 
 CONTRACT: dict[str, Any] = {
@@ -92,10 +93,16 @@ def lake_at(folder: Path, contract: Contract | None = None) -> Lake:
     return open_lake(folder / "lake", contract or tiny())
 
 
-def take_in(lake: Lake, *paths: Path, **config: Any) -> IngestReport:
+def take_in(lake: Lake, *paths: Path, kind: Literal["steps", "outcomes"] = "steps", **config: Any) -> IngestReport:
     """Ingests; every report's account is checked."""
     report = ingest_logs(
-        lake, paths, IngestConfig(**config), ValidateConfig(), as_of=None if config else NOON, base=lake.root.parent
+        lake,
+        paths,
+        IngestConfig(**config),
+        ValidateConfig(),
+        kind=kind,
+        as_of=None if config else NOON,
+        base=lake.root.parent,
     )
     if report.batch is not None:
         report.batch.counts.check()
@@ -129,4 +136,6 @@ def suite_says(monkeypatch: pytest.MonkeyPatch, success: bool) -> None:
     """Puts a suite in place that needs no process of its own and always says the same."""
     failure = ExpectationRecord("Expect", "observation.cpu", "is well", False, 0.5, 3, (), "The cpu is not well.")
     result = ValidationResult(success, () if success else (failure,), 3, 0.0)
-    monkeypatch.setattr(ingest, "validate_steps", lambda *_, **__: result)
+    for validate in ("validate_steps", "validate_outcomes"):
+        monkeypatch.setattr(ingest, validate, lambda *_, **__: result)
+    monkeypatch.setattr(ingest, "warm_up", lambda: None)

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from datasets import journal
 from datasets.batches import Batch, BatchCounts, BatchError, find_batch, list_batches, reject_batch, release_batch
 from datasets.ingest import IngestReport
-from datasets.lake import Lake, LakeError
+from datasets.journal import LakeError
+from datasets.lake import Lake
 from tests.datasets.builders import (
     NOON,
     ask,
@@ -171,11 +173,11 @@ def test_unknown_and_ambiguous_batches_are_named(tmp_path: Path, monkeypatch: py
 def test_a_release_that_dies_half_way_is_finished_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lake, batch_id = held_batch(tmp_path, monkeypatch)
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Lake, "_commit_table", fail)
+        patch.setattr(journal, "commit_table", fail)
         with pytest.raises(LakeError, match="whole in its journal"):
             release_batch(lake, batch_id, by="me", at=LATER)
 

@@ -15,10 +15,12 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
-from datasets.canonical import canonical_sql, unmapped_columns
+from datasets.canonical import canonical_sql
+from datasets.consumed import History, look_for_unread
 from datasets.contract import Contract
 from datasets.duck import duck
-from datasets.logfiles import LINE, PROBLEM, RAW, find_log_files, look_for_unread, read_chunks
+from datasets.layouts import step_layout, unmapped_columns
+from datasets.logfiles import LINE, PROBLEM, RAW, find_log_files, read_chunks
 from datasets.settings import SettingsError
 from tests.datasets.builders import merged, step_row, tiny, write_rows
 
@@ -28,7 +30,7 @@ ESTIMATED = tiny(behavior={"propensity": "estimated"})
 def judged(contract: Contract, path: Path) -> list[dict[str, Any]]:
     """Canonical rows of a file, good and bad, in its order."""
     (log,) = find_log_files([path])
-    unread = look_for_unread(log, [])
+    unread = look_for_unread(log, History())
     assert unread is not None
     rows: list[dict[str, Any]] = []
     with duck() as connection:
@@ -36,12 +38,11 @@ def judged(contract: Contract, path: Path) -> list[dict[str, Any]]:
             columns = (
                 None if log.format == "jsonl" else [c for c in chunk.column_names if c not in {LINE, RAW, PROBLEM}]
             )
-            sql = canonical_sql(contract, columns, textual=log.format == "csv")
+            sql = canonical_sql(step_layout(contract, textual=log.format == "csv"), columns)
             connection.register("chunk", chunk)
-            parameters = {"file_digest": unread.digest[:16]} if "$file_digest" in sql else None
             # A time that is refused may be none that Python has.
             shown = f"SELECT * REPLACE (CASE WHEN reason IS NULL THEN timestamp END AS timestamp) FROM ({sql})"
-            rows += connection.sql(shown, params=parameters).to_arrow_table().to_pylist()
+            rows += connection.sql(shown).to_arrow_table().to_pylist()
     return rows
 
 
@@ -278,7 +279,9 @@ def test_contradicting_columns_are_refused(tmp_path: Path) -> None:
 def test_unmapped_columns_are_those_that_nothing_reads() -> None:
     contract = tiny(columns={"observation.cpu": "metrics.cpu"})
 
-    assert unmapped_columns(contract, ["reward", "metrics", "observation", "note", "x"]) == ["note", "x"]
+    assert unmapped_columns(
+        step_layout(contract, textual=False), ["reward", "metrics", "observation", "note", "x"]
+    ) == ["note", "x"]
 
 
 def test_names_with_quotes_are_only_names(tmp_path: Path) -> None:
@@ -358,7 +361,7 @@ def test_one_step_rows_need_neither_id_nor_time_and_end(tmp_path: Path) -> None:
     one, two = judged(contract, write_rows(tmp_path / "a.jsonl", [row, row]))
 
     assert (one["reason"], one["step"], one["timestamp"], one["terminated"]) == (None, 0, None, True)
-    assert one["episode_id"] != two["episode_id"]
+    assert one["episode_id"] is two["episode_id"] is None  # their place in the file will name them
     assert one["cluster"] == one["episode_id"]
 
 

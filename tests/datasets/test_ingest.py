@@ -16,11 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from datasets import ingest, lake, staging
+from datasets import durable, ingest, journal, staging
 from datasets.canonical import canonical_sql
 from datasets.contract import Contract
 from datasets.ingest import newest_timestamp
-from datasets.lake import Lake, LakeError
+from datasets.journal import LakeError
 from tests.datasets.builders import (
     NOON,
     ask,
@@ -111,9 +111,7 @@ def test_a_file_that_duckdb_cannot_judge_is_damaged_and_not_fatal(
 ) -> None:
     real = canonical_sql
     broken = "SELECT * FROM nowhere"
-    monkeypatch.setattr(
-        staging, "canonical_sql", lambda c, own, textual: real(c, own, textual=textual) if own is None else broken
-    )
+    monkeypatch.setattr(staging, "canonical_sql", lambda layout, own: real(layout, own) if own is None else broken)
     (tmp_path / "a.csv").write_text("episode_id\ne\n")
     report = take_in(lake_at(tmp_path), tmp_path / "a.csv", write_rows(tmp_path / "b.jsonl", episode("e")))
 
@@ -325,12 +323,12 @@ CRASHES = ["quarantine", "files", "batches", "steps", "journal", "moved"]
 
 def crash_at(place: str, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     """Lets the commit die at a place: before a table's commit, when the journal is written, or when files are moved."""
-    real_commit, real_write, real_replace = Lake._commit_table, lake._write_durably, Path.replace
+    real_commit, real_write, real_replace = journal.commit_table, journal.write_durably, Path.replace
 
-    def commit(self: Lake, table: str, *args: Any) -> None:
+    def commit(root: Path, table: str, *args: Any, **options: Any) -> None:
         if table == place:
             raise error
-        real_commit(self, table, *args)
+        real_commit(root, table, *args, **options)
 
     def write(path: Path, text: str) -> None:
         real_write(path, text)
@@ -342,8 +340,8 @@ def crash_at(place: str, monkeypatch: pytest.MonkeyPatch, error: BaseException) 
             raise error
         return real_replace(self, target)
 
-    monkeypatch.setattr(Lake, "_commit_table", commit)
-    monkeypatch.setattr(lake, "_write_durably", write)
+    monkeypatch.setattr(journal, "commit_table", commit)
+    monkeypatch.setattr(journal, "write_durably", write)
     monkeypatch.setattr(Path, "replace", replace)
 
 
@@ -425,9 +423,9 @@ def test_a_full_disk_is_an_error_that_says_how_the_lake_stands(tmp_path: Path, m
     def full(*_: Any, **__: Any) -> Any:
         raise duckdb.IOException("IO Error: Could not write file: No space left on device")
 
-    for place in ("write_parts", "stage_file", "create_stage"):
+    for owner, place in ((staging.Stage, "read"), (staging.Stage, "finish_reading"), (ingest, "write_parts")):
         with monkeypatch.context() as patch:
-            patch.setattr(ingest, place, full)
+            patch.setattr(owner, place, full)
             with pytest.raises(LakeError) as caught:
                 take_in(opened, path)
         assert "could not be written: IO Error: Could not write file: No space left on device. " in str(caught.value)
@@ -448,7 +446,7 @@ def test_a_disk_that_fills_up_in_the_journal_leaves_the_lake_as_it_was(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(lake.os, "fsync", full)  # type: ignore[attr-defined]  # the module that lake imports
+        patch.setattr(durable.os, "fsync", full)
         with pytest.raises(LakeError, match=r"No space left on device\. Nothing of the batch is in it"):
             take_in(opened, path)
     assert step_keys(opened) == []
@@ -528,7 +526,10 @@ def _mutated(chance: random.Random, lines: list[str]) -> bytes:
 def test_end_to_end_with_the_real_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     opened = lake_at(tmp_path)
-    report = take_in(opened, write_rows(tmp_path / "a.jsonl", [row for i in range(40) for row in episode(f"e{i}")]))
+    report = take_in(
+        opened,
+        write_rows(tmp_path / "a.jsonl", [row for i in range(40) for row in episode(f"e{i}", 3, behavior_prob=1.0)]),
+    )
 
     assert counts_of(report) == {"in": 120, "lake": 120}
     assert report.batch is not None

@@ -13,16 +13,15 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from datasets.consumed import Consumed, History, look_for_unread
 from datasets.logfiles import (
     LINE,
     PROBLEM,
     RAW,
-    Consumed,
     LogFile,
     LogFileError,
     Unread,
     find_log_files,
-    look_for_unread,
     read_chunks,
 )
 
@@ -36,14 +35,14 @@ def log_at(path: Path, content: bytes) -> LogFile:
 
 def read(log: LogFile, unread: Unread | None = None) -> list[tuple[int, str, str | None]]:
     """Line, raw text and problem of every row."""
-    unread = unread or look_for_unread(log, [])
+    unread = unread or look_for_unread(log, History())
     assert unread is not None
     columns = [(c[LINE].to_pylist(), c[RAW].to_pylist(), c[PROBLEM].to_pylist()) for c in read_chunks(log, unread)]
     return [row for lines, raws, problems in columns for row in zip(lines, raws, problems, strict=True)]
 
 
 def consumed(unread: Unread) -> Consumed:
-    return Consumed(unread.digest, unread.end, unread.n_lines, unread.digest_seen)
+    return Consumed(unread.digest, unread.end, unread.n_lines, unread.digest_seen, unread.head)
 
 
 # --- finding
@@ -74,7 +73,7 @@ def test_a_file_that_vanished_is_an_error_with_its_name(tmp_path: Path) -> None:
     log = log_at(tmp_path / "a.jsonl", b"{}\n")
     log.path.unlink()
     with pytest.raises(LogFileError, match=r"a\.jsonl cannot be read: No such file"):
-        look_for_unread(log, [])
+        look_for_unread(log, History())
 
 
 # --- what is unread
@@ -82,24 +81,24 @@ def test_a_file_that_vanished_is_an_error_with_its_name(tmp_path: Path) -> None:
 
 def test_a_last_line_without_newline_waits_until_the_file_is_unchanged(tmp_path: Path) -> None:
     log = log_at(tmp_path / "a.jsonl", b'{"a":1}\n{"a":')
-    first = look_for_unread(log, [])
+    first = look_for_unread(log, History())
     assert first is not None
     assert (first.start, first.end, first.n_pending, first.n_lines) == (0, 8, 1, 1)
 
-    second = look_for_unread(log, [consumed(first)])
+    second = look_for_unread(log, History([consumed(first)]))
     assert second is not None
     assert (second.start, second.end, second.n_pending) == (8, 13, 0)
     assert read(log, second) == [(2, '{"a":', None)]
-    assert look_for_unread(log, [consumed(first), consumed(second)]) is None
+    assert look_for_unread(log, History([consumed(first), consumed(second)])) is None
 
 
 def test_a_line_that_was_completed_meanwhile_is_read_whole(tmp_path: Path) -> None:
     log = log_at(tmp_path / "a.jsonl", b'{"a":1}\n{"a":')
-    first = look_for_unread(log, [])
+    first = look_for_unread(log, History())
     assert first is not None
     log.path.write_bytes(b'{"a":1}\n{"a":2}\n')
 
-    second = look_for_unread(log, [consumed(first)])
+    second = look_for_unread(log, History([consumed(first)]))
 
     assert second is not None
     assert read(log, second) == [(2, '{"a":2}', None)]
@@ -107,28 +106,28 @@ def test_a_line_that_was_completed_meanwhile_is_read_whole(tmp_path: Path) -> No
 
 def test_blank_lines_count_in_line_numbers_of_the_tail(tmp_path: Path) -> None:
     log = log_at(tmp_path / "a.jsonl", b"1\n\n\n")
-    first = look_for_unread(log, [])
+    first = look_for_unread(log, History())
     assert first is not None
     log.path.write_bytes(b"1\n\n\n2\n")
-    second = look_for_unread(log, [consumed(first)])
+    second = look_for_unread(log, History([consumed(first)]))
 
     assert read(log, second) == [(4, "2", None)]
 
 
 def test_quoted_newlines_count_in_line_numbers_of_the_tail(tmp_path: Path) -> None:
     log = log_at(tmp_path / "a.csv", b'a,b\n1,"x\ny\nz"\n')
-    first = look_for_unread(log, [])
+    first = look_for_unread(log, History())
     assert first is not None
     log.path.write_bytes(b'a,b\n1,"x\ny\nz"\n2,w\n')
-    second = look_for_unread(log, [consumed(first)])
+    second = look_for_unread(log, History([consumed(first)]))
 
     assert read(log, second) == [(5, "2,w", None)]
 
 
 def test_renamed_and_grown_file_is_recognised_by_its_prefix(tmp_path: Path) -> None:
-    first = look_for_unread(log_at(tmp_path / "a.jsonl", b"1\n2\n"), [])
+    first = look_for_unread(log_at(tmp_path / "a.jsonl", b"1\n2\n"), History())
     assert first is not None
-    second = look_for_unread(log_at(tmp_path / "b.jsonl", b"1\n2\n3\n"), [consumed(first)])
+    second = look_for_unread(log_at(tmp_path / "b.jsonl", b"1\n2\n3\n"), History([consumed(first)]))
 
     assert second is not None
     assert (second.start, second.n_lines_before) == (4, 2)
@@ -136,11 +135,11 @@ def test_renamed_and_grown_file_is_recognised_by_its_prefix(tmp_path: Path) -> N
 
 def test_compressed_and_typed_files_are_recognised_whole_only(tmp_path: Path) -> None:
     log = log_at(tmp_path / "a.jsonl.gz", gzip.compress(b"1\n"))
-    first = look_for_unread(log, [])
+    first = look_for_unread(log, History())
     assert first is not None
-    assert look_for_unread(log, [consumed(first)]) is None
+    assert look_for_unread(log, History([consumed(first)])) is None
     log.path.write_bytes(log.path.read_bytes() + gzip.compress(b"2\n"))
-    second = look_for_unread(log, [consumed(first)])
+    second = look_for_unread(log, History([consumed(first)]))
     assert second is not None
     assert second.start == 0
 
@@ -155,7 +154,7 @@ def test_whatever_is_appended_every_byte_is_read_once_and_in_order(
     for chunk in [*chunks, b""]:  # the last look finds the file unchanged
         content += chunk
         log = log_at(path, content)
-        unread = look_for_unread(log, history)
+        unread = look_for_unread(log, History(history))
         if unread is not None:
             assert unread.start == position
             assert unread.digest == hashlib.sha256(content[: unread.end]).hexdigest()
@@ -184,7 +183,7 @@ def test_bytes_that_are_no_utf8_are_shown_and_named(tmp_path: Path) -> None:
 
 def test_csv_byte_order_mark_is_no_part_of_the_first_name(tmp_path: Path) -> None:
     log = log_at(tmp_path / "a.csv", b"\xef\xbb\xbfa,b\n1,2\n")
-    unread = look_for_unread(log, [])
+    unread = look_for_unread(log, History())
     assert unread is not None
     (chunk,) = read_chunks(log, unread)
 
@@ -213,7 +212,7 @@ def test_csv_goes_on_after_a_line_that_is_no_csv(tmp_path: Path) -> None:
 
 def test_csv_columns_without_a_name_or_with_the_same_get_one(tmp_path: Path) -> None:
     log = log_at(tmp_path / "a.csv", b",a,A,a\n0,1,2,3\n")
-    unread = look_for_unread(log, [])
+    unread = look_for_unread(log, History())
     assert unread is not None
     (chunk,) = read_chunks(log, unread)
 
