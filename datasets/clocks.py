@@ -1,0 +1,45 @@
+"""Timestamps that cannot be true: a row from the future, or a stray one that would be the newest of its log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from statistics import median
+
+SLACK = timedelta(days=1)
+"""How far a log's clock may be ahead of ours: time zones that were mixed up, not more."""
+
+_STRAY_SHARE = 0.01
+_STRAY_GAP = timedelta(days=7)
+
+
+def latest_believable(now: datetime) -> datetime:
+    """The last instant that a row taken in at `now` may carry."""
+    return now + SLACK
+
+
+@dataclass(frozen=True)
+class NightTimes:
+    """The rows of one day: how many, and the first and last of their timestamps."""
+
+    n_rows: int
+    oldest: datetime
+    newest: datetime
+
+
+def newest_plausible(nights: Iterable[NightTimes]) -> datetime | None:
+    """The newest timestamp of a log, without what a stray clock wrote; None without any.
+
+    Days at the end are taken for stray if they are more than a week behind the day before and hold fewer than a
+    hundredth of the rows of a usual day: one row from 2099 must not time out every episode. Once more rows of such a
+    time come in, it counts.
+    """
+    ordered = sorted(nights, key=lambda night: night.newest)
+    usual = median(night.n_rows for night in ordered) if ordered else 0
+    while len(ordered) > 1:
+        before, last = ordered[-2:]
+        if last.oldest - before.newest <= _STRAY_GAP or last.n_rows >= usual * _STRAY_SHARE:
+            break
+        ordered.pop()
+    return ordered[-1].newest if ordered else None
