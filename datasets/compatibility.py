@@ -45,10 +45,23 @@ def lake_incompatibilities(old: Contract, new: Contract) -> list[str]:
             "already stored are in the old order, so add new actions at the end"
         )
     problems += _narrower("reward", old.reward.min, old.reward.max, new.reward.min, new.reward.max)
+    if old.outcomes is not None and new.outcomes is None:
+        problems.append("outcomes is gone; steps in history may await them, and would never have a reward")
     if old.behavior.propensity == "estimated" and new.behavior.propensity == "logged":
         problems.append("behavior.propensity was 'estimated' and is 'logged'; history may lack probabilities")
     if old.episodes.kind != new.episodes.kind:
         problems.append(f"episodes.kind was '{old.episodes.kind}' and is '{new.episodes.kind}'")
+    problems += [
+        f"privacy.hash lost '{name}', by which the rows of a subject are found; keep it"
+        for name in old.privacy.hash
+        if name not in new.privacy.hash
+    ]
+    problems += [
+        f"{name} {'is hashed now and was not' if name in new.hashed_columns else 'was hashed and is not any more'}; "
+        "equal values would no longer be equal, so start a new workspace"
+        for name in dict.fromkeys([*old.hashed_columns, *new.hashed_columns])
+        if (name in old.hashed_columns) != (name in new.hashed_columns)
+    ]
     if old.episodes.cluster != new.episodes.cluster:
         problems.append(
             f"episodes.cluster was {old.episodes.cluster!r} and is {new.episodes.cluster!r}; splits go by cluster and "

@@ -145,19 +145,26 @@ class EpisodeRules(Settings):
     """An episode idle this long has ended. Also where logs carry no end flags."""
     on_timeout: Literal["truncated", "terminated"] = "truncated"
     """How an idle episode ended: `truncated` has a future that the log does not show, `terminated` has none."""
+    clock_tolerance: str = "1m"
+    """How far the times of an episode may contradict the numbers of its steps; beyond that its clock has jumped."""
     cluster: str | None = None
     """The log column that names what makes episodes dependent (a user, a service); default: the episode itself."""
 
-    @field_validator("timeout")
+    @field_validator("timeout", "clock_tolerance")
     @classmethod
-    def _duration(cls, timeout: str) -> str:
-        seconds_of(timeout)
-        return timeout
+    def _duration(cls, duration: str) -> str:
+        seconds_of(duration)
+        return duration
 
     @property
     def timeout_s(self) -> float:
         """`timeout` in seconds."""
         return seconds_of(self.timeout)
+
+    @property
+    def clock_tolerance_s(self) -> float:
+        """`clock_tolerance` in seconds."""
+        return seconds_of(self.clock_tolerance)
 
 
 class TimeFormat(Settings):
@@ -241,6 +248,9 @@ class Privacy(Settings):
         twice = sorted({name for name in names if [n.lower() for n in names].count(name.lower()) > 1})
         if twice:
             raise ValueError(f"'{twice[0]}' is named twice in drop and hash")
+        inside = [(name, outer) for name in names for outer in names if name != outer and _is_within(name, outer)]
+        if inside:
+            raise ValueError(f"'{inside[0][0]}' lies inside '{inside[0][1]}', which is hidden whole")
         return self
 
     @property
@@ -306,14 +316,50 @@ class Contract(Settings):
         return columns
 
     @model_validator(mode="after")
-    def _reads_nothing_dropped(self) -> Contract:
-        read = {*self.features, *STEP_COLUMNS, *self.columns.values()} - self.columns.keys()
-        read |= {self.episodes.cluster} if self.episodes.cluster else set()
-        read |= set(self.outcomes.columns.values()) if self.outcomes else set()
-        lost = sorted(path for path in read for name in self.privacy.drop if f"{path}.".startswith(f"{name}."))
-        if lost:
-            raise ValueError(f"privacy.drop takes out '{lost[0]}', which the contract reads")
+    def _default_within_range(self) -> Contract:
+        low, high = self.reward.min, self.reward.max
+        if self.outcomes is not None:
+            default = self.outcomes.default
+            if (low is not None and default < low) or (high is not None and default > high):
+                raise ValueError(f"outcomes.default is {default}, outside the rewards from {low} to {high}")
         return self
+
+    @model_validator(mode="after")
+    def _privacy_fits(self) -> Contract:
+        problems = privacy_problems(self)
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def log_paths(self, canonical: str) -> tuple[str, ...]:
+        """Where a log may hold a canonical column: the mapped name, else its own; features also as own columns."""
+        if canonical == "cluster":
+            return (self.episodes.cluster,) if self.episodes.cluster else ()
+        if canonical in self.columns:
+            return (self.columns[canonical],)
+        struct, _, name = canonical.partition(".")
+        if not name:
+            return (canonical,)
+        nested = f"{self.columns.get(struct, struct)}.{name}"
+        # A column that is canonical already is no feature: that one must stand under `observation`.
+        alone = name.lower() not in {*STEP_COLUMNS, "observation", "final_observation"}
+        return (nested, name) if struct == "observation" and alone else (nested,)
+
+    @cached_property
+    def hashed_columns(self) -> tuple[str, ...]:
+        """Canonical columns of a step that hold keyed hashes: those that read a hashed path, and a feature in both of
+        its structs."""
+        hashed = set(self.privacy.hash)
+        read = {name for name in canonical_names(self) if hashed & set(self.log_paths(name))}
+        features = {name.partition(".")[2] for name in read if "." in name}
+        return tuple(n for n in canonical_names(self) if n in read or n.partition(".")[2] in features)
+
+    @cached_property
+    def hashed_paths(self) -> tuple[str, ...]:
+        """Paths of a log whose values are hashed: those in `privacy.hash`, and wherever else a hashed column may
+        stand."""
+        elsewhere = (path for name in self.hashed_columns for path in self.log_paths(name))
+        return tuple(dict.fromkeys([*self.privacy.hash, *elsewhere]))
 
     @cached_property
     def digest(self) -> str:
@@ -324,6 +370,61 @@ class Contract(Settings):
     def to_json(self) -> dict[str, Any]:
         """The contract as plain JSON values, in the order it was written."""
         return self.model_dump(mode="json", exclude_none=True)
+
+
+def canonical_names(contract: Contract) -> list[str]:
+    """Every canonical column of a step that is read from a log."""
+    structs = [f"{struct}.{name}" for struct in ("observation", "final_observation") for name in contract.features]
+    return [*STEP_COLUMNS, *(["cluster"] if contract.episodes.cluster else []), *structs]
+
+
+_HASHABLE = ("episode_id", "decision_id", "decided_by", "cluster")
+"""Canonical columns whose labels mean nothing but themselves, so that a hash serves as well."""
+
+
+def privacy_problems(contract: Contract) -> list[str]:
+    """What the contract reads from a log although `[privacy]` takes it away, or cannot read once it is hashed."""
+    privacy, outcomes = contract.privacy, contract.outcomes
+    read = [(name, path) for name in canonical_names(contract) for path in contract.log_paths(name)]
+    if outcomes is not None:
+        read += [(f"outcomes.{name}", outcomes.columns.get(name, name)) for name in OUTCOME_COLUMNS]
+    problems = [
+        f"privacy.drop takes out '{path}', which the contract reads as {name}"
+        for name, path in read
+        if any(_is_within(path, dropped) for dropped in privacy.drop)
+    ]
+    hidden = [*privacy.drop, *privacy.hash]
+    problems += [
+        f"the contract reads '{path}' as {name}, and privacy hides '{inner}' inside it"
+        for name, path in read
+        for inner in hidden
+        if _is_within(inner, path) and inner.lower() != path.lower()
+    ]
+    for name, path in read:
+        for hashed in (h for h in privacy.hash if _is_within(path, h)):
+            if path != hashed:
+                problems.append(f"the contract reads '{path}' as {name}, which privacy.hash calls '{hashed}'")
+            elif not _is_hashable(contract, name):
+                problems.append(
+                    f"privacy.hash names '{path}', which the contract reads as {name}: a hash is no such value. "
+                    f"Possible are {', '.join(_HASHABLE)} and categorical features without values"
+                )
+    if outcomes is not None:
+        joined = outcomes.columns.get("decision_id", "decision_id") in privacy.hash
+        if joined != ("decision_id" in contract.hashed_columns):
+            problems.append("privacy.hash names the decision_id of only one of the two logs, which then never join")
+    return list(dict.fromkeys(problems))
+
+
+def _is_within(path: str, outer: str) -> bool:
+    return f"{path.lower()}.".startswith(f"{outer.lower()}.")
+
+
+def _is_hashable(contract: Contract, name: str) -> bool:
+    if name.removeprefix("outcomes.") in _HASHABLE:
+        return True
+    feature = contract.features.get(name.partition(".")[2])
+    return isinstance(feature, CategoricalFeature) and feature.values is None
 
 
 def contract_from_text(text: str, where: str) -> Contract:

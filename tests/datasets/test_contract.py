@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -162,3 +164,40 @@ def test_a_duration_is_positive_or_refused(text: str) -> None:
     except ValueError:
         return
     assert seconds > 0
+
+
+def hiding(**changes: Any) -> Contract:
+    features = {"zone": {"values": None}}
+    return tiny(features=features, **changes)
+
+
+def test_what_is_hashed_is_found_wherever_the_contract_reads_it() -> None:
+    contract = hiding(columns={"episode_id": "session"}, privacy={"hash": ["session", "observation.zone", "user.id"]})
+    assert contract.hashed_columns == ("episode_id", "observation.zone", "final_observation.zone")
+    assert contract.hashed_paths == ("session", "observation.zone", "user.id", "zone", "final_observation.zone")
+
+
+@pytest.mark.parametrize(
+    ("privacy", "problem"),
+    [
+        ({"drop": ["reward"]}, "privacy.drop takes out 'reward', which the contract reads as reward"),
+        ({"drop": ["observation"]}, "takes out 'observation.cpu', which the contract reads as observation.cpu"),
+        ({"drop": ["Action"]}, "takes out 'action'"),
+        ({"drop": ["episode_id.name"]}, "reads 'episode_id' as episode_id, and privacy hides 'episode_id.name' inside"),
+        ({"hash": ["observation"]}, "which privacy.hash calls 'observation'"),
+        ({"hash": ["Episode_ID"]}, "which privacy.hash calls 'Episode_ID'"),
+        ({"hash": ["observation.cpu"]}, "reads as observation.cpu: a hash is no such value"),
+        ({"hash": ["policy_version"]}, "reads as policy_version: a hash is no such value"),
+        ({"hash": ["user"], "drop": ["user.email"]}, "'user.email' lies inside 'user', which is hidden whole"),
+    ],
+)
+def test_a_contract_that_reads_what_privacy_hides_is_refused(privacy: dict[str, Any], problem: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(problem)):
+        hiding(privacy=privacy)
+
+
+def test_a_decision_must_be_hashed_in_both_logs_or_in_none() -> None:
+    outcomes = {"attribution_window": "1h", "columns": {"decision_id": "request"}}
+    with pytest.raises(SettingsError, match="only one of the two logs"):
+        tiny(outcomes=outcomes, privacy={"hash": ["decision_id"]})
+    assert tiny(outcomes=outcomes, privacy={"hash": ["decision_id", "request"]}).hashed_columns == ("decision_id",)

@@ -1,0 +1,172 @@
+"""Erasure across a workspace: lake and snapshots first, then whatever else was made from them."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from datasets.durable import write_durably
+from datasets.erasure import Erasure, Subject, erase_subject, finish_erasure, named_subject, word_pattern
+from datasets.lake import Lake
+from datasets.locking import exclusive_lock
+from datasets.logfiles import LogFile, LogFileError, Unread, container_errors, find_log_files, open_unread
+from datasets.privacy import key_for
+from pipelines.workspace import Workspace
+from reports.manifest import read_manifest
+
+_SHORTEST_SOUGHT = 4
+"""Characters of a value that is looked for in text: shorter ones stand everywhere and mean nothing."""
+
+_ERASED = b"(erased)"
+_EVALUATION = ("evaluation.json", "report.html")
+
+
+@dataclass(frozen=True)
+class ErasedWorkspace:
+    """What an erasure did, or would do, and what is left to a person.
+
+    Attributes:
+        erasure: in lake and snapshots.
+        releases: whose snapshot was redacted: their decisions are not replayable any more.
+        log_files: logs that still hold the subject; they are nobody's to change but their owner's.
+        still_named_in: other files of the workspace that name it.
+        dry_run: whether nothing was touched.
+    """
+
+    erasure: Erasure
+    releases: tuple[int, ...]
+    log_files: tuple[str, ...]
+    still_named_in: tuple[str, ...]
+    dry_run: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values. The episodes are counted, not named: the output may be kept."""
+        values = asdict(self)
+        erasure = values.pop("erasure")
+        return {**erasure, "episodes": len(self.erasure.episodes), **values}
+
+
+def erase(workspace: Workspace, *, episode: str | None, named: str | None, dry_run: bool = False) -> ErasedWorkspace:
+    """Erases an episode, or everything of a key given as COLUMN=VALUE, and remembers it by hash.
+
+    Raises:
+        ErasureError: the subject cannot be named so.
+        PrivacyError: the contract hides columns, and the key is missing or not the lake's.
+        LockedError: a night, or another command that changes the workspace, is running.
+        LakeError: the disk is full; says how the lake stands. Repeat the command then.
+    """
+    lake = workspace.open_lake()
+    key = key_for(workspace.contract, lake.root)
+    subject = named_subject(workspace.contract, key, episode=episode, named=named)
+    with _locked(workspace):
+        at = datetime.now(UTC)
+        found = erase_subject(lake, subject, key, workspace.snapshots_path, at=at, dry_run=dry_run)
+        releases = tuple(_resting_on(workspace, found.snapshots))
+        pattern = _bytes_pattern(subject, found)
+        if not dry_run:
+            _erase_traces(workspace, lake, found.snapshots, pattern)
+        logs = _logs_naming(workspace, found.sources, pattern)
+        named_in = _files_naming(workspace, pattern) if pattern is not None else ()
+    return ErasedWorkspace(found, releases, tuple(logs), tuple(named_in), dry_run)
+
+
+def finish(workspace: Workspace) -> bool:
+    """Finishes an erasure that was cut off; returns whether there was one."""
+    lake = workspace.open_lake()
+    with _locked(workspace):
+        finished = finish_erasure(lake, workspace.snapshots_path)
+        if finished:
+            workspace.refresh_catalog(lake)
+    return finished
+
+
+def _locked(workspace: Workspace) -> Any:
+    return exclusive_lock(workspace.root / ".lock", f"The workspace {workspace.root}", wait_s=0.0)
+
+
+def _resting_on(workspace: Workspace, snapshots: Iterable[str]) -> Iterator[int]:
+    named = set(snapshots)
+    for release in workspace.releases_on_disk():
+        path = workspace.release_path(release) / "training.json"
+        if path.exists() and json.loads(path.read_text(encoding="utf-8"))["snapshot"] in named:
+            yield release
+
+
+def _bytes_pattern(subject: Subject, found: Erasure) -> re.Pattern[bytes] | None:
+    """Finds the subject's names in files; None where they are too short to mean anything."""
+    names = {subject.plain, json.dumps(subject.plain)[1:-1], *subject.stored, *found.episodes}
+    sought = [name for name in names if len(name) >= _SHORTEST_SOUGHT]
+    return re.compile(word_pattern(sought).pattern.encode()) if sought else None
+
+
+def _erase_traces(
+    workspace: Workspace, lake: Lake, snapshots: Iterable[str], pattern: re.Pattern[bytes] | None
+) -> None:
+    """Takes the subject's names out of what was made from the lake. Everything here can be repeated."""
+    for name in snapshots:  # half a training on what is no longer there
+        shutil.rmtree(workspace.root / "checkpoints" / name, ignore_errors=True)
+    if pattern is not None:
+        if workspace.nights_path.exists() and _names(workspace.nights_path, pattern):
+            write_durably(workspace.nights_path, pattern.sub(_ERASED, workspace.nights_path.read_bytes()))
+        for release in workspace.releases_on_disk():
+            _redact_evaluation(workspace, release, pattern)
+    workspace.refresh_catalog(lake)
+
+
+def _redact_evaluation(workspace: Workspace, release: int, pattern: re.Pattern[bytes]) -> None:
+    """Records evaluation and report again without the names: the verdict stays, the registered bytes change."""
+    folder = workspace.release_path(release)
+    manifest = read_manifest(folder)
+    files = [folder / name for name in _EVALUATION if (folder / name).is_file()]
+    if manifest is None or not any(_names(path, pattern) for path in files) or manifest.damage(folder):
+        return
+    redacted = {path.name: pattern.sub(_ERASED, path.read_bytes()) for path in files}
+    workspace.registry.record_evaluation(
+        release, gate="passed" if manifest.gate == "passed" else "refused", files=redacted
+    )
+
+
+def _logs_naming(workspace: Workspace, sources: Iterable[str], pattern: re.Pattern[bytes] | None) -> list[str]:
+    """Log files that rows came from, and others beside them whose text names the subject, as far as they are there."""
+    found = {source for source in sources if (workspace.root / source).exists()}
+    if pattern is not None and (workspace.root / "logs").is_dir():
+        try:
+            logs = find_log_files([workspace.root / "logs"])
+        except LogFileError:
+            logs = []  # cleared away once they were read
+        for log in logs:
+            name = str(log.path.relative_to(workspace.root))
+            if name not in found and log.format in {"jsonl", "csv"} and _text_names(log, pattern):
+                found.add(name)
+    return sorted(found)
+
+
+def _text_names(log: LogFile, pattern: re.Pattern[bytes]) -> bool:
+    whole = Unread(0, log.path.stat().st_size, 0, "", "", 0, 0, "")
+    try:
+        with container_errors(log), open_unread(log, whole) as text:
+            return any(pattern.search(line) for line in text)
+    except LogFileError:
+        return False  # damaged: nothing of it was ever taken
+
+
+def _files_naming(workspace: Workspace, pattern: re.Pattern[bytes]) -> Iterator[str]:
+    """Files of the workspace that still name the subject; logs and snapshots are looked after elsewhere."""
+    for path in sorted(workspace.root.rglob("*")):
+        inside = path.relative_to(workspace.root)
+        if inside.parts[0] not in {"logs", "snapshots"} and path.is_file() and _names(path, pattern):
+            yield str(inside)
+
+
+def _names(path: Path, pattern: re.Pattern[bytes]) -> bool:
+    if not path.stat().st_size:
+        return False
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return pattern.search(content) is not None
