@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,13 +19,18 @@ TRAIN, SELECT, GATE = 0, 1, 2
 SPLIT_NAMES = ("train", "select", "gate")
 
 
+STEP_ARRAYS = ("available", "actions", "rewards", "terminated", "truncated", "next_row", "behavior_prob")
+"""Arrays with one entry per step (`available`: per observation)."""
+
+
 @dataclass(frozen=True)
 class Replay:
     """T steps of N episodes, contiguous per episode, episodes ordered by start. Fixed before training; never grows.
 
     Attributes:
         contract: the decision problem.
-        digest: SHA-256 of the snapshot's content; a subset keeps the digest of the snapshot it came from.
+        digest: SHA-256 of the snapshot's content; a subset keeps the digest of the snapshot it came from. "" where
+            nothing was frozen.
         observations: M >= T rows: row t is step t's observation, the final observations follow.
         available: (M, A) bool, which actions were available; True where the log says nothing.
         actions: (T,) int64 index into `contract.actions.names`.
@@ -88,22 +94,42 @@ class Replay:
         """(T,) 0 for the first step of its episode."""
         return np.arange(self.n_steps) - self.offsets[:-1][self.episode_of_step]
 
+    def step_blocks(self, size: int) -> Iterator[tuple[NDArray[np.int64], Replay]]:
+        """The steps in runs of `size`, with the replay to read them from.
+
+        Of memory-mapped arrays the pages that were read count as memory of the process; they are mapped anew now and
+        then, so that a pass over everything needs no more than a part of it.
+        """
+        replay = self
+        for block, start in enumerate(range(0, self.n_steps, size)):
+            if block % 8 == 7:
+                replay = self._mapped_anew()
+            yield np.arange(start, min(start + size, self.n_steps)), replay
+
+    def _mapped_anew(self) -> Replay:
+        columns = {name: _mapped_anew(values) for name, values in self.observations.columns.items()}
+        changes: dict[str, Any] = {name: _mapped_anew(getattr(self, name)) for name in STEP_ARRAYS}
+        return replace(self, observations=Observations(columns, self.observations.vocabularies), **changes)
+
     def of_split(self, *splits: int) -> Replay:
         """The episodes of the given splits."""
         return self.subset(np.isin(self.split, splits))
 
     def subset(self, episodes: NDArray[np.bool_]) -> Replay:
         """The chosen episodes ((N,) bool), copied and re-indexed; order and digest are kept."""
-        steps = np.flatnonzero(episodes[self.episode_of_step])
-        n_kept = len(steps)
+        chosen = np.flatnonzero(episodes)
+        lengths = self.lengths[chosen]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        n_kept = int(offsets[-1])
+        # How far the steps of an episode move up: no array here is as long as the whole.
+        moved = np.repeat(self.offsets[chosen] - offsets[:-1], lengths)
+        steps = np.arange(n_kept) + moved
         # Final observations stand behind the steps: those of kept steps move up, in their order.
         next_row = np.array(self.next_row[steps])
         finals = next_row >= self.n_steps
         rows = np.concatenate([steps, next_row[finals]])
-        new_row_of_step = np.full(self.n_steps, -1, dtype=np.int64)
-        new_row_of_step[steps] = np.arange(n_kept)
         inner = (next_row >= 0) & ~finals
-        next_row[inner] = new_row_of_step[next_row[inner]]
+        next_row[inner] -= moved[inner]
         next_row[finals] = n_kept + np.arange(int(finals.sum()))
         return replace(
             self,
@@ -115,10 +141,16 @@ class Replay:
             truncated=self.truncated[steps],
             next_row=next_row,
             behavior_prob=self.behavior_prob[steps],
-            offsets=np.concatenate([[0], np.cumsum(self.lengths[episodes])]).astype(np.int64),
-            episode_ids=self.episode_ids[episodes],
-            clusters=self.clusters[episodes],
-            nights=self.nights[episodes],
-            policy_versions=self.policy_versions[episodes],
-            split=self.split[episodes],
+            offsets=offsets,
+            episode_ids=self.episode_ids[chosen],
+            clusters=self.clusters[chosen],
+            nights=self.nights[chosen],
+            policy_versions=self.policy_versions[chosen],
+            split=self.split[chosen],
         )
+
+
+def _mapped_anew(values: NDArray[Any]) -> NDArray[Any]:
+    file = values.filename if isinstance(values, np.memmap) else None
+    mapped: NDArray[Any] = values if file is None else np.load(file, mmap_mode="r", allow_pickle=False)
+    return mapped

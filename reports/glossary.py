@@ -197,6 +197,20 @@ GLOSSARY: tuple[TermGroup, ...] = (
                 "reports.propensity.check_propensities",
             ),
             Term(
+                "coverage",
+                "coverage",
+                "Share of the pairs of a region of observations and an action available there that are not thin. "
+                "Regions are clusters or grid cells of encoded observations, fitted on the training split.",
+                "datasets.coverage.measure_coverage",
+            ),
+            Term(
+                "thin",
+                "thin",
+                "An action that was logged in fewer training steps of a region than configured: what a policy does "
+                "with it there rests on other regions.",
+                "datasets.coverage.measure_coverage",
+            ),
+            Term(
                 "action_share",
                 "action shares",
                 "Average probability with which a policy takes each action on the gate episodes; counted for the log.",
@@ -283,14 +297,14 @@ GLOSSARY: tuple[TermGroup, ...] = (
             Term(
                 "account",
                 "account of a batch",
-                "in = lake + quarantined + duplicates + held + pending: no row is lost.",
+                "in = lake + quarantined + duplicates + held + pending + erased: no row is lost.",
                 "datasets.batches.BatchCounts",
             ),
             Term(
                 "snapshot",
                 "snapshot",
                 "The replay dataset, frozen: complete, undamaged episodes, split by cluster into train, select, gate.",
-                "datasets.snapshot.freeze_snapshot",
+                "datasets.freezing.freeze_snapshot",
             ),
         ),
     ),

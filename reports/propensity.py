@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
 from datasets.errors import OfflineDqnError
+from datasets.propensities import clustered_error, log_scale_interval
 from reports.estimators import Floats, Ints
 from reports.evaluate_config import PropensityConfig
 from reports.intervals import STUDENT_T, cluster_codes
 from reports.records import ActionAverage, Interval, PropensityKind, PropensityReport
-
-_LARGEST_LOG = 50.0
-"""Half-widths on the log scale above this say nothing more, and would overflow."""
 
 
 class PropensityError(OfflineDqnError):
@@ -125,14 +122,12 @@ def _action_average(
         return ActionAverage(name, n_available, n_taken, average, None, passed=True, note="one cluster: no interval")
     residuals = np.bincount(codes, weights=terms - average)
     with np.errstate(over="ignore"):
-        error = float(np.sqrt(n_clusters / (n_clusters - 1) * (residuals**2).sum())) / n_available
+        error = clustered_error(float((residuals**2).sum()), n_clusters, n_available)
     if not np.isfinite(error):
         note = f"its smallest probability, {float(p[free].min()):.3g}, is too small to weight with"
         return ActionAverage(name, n_available, n_taken, None, None, passed=False, note=note)
     level = 1 - (1 - config.check_level) / len(names)  # all actions together hold check_level
-    # On the log scale: a sum of rare large terms is skewed, and falls short of its mean more often than not.
-    half = float(stats.t.ppf((1 + level) / 2, n_clusters - 1)) * error / average
-    low, high = average * math.exp(-half), average * math.exp(min(half, _LARGEST_LOG))
+    low, high = log_scale_interval(average, error, n_clusters, level)
     slack = 1e-9  # a fixed p of exactly 1 / share has no spread at all
     judged = n_effective >= config.fewest_effective
     passed = not judged or low - slack <= 1.0 <= high + slack

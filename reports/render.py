@@ -39,6 +39,7 @@ class ReportData:
         retrain: `RetrainDecision.to_json()`.
         validation: `ValidationResult.to_json()`; None takes the batch's own.
         batch: `Batch.to_json()` of the newest batch.
+        coverage: what `datasets.coverage.read_coverage` gives of the snapshot.
     """
 
     contract_name: str
@@ -54,6 +55,7 @@ class ReportData:
     retrain: Mapping[str, Any] | None = None
     validation: Mapping[str, Any] | None = None
     batch: Mapping[str, Any] | None = None
+    coverage: Mapping[str, Any] | None = None
 
 
 def render_report(data: ReportData) -> str:
@@ -85,6 +87,7 @@ def render_report(data: ReportData) -> str:
         distributions=pictures.distribution_pictures(data.drift) if data.drift else (),
         expectations=_expectations(validation),
         validation=validation,
+        thin_regions=tuple(_thin_regions(data.coverage)),
         left_out=tuple(_left_out(data.snapshot)),
         account=_account(data.batch),
         settings={stage: dict(_flat(values)) for stage, values in _settings(data).items()},
@@ -112,9 +115,23 @@ def _environment() -> Environment:
     return environment
 
 
-def _expectations(validation: Mapping[str, Any] | None) -> dict[str, list[Mapping[str, Any]]]:
+def _expectations(validation: Mapping[str, Any] | None) -> dict[str, list[Any]]:
     records = list(validation["records"]) if validation else []
-    return {"failed": [r for r in records if not r["success"]], "held": [r for r in records if r["success"]]}
+    broken = [r for r in records if not r["success"]]
+    return {
+        "failed": [r for r in broken if r.get("severity") != "warn"],
+        "warned": [r for r in broken if r.get("severity") == "warn"],
+        "held": [r for r in records if r["success"]],
+        "not_judged": list(validation.get("not_judged", ())) if validation else [],
+    }
+
+
+def _thin_regions(coverage: Mapping[str, Any] | None) -> Iterator[tuple[str, int, str]]:
+    """Regions with thin actions, those with the most steps first: where, steps, and each action with its steps."""
+    for region in coverage["regions"] if coverage else ():
+        if region["thin"]:
+            steps = region["train_steps"]
+            yield region["where"], region["n_steps"], ", ".join(f"{name} ({steps[name]})" for name in region["thin"])
 
 
 def _left_out(snapshot: Mapping[str, Any]) -> Iterator[tuple[int | None, str, str]]:
@@ -128,6 +145,10 @@ def _left_out(snapshot: Mapping[str, Any]) -> Iterator[tuple[int | None, str, st
     if snapshot.get("n_before_change"):
         since = snapshot.get("judge_since")
         yield snapshot["n_before_change"], "episodes", f"could not judge: they are older than the change on {since}"
+    if snapshot.get("n_too_new"):
+        yield snapshot["n_too_new"], "episodes", "are of a night not closed yet; it will judge later"
+    if snapshot.get("n_erased"):
+        yield snapshot["n_erased"], "episodes", "were erased after the snapshot was frozen"
     if snapshot.get("n_unplaced"):
         yield snapshot["n_unplaced"], "rows", "are in quarantine and name no episode"
     if snapshot.get("n_unusable_ends"):
@@ -138,7 +159,7 @@ def _account(batch: Mapping[str, Any] | None) -> dict[str, int]:
     """Where each row of the batch went; what does not add up stands there too."""
     if batch is None:
         return {}
-    names = ("lake", "quarantined", "duplicates", "held", "pending")
+    names = ("lake", "quarantined", "duplicates", "held", "pending", "erased")
     account = {name: int(batch.get(f"n_{name}") or 0) for name in names}
     rest = int(batch["n_in"]) - sum(account.values())
     return account | ({"not accounted for": rest} if rest else {})

@@ -13,21 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasets import snapshot
+from datasets import freezing, snapshot_writer
 from datasets.contract import Contract
+from datasets.freezing import NoEpisodesError, freeze_snapshot, read_episodes
 from datasets.lake import Lake
 from datasets.replay import GATE, SELECT, TRAIN, Replay
 from datasets.settings import SettingsError, build_settings
-from datasets.snapshot import (
-    NoEpisodesError,
-    SnapshotConfig,
-    SnapshotError,
-    SnapshotSummary,
-    freeze_snapshot,
-    open_snapshot,
-    read_episodes,
-    split_of,
-)
+from datasets.snapshot import SnapshotError, SnapshotSummary, changed_files, open_snapshot
+from datasets.snapshot_config import SnapshotConfig
+from datasets.splits import split_of
 from tests.datasets.builders import NOON, episode, lake_at, step_row, suite_says, take_in, tiny, write_rows
 
 pytestmark = pytest.mark.usefixtures("quick_suite")
@@ -191,17 +185,70 @@ def test_equal_data_have_an_equal_digest_whatever_the_files_and_their_order(tmp_
 def test_digest_depends_on_data_contract_and_splits(tmp_path: Path) -> None:
     lake = lake_of(tmp_path / "a", night(0))
     same = frozen(lake)[1].digest
-    folder = tmp_path / "s"
     others = [
-        freeze_snapshot(lake, SnapshotConfig(salt="x"), folder, as_of=NOON)[1].digest,
-        freeze_snapshot(lake_at(tmp_path / "a", tiny(gamma=0.8)), CONFIG, folder, as_of=NOON)[1].digest,
+        freeze_snapshot(lake, SnapshotConfig(salt="x"), tmp_path / "s", as_of=NOON)[1].digest,
+        freeze_snapshot(lake_at(tmp_path / "a", tiny(gamma=0.8)), CONFIG, tmp_path / "t", as_of=NOON)[1].digest,
         frozen(lake_of(tmp_path / "b", night(0)[:-1]))[1].digest,
     ]
     assert frozen(lake)[1].digest == same
     assert len({same, *others}) == 4
 
 
+@pytest.mark.parametrize(("block", "run"), [(1, 1), (2, 2), (5, 1)])
+def test_blocks_make_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, run: int) -> None:
+    odd = [
+        step_row("final", 0, timestamp="2024-05-01T08:00:00Z", truncated=True, final_observation={"zone": "q"}),
+        step_row("masked", 0, timestamp="2024-04-30T08:00:00Z", available_actions=["hold"], observation={"zone": None}),
+        *episode("long", 9, observation={"zone": "b"}, terminated=None, truncated=None),
+    ]
+    lake = lake_of(tmp_path, [*night(0), *odd], night(1, 3))
+    as_of = datetime(2024, 5, 9, tzinfo=UTC)
+    path, whole = freeze_snapshot(lake, CONFIG, tmp_path / "s", as_of=as_of)
+    monkeypatch.setattr(freezing, "rows_per_block", lambda _: block)
+    monkeypatch.setattr(freezing, "_BLOCKS_PER_RUN", run)
+    other, pieces = freeze_snapshot(lake, CONFIG, tmp_path / "t", as_of=as_of)
+
+    assert pieces.digest == whole.digest
+    for file in path.glob("*.npy"):
+        assert file.read_bytes() == (other / file.name).read_bytes()
+
+
+def test_equal_data_keep_the_snapshot_that_is_there(tmp_path: Path) -> None:
+    lake = lake_of(tmp_path, episode("e"))
+    first, summary = freeze_snapshot(lake, CONFIG, tmp_path / "s", as_of=NOON)
+    made = (first / "snapshot.json").stat().st_mtime_ns
+    second, again = freeze_snapshot(lake, CONFIG, tmp_path / "s", as_of=NOON + timedelta(hours=1))
+
+    assert (second, again) == (first, summary)
+    assert (first / "snapshot.json").stat().st_mtime_ns == made
+
+
+def test_freezing_again_mends_a_snapshot_whose_bytes_have_changed(tmp_path: Path) -> None:
+    lake = lake_of(tmp_path, episode("e"))
+    path, _ = freeze_snapshot(lake, CONFIG, tmp_path / "s", as_of=NOON)
+    (path / "rewards.npy").write_bytes(b"x")
+    freeze_snapshot(lake, CONFIG, tmp_path / "s", as_of=NOON)
+
+    assert changed_files(path) == []
+
+
+def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
+    lake = lake_of(tmp_path, episode("e"))
+    (tmp_path / "s" / ".new" / ".spill").mkdir(parents=True)
+    (tmp_path / "s" / ".new" / "rewards.npy").write_text("half")
+    freeze_snapshot(lake, CONFIG, tmp_path / "s", as_of=NOON)
+
+    assert not (tmp_path / "s" / ".new").exists()
+
+
 # --- verified on open
+
+
+def test_arrays_are_mapped_not_read(made: Path) -> None:
+    replay, _ = open_snapshot(made)
+    arrays = [*replay.observations.columns.values(), replay.rewards, replay.available, replay.next_row, replay.offsets]
+    assert all(isinstance(values, np.memmap) and not values.flags.writeable for values in arrays)
+    assert not isinstance(replay.subset(np.ones(replay.n_episodes, dtype=bool)).rewards, np.memmap)
 
 
 @pytest.fixture(scope="module")
@@ -262,8 +309,8 @@ def test_a_full_disk_leaves_no_half_snapshot(tmp_path: Path, monkeypatch: pytest
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(snapshot.pq, "write_table", full)  # type: ignore[attr-defined]  # the module that snapshot imports
-        with pytest.raises(SnapshotError, match=r"could not be written: .*No space left.* There is no new snapshot"):
+        patch.setattr(snapshot_writer.pq, "write_table", full)  # type: ignore[attr-defined]  # a module that it imports
+        with pytest.raises(SnapshotError, match=r"could be written .*No space left.* There is no new snapshot"):
             frozen(lake)
     assert list((tmp_path / "snapshots").glob("[!.]*")) == []
     frozen(lake)
