@@ -9,6 +9,8 @@ Nothing but `datasets.suite_process` starts this module, in its own interpreter.
 from __future__ import annotations
 
 import builtins
+import contextlib
+import gc
 import json
 import logging
 import os
@@ -17,24 +19,27 @@ import sys
 import traceback
 import warnings
 from collections.abc import Generator
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import great_expectations as gx
 import sqlalchemy
 from great_expectations import expectations as gxe
+from great_expectations.core.id_dict import IDDict
 from great_expectations.datasource.fluent.sql_datasource import SQLDatasource
 from great_expectations.execution_engine.sqlalchemy_execution_engine import SqlAlchemyExecutionEngine
+from great_expectations.expectations.expectation import Expectation
 
+_UNASKED_S = 1800.0
+"""How long a process that was started ahead waits for its first request: a large log takes its time to be read."""
 _IDLE_S = 60.0
-"""An idle process ends after this long and gives its memory back."""
+"""Once it has answered, an idle process ends after this long and gives its memory back."""
 _N_EXAMPLES = 5
 
 
 class DuckDBExecutionEngine(SqlAlchemyExecutionEngine):
     """An execution engine that keeps one connection open."""
 
-    @contextmanager
+    @contextlib.contextmanager
     def get_connection(self) -> Generator[sqlalchemy.Connection, None, None]:
         """The one connection."""
         if self._connection is None:
@@ -71,10 +76,12 @@ def run_suites(setup: list[str], suites: dict[str, list[dict[str, Any]]]) -> dic
 
     Args:
         setup: SQL statements that make the tables.
-        suites: per table its expectations, each {"type": class name, "kwargs": its arguments}.
+        suites: per table its expectations, each {"type": class name, "kwargs": its arguments, "severity": critical or
+            warning, "observe": whether its numbers are wanted even if it holds}.
 
     Returns:
-        Per table one record per expectation, in their order: success, result (as Great Expectations says it), error.
+        Per table one record per expectation, in their order: success, result (as Great Expectations says it; empty
+        where an expectation holds and its numbers are not wanted), error.
     """
     context = gx.get_context(mode="ephemeral")
     context.enable_analytics(False)
@@ -93,19 +100,67 @@ def run_suites(setup: list[str], suites: dict[str, list[dict[str, Any]]]) -> dic
 
 
 def _run_suite(asset: Any, expectations: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    # The place in the list travels as meta: the results come back in another order.
+    """Asks for verdicts first, which is one query, and for numbers and examples only where they say something.
+
+    With every other result format Great Expectations looks for unexpected values once per expectation, and most of its
+    own work is the bookkeeping of those metrics.
+    """
+    batch = asset.get_batch(asset.build_batch_request())
+    quick = {place: e for place, e in enumerate(expectations) if not e["observe"]}
+    found = _validated(batch, quick, {"result_format": "BOOLEAN_ONLY"})
+    wanted = {p: e for p, e in enumerate(expectations) if p not in found or not found[p]["success"]}
+    found |= _validated(batch, wanted, {"result_format": "SUMMARY", "partial_unexpected_count": _N_EXAMPLES})
+    return [found[place] for place in range(len(expectations))]
+
+
+def _validated(
+    batch: Any, expectations: dict[int, dict[str, Any]], result_format: dict[str, Any]
+) -> dict[int, dict[str, Any]]:
+    """Records by place. The place travels as meta: the results come back in another order."""
+    if not expectations:
+        return {}
     suite = gx.ExpectationSuite(
-        name=asset.name,
+        name="suite",
         expectations=[
-            getattr(gxe, e["type"])(**e["kwargs"], meta={"place": place}) for place, e in enumerate(expectations)
+            getattr(gxe, e["type"])(**e["kwargs"], severity=e["severity"], meta={"place": place})
+            for place, e in expectations.items()
         ],
     )
-    batch = asset.add_batch_definition_whole_table("whole").get_batch()
-    validation = batch.validate(
-        suite, result_format={"result_format": "SUMMARY", "partial_unexpected_count": _N_EXAMPLES}
-    )
-    results = sorted(validation.results, key=lambda result: result.expectation_config.meta["place"])
-    return [_record(result.to_json_dict()) for result in results]
+    with _bookkeeping_remembered():
+        results = batch.validate(suite, result_format=result_format).results
+    return {result.expectation_config.meta["place"]: _record(result.to_json_dict()) for result in results}
+
+
+@contextlib.contextmanager
+def _bookkeeping_remembered() -> Generator[None, None, None]:
+    """Has what is derived from an expectation, and the keys of metrics, derived once: half of a suite's own work.
+
+    Each expectation is otherwise asked some forty times for its configuration, and each key is a JSON text. Nothing
+    changes an expectation while its suite runs, and what is changed in a configuration is a copy.
+    """
+    expectation_class: Any = Expectation
+    key_class: Any = IDDict
+    configuration, to_id = vars(Expectation)["configuration"], vars(IDDict)["to_id"]
+    # The expectation is kept beside its configuration: its id must not go to another one.
+    configurations: dict[int, tuple[Expectation, Any]] = {}
+    keys: dict[str, Any] = {}
+
+    def remembered_configuration(expectation: Expectation) -> Any:
+        if id(expectation) not in configurations:
+            configurations[id(expectation)] = (expectation, configuration.fget(expectation))
+        return configurations[id(expectation)][1]
+
+    def remembered_key(values: IDDict, *asked: Any, **named: Any) -> Any:
+        content = repr((type(values), values, asked, named))
+        if content not in keys:
+            keys[content] = to_id(values, *asked, **named)
+        return keys[content]
+
+    expectation_class.configuration, key_class.to_id = property(remembered_configuration), remembered_key
+    try:
+        yield
+    finally:
+        expectation_class.configuration, key_class.to_id = configuration, to_id
 
 
 def _record(result: dict[str, Any]) -> dict[str, Any]:
@@ -125,15 +180,36 @@ def serve() -> None:
     os.dup2(2, 1)  # what a library prints must not mix with the answers
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    while select.select([sys.stdin.fileno()], [], [], _IDLE_S)[0]:
+    _warm_up()
+    patience = _UNASKED_S
+    while select.select([sys.stdin.fileno()], [], [], patience)[0]:
         line = sys.stdin.buffer.readline()
         if not line:
             break
         request = json.loads(line)
         try:
-            answer: dict[str, Any] = {"results": run_suites(request["setup"], request["suites"])}
+            answer: dict[str, Any] = {"answer": _answer(**request)}
         except Exception:  # whatever it is, the process that asked reports it
             answer = {"error": traceback.format_exc()}
         answers.write(json.dumps(answer, default=str) + "\n")
         answers.flush()
+        patience = _IDLE_S
     os._exit(0)
+
+
+def _answer(ask: str, **arguments: Any) -> Any:
+    if ask == "page":
+        from datasets.docs_page import render_page
+
+        return render_page(**arguments)
+    return run_suites(**arguments)
+
+
+def _warm_up() -> None:
+    """One tiny suite, so that the first real one finds every module loaded; then what is loaded is no longer searched
+    for garbage, which would cost each suite a good part of its time."""
+    expectation = {"type": "ExpectColumnValuesToNotBeNull", "kwargs": {"column": "a"}, "severity": "critical"}
+    with contextlib.suppress(Exception):  # a real request will say what is wrong
+        run_suites(["CREATE VIEW warm AS SELECT 1 AS a"], {"warm": [expectation | {"observe": True}]})
+    gc.collect()
+    gc.freeze()

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from datasets.contract import BooleanFeature, CategoricalFeature, Contract, Feature, NumericFeature, VectorFeature
 from datasets.duck import FEATURE_TYPES, literal, quoted
+from datasets.durations import seconds_of
 from datasets.settings import Settings
 
 _LARGEST = 1.7976931348623157e308
 """Between this and its negative lie the finite numbers; DuckDB orders NaN above infinity."""
 
 _COLUMN_TYPES = {
+    "decision_id": "VARCHAR",
     "episode_id": "VARCHAR",
     "timestamp": "TIMESTAMPTZ",
     "action": "VARCHAR",
@@ -24,6 +26,75 @@ _COLUMN_TYPES = {
     "truncated": "BOOLEAN",
     "behavior_prob": "DOUBLE",
 }
+
+
+Severity = Literal["hold", "warn", "off"]
+"""What a broken expectation does: the batch is held, or it enters the lake with a warning; `off` leaves it out."""
+
+
+class SeverityConfig(Settings):
+    """`[validate.severity]`: what each comparison with recent nights does when it fails.
+
+    By default only that holds a batch which no honest log can show: nights differ for good reasons.
+    """
+
+    volume_low: Severity = "warn"
+    """A finished night with far fewer rows than recent ones."""
+    volume_high: Severity = "warn"
+    """A night with far more rows than recent ones."""
+    freshness: Severity = "warn"
+    """The newest row is older than `recent.max_age`, or lies in the future."""
+    null_share: Severity = "warn"
+    """A nullable feature is missing more often than in any recent night."""
+    quarantined: Severity = "warn"
+    """A larger share of rows went to quarantine than in any recent batch."""
+    new_labels: Severity = "warn"
+    """Labels that neither recent nights nor the contract's `values` know."""
+    vanished_actions: Severity = "warn"
+    """An action that every recent night held is gone."""
+    propensity_high: Severity = "hold"
+    """1 / behavior_prob averages above 1 for an action: under the true probabilities it cannot."""
+    propensity_low: Severity = "warn"
+    """It averages below 1: wrong probabilities, or an action that is at times impossible without a logged mask."""
+
+
+class RecentConfig(Settings):
+    """`[validate.recent]`: how a batch is compared with recent nights."""
+
+    n_nights: int = Field(default=28, ge=1)
+    """Nights before a night that it is compared with."""
+    fewest_nights: int = Field(default=7, ge=1)
+    """With fewer of them known nothing is compared, and the result says so. A week, so that weekends are among them."""
+    volume_factor: float = Field(default=2.0, gt=1.0)
+    """A night may have this many times fewer (more) rows than the quieter (busier) tenth of recent nights."""
+    max_age: str = "3d"
+    """How old the newest row of a batch may be at `as_of`."""
+    null_share_slack: float = Field(default=0.05, ge=0.0, le=1.0)
+    """How far the share missing of a nullable feature may rise above that of every recent night."""
+    quarantined_slack: float = Field(default=0.01, ge=0.0, le=1.0)
+    """How far the share quarantined may rise above that of every recent batch."""
+    max_new_label_share: float = Field(default=0.01, ge=0.0, le=1.0)
+    """Share of steps whose label may be new, feature by feature."""
+
+    @field_validator("max_age")
+    @classmethod
+    def _duration(cls, max_age: str) -> str:
+        seconds_of(max_age)
+        return max_age
+
+
+class PropensityLimits(Settings):
+    """`[validate.propensity]`: how far the logged probabilities may be off before a batch is held or warned of."""
+
+    level: float = Field(default=0.9999, gt=0.0, lt=1.0)
+    """Level of the intervals by cluster, all actions together. One minus this is the share of sound batches that fail,
+    so it is far above the level at which the report refuses an estimate."""
+    slack: float = Field(default=0.02, ge=0.0)
+    """Distance of an average from 1 that is no matter, such as that of rounded probabilities."""
+    fewest_taken: int = Field(default=10, ge=2)
+    """An action taken less often is not judged."""
+    fewest_effective: float = Field(default=30.0, ge=2.0)
+    """Nor is one whose taken rows, weighted by 1 / p, are worth fewer equally probable ones."""
 
 
 class ValidateConfig(Settings):
@@ -35,6 +106,11 @@ class ValidateConfig(Settings):
     """Largest share of steps in which a nullable feature may be missing, feature by feature."""
     max_unseen_share: float = Field(default=0.5, ge=0.0, le=1.0)
     """Largest share of labels that a categorical feature's `values` do not list: above it, labels were renamed."""
+    keep_docs: int = Field(default=60, ge=1)
+    """Pages of validation results that are kept; older ones are made again when asked for."""
+    recent: RecentConfig = RecentConfig()
+    propensity: PropensityLimits = PropensityLimits()
+    severity: SeverityConfig = SeverityConfig()
 
 
 @dataclass(frozen=True)
@@ -59,6 +135,8 @@ class Expectation:
         says: what is expected, in words that follow the column's name.
         remedy: what to do where it does not hold.
         arguments: of the class, beside the column.
+        severity: whether a failure holds the batch.
+        value: the one number that is judged, where the expectation concerns the batch and not its rows.
     """
 
     type: str
@@ -67,6 +145,25 @@ class Expectation:
     says: str
     remedy: str
     arguments: dict[str, Any] = field(default_factory=dict)
+    severity: Severity = "hold"
+    value: float | None = None
+
+
+def of_batch(
+    column: str,
+    value: float,
+    says: str,
+    remedy: str,
+    *,
+    severity: Severity = "hold",
+    low: float | None = None,
+    high: float | None = None,
+) -> Expectation:
+    """The expectation that a batch's number lies within bounds, over a table of one row."""
+    bounds = {name: bound for name, bound in (("min_value", low), ("max_value", high)) if bound is not None}
+    return Expectation(
+        "ExpectColumnValuesToBeBetween", column, f"{value!r}::DOUBLE", says, remedy, bounds, severity, float(value)
+    )
 
 
 def step_expectations(
@@ -80,17 +177,32 @@ def step_expectations(
         fewest_rows: with fewer the batch is incomplete.
     """
     return [
-        Expectation(
-            "ExpectTableRowCountToBeBetween",
-            "",
-            "1",
-            f"there {'is at least 1 step' if fewest_rows == 1 else f'are at least {fewest_rows} steps'}",
-            "Look whether the logs were written at all, and whether they all went to quarantine.",
-            {"min_value": fewest_rows},
-        ),
+        _row_count(fewest_rows, "step"),
         *_required(contract, stored),
         *_rules(contract, stored),
         *(e for name, feature in contract.features.items() for e in _feature(name, feature, config, stored)),
+    ]
+
+
+def outcome_row_expectations(stored: frozenset[str], *, fewest_rows: int) -> list[Expectation]:
+    """What outcomes must fulfil; the first is the number of rows.
+
+    Args:
+        stored: the files' columns. One that is not among them counts as null throughout.
+        fewest_rows: with fewer the batch is incomplete.
+    """
+    return [
+        _row_count(fewest_rows, "outcome"),
+        *(
+            _not_null(
+                name,
+                _sql(name, stored),
+                0.0,
+                f"Every outcome needs one; see `outcomes.columns.{name}` in the contract.",
+            )
+            for name in ("decision_id", "timestamp", "reward")
+        ),
+        _between("reward", _sql("reward", stored), None, None, "", "it is summed up and can hold no infinity"),
     ]
 
 
@@ -100,28 +212,40 @@ def batch_expectations(summary: BatchSummary, config: ValidateConfig) -> list[Ex
     share = summary.n_quarantined / n_new if n_new else 0.0
     unaccounted = summary.n_in - n_new - summary.n_duplicates - summary.n_pending
     return [
-        Expectation(
-            "ExpectColumnValuesToBeBetween",
+        of_batch(
             "quarantined share",
-            f"{share!r}::DOUBLE",
+            share,
             f"is at most {config.max_quarantined_share:.2%} of the new rows",
             f"{summary.n_quarantined} of {n_new} new rows broke the contract. Mend the log, or the contract, or raise "
             "validate.max_quarantined_share.",
-            {"max_value": config.max_quarantined_share},
+            high=config.max_quarantined_share,
         ),
-        Expectation(
-            "ExpectColumnValuesToBeInSet",
+        of_batch(
             "unaccounted rows",
-            f"{unaccounted}::BIGINT",
+            unaccounted,
             "is 0: every row that came in is in the lake, in quarantine, a duplicate or pending",
             f"The account is {summary}. This is a defect of the ingest, not of the log: keep the files and report it.",
-            {"value_set": [0]},
+            low=0,
+            high=0,
         ),
     ]
 
 
+def _row_count(fewest: int, row: str) -> Expectation:
+    return Expectation(
+        "ExpectTableRowCountToBeBetween",
+        "",
+        "1",
+        f"there {f'is at least 1 {row}' if fewest == 1 else f'are at least {fewest} {row}s'}",
+        "Look whether the logs were written at all, and whether they all went to quarantine.",
+        {"min_value": fewest},
+    )
+
+
 def _required(contract: Contract, stored: frozenset[str]) -> Iterator[Expectation]:
     names = ["episode_id", "timestamp", "action", "reward", "terminated", "truncated"]  # without a step, time orders
+    if contract.outcomes is not None:
+        names.remove("reward")  # it may arrive later
     if contract.episodes.kind == "one_step":
         names.remove("timestamp")  # their day is the day of ingest
     if contract.behavior.propensity == "logged":
@@ -178,7 +302,7 @@ def _feature(name: str, feature: Feature, config: ValidateConfig, stored: frozen
                     "ExpectColumnValuesToBeInSet",
                     column,
                     sql,
-                    f"is one of {', '.join(feature.values)} in at least {1 - config.max_unseen_share:.2%} of the steps",
+                    f"is one of {', '.join(feature.values)} in at least {1 - config.max_unseen_share:.2%} of the rows",
                     f"Were the labels renamed? If they are right, add them to features.{name}.values.",
                     {"value_set": list(feature.values), "mostly": 1 - config.max_unseen_share},
                 )
@@ -211,7 +335,7 @@ def _feature(name: str, feature: Feature, config: ValidateConfig, stored: frozen
 
 
 def _not_null(column: str, sql: str, allowed: float, remedy: str) -> Expectation:
-    says = f"is missing in at most {allowed:.2%} of the steps" if allowed else "is never missing"
+    says = f"is missing in at most {allowed:.2%} of the rows" if allowed else "is never missing"
     return Expectation("ExpectColumnValuesToNotBeNull", column, sql, says, remedy, {"mostly": 1.0 - allowed})
 
 

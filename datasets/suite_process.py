@@ -69,19 +69,44 @@ class _SuiteProcess:
         return text[-2000:].strip()
 
 
+def warm_up() -> None:
+    """Starts the process, which loads its libraries while this one does other work. Costs this one nothing."""
+    global _process
+    if _lock.acquire(blocking=False):  # busy means that it runs already
+        try:
+            _process = _process or _SuiteProcess()
+        finally:
+            _lock.release()
+
+
 def run_suites(setup: list[str], suites: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
     """`datasets.duckdb_datasource.run_suites`, in its own process.
 
     Raises:
         SuiteError: an expectation, the SQL or the process failed; with the cause.
     """
+    found: dict[str, list[dict[str, Any]]] = _asked({"ask": "suites", "setup": setup, "suites": suites})
+    return found
+
+
+def render_page(title: str, records: list[dict[str, Any]], not_judged: list[str]) -> str:
+    """`datasets.docs_page.render_page`, in its own process.
+
+    Raises:
+        SuiteError: it could not be rendered; with the cause.
+    """
+    page: str = _asked({"ask": "page", "title": title, "records": records, "not_judged": not_judged})
+    return page
+
+
+def _asked(request: dict[str, Any]) -> Any:
     global _process
-    request = json.dumps({"setup": setup, "suites": suites}).encode() + b"\n"
+    line = json.dumps(request).encode() + b"\n"
     with _lock:
         for _attempt in range(2):  # it may have ended, idle, since it was last asked
             _process = _process or _SuiteProcess()
             try:
-                answer = _process.ask(request)
+                answer = _process.ask(line)
             except BaseException:  # interrupted: a late answer must not meet the next question
                 _process.end()
                 _process = None
@@ -97,6 +122,5 @@ def run_suites(setup: list[str], suites: dict[str, list[dict[str, Any]]]) -> dic
     values = json.loads(answer)
     if "error" in values:
         cause = values["error"].strip().splitlines()[-1]
-        raise SuiteError(f"The validation suite could not run: {cause}. The whole trace:\n{values['error']}")
-    results: dict[str, list[dict[str, Any]]] = values["results"]
-    return results
+        raise SuiteError(f"The validation could not run: {cause}. The whole trace:\n{values['error']}")
+    return values["answer"]

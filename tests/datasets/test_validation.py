@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import pytest
 
 from datasets.contract import Contract, contract_from_text
 from datasets.duck import literal
+from datasets.nights import BatchFacts
 from datasets.validation import (
     BatchSummary,
     ExpectationRecord,
     SuiteError,
     ValidateConfig,
     ValidationResult,
+    validate_outcomes,
     validate_steps,
 )
 
@@ -97,7 +100,7 @@ def test_clean_steps_fulfil_every_expectation(tmp_path: Path, contract: Contract
     summary = BatchSummary(n_in=21, n_lake=20, n_quarantined=1)
     result = check([write_steps(tmp_path / "a.parquet")], contract, summary)
     assert result.success
-    assert result.summary() == f"All {len(result.records)} expectations hold on 20 steps."
+    assert result.summary() == f"All {len(result.records)} expectations hold on 20 rows."
     assert result.n_rows == 20
     assert {"action", "reward", "observation.cpu", "observation.request-rate", "quarantined share"} <= {
         record.column for record in result.records
@@ -116,7 +119,7 @@ def test_result_survives_json(tmp_path: Path, contract: Contract) -> None:
     [
         ({"episode_id": "nullif('e', if(i = 3, 'e', ''))"}, "episode_id", 1, "is never missing"),
         ({"action": "if(i < 2, 'sideways', 'hold')"}, "action", 2, "is one of down, hold, up"),
-        ({"reward": "if(i = 0, 0.5, -1.0)::DOUBLE"}, "reward", 1, "lies in [-10, 0]: not so in 1 of 20 steps (5.00%)"),
+        ({"reward": "if(i = 0, 0.5, -1.0)::DOUBLE"}, "reward", 1, "lies in [-10, 0]: not so in 1 of 20 rows (5.00%)"),
         ({"reward": "if(i = 0, NULL, -1.0)::DOUBLE"}, "reward", 1, "is never missing"),
         ({"behavior_prob": "if(i = 0, 0.0, 1.0)::DOUBLE"}, "behavior_prob", 1, "lies in (0, 1]"),
         ({"behavior_prob": "if(i = 0, NULL, 1.0)::DOUBLE"}, "behavior_prob", 1, "behavior.propensity = 'estimated'"),
@@ -165,7 +168,7 @@ def test_nullable_feature_may_be_missing_up_to_its_share(tmp_path: Path, contrac
     path = write_steps(tmp_path / "a.parquet", observation=observation(**{"request-rate": "if(i < 4, NULL, 3.0)"}))
     assert check([path], contract, max_null_share=0.2).success
     failure = only_failure(check([path], contract, max_null_share=0.1))
-    assert "is missing in at most 10.00% of the steps: not so in 4 of 20 steps (20.00%)" in failure.sentence
+    assert "is missing in at most 10.00% of the rows: not so in 4 of 20 rows (20.00%)" in failure.sentence
 
 
 def test_estimated_propensities_may_be_missing_but_not_wrong(tmp_path: Path) -> None:
@@ -217,7 +220,7 @@ def test_rows_without_account_fail_the_batch(tmp_path: Path, contract: Contract)
 def test_file_that_cannot_be_read_is_an_error_and_no_verdict(tmp_path: Path, contract: Contract) -> None:
     broken = tmp_path / "broken.parquet"
     broken.write_bytes(b"PAR1 no parquet")
-    with pytest.raises(SuiteError, match=r"The steps cannot be read: .*broken"):
+    with pytest.raises(SuiteError, match=r"The rows cannot be read: .*broken"):
         check([broken], contract)
     with pytest.raises(SuiteError, match=r"gone\.parquet does not exist \(1 of 2 files do not\)"):
         check([write_steps(tmp_path / "a.parquet"), tmp_path / "gone.parquet"], contract)
@@ -248,3 +251,117 @@ assert validate_steps([{str(path)!r}], contract, summary=None, config=ValidateCo
         [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+# --- severities, recent nights, outcomes
+
+
+NIGHT = datetime(2024, 5, 1, 1, tzinfo=UTC)
+
+
+def with_probabilities(path: Path, average: float, **changed: str) -> Path:
+    """Steps of which half are 'hold', with probabilities whose inverse averages to `average`."""
+    columns = {
+        "action": "if(hash(i) % 2 = 0, 'hold', 'up')",
+        "behavior_prob": f"{0.5 / average}::DOUBLE",
+        "cluster": "'e-' || (i // 5)",
+        "available_actions": "NULL::VARCHAR[]",
+    }
+    return write_steps(path, 2000, **(columns | changed))
+
+
+def beside_recent(path: Path, contract: Contract, **settings: Any) -> ValidationResult:
+    summary = BatchSummary(n_in=2000, n_lake=2000, n_quarantined=0)
+    config = ValidateConfig.model_validate(settings)
+    return validate_steps([path], contract, summary=summary, config=config, recent=[], as_of=NIGHT)
+
+
+def test_impossible_probabilities_hold_and_hidden_masks_warn(tmp_path: Path, contract: Contract) -> None:
+    assert beside_recent(with_probabilities(tmp_path / "a.parquet", 1.0), contract).success
+    failure = only_failure(beside_recent(with_probabilities(tmp_path / "b.parquet", 1.5), contract))
+    assert "No policy can have written that" in failure.sentence
+    low = beside_recent(with_probabilities(tmp_path / "c.parquet", 0.6), contract)
+    assert low.success
+    assert [w.severity for w in low.warnings] == ["warn"]
+    assert low.summary().startswith("Expected that the most that 1[action = ")
+
+
+def test_severity_decides_whether_the_batch_is_held(tmp_path: Path, contract: Contract) -> None:
+    path = with_probabilities(tmp_path / "a.parquet", 1.5)
+    assert beside_recent(path, contract, severity={"propensity_high": "warn"}).success
+    off = beside_recent(path, contract, severity={"propensity_high": "off"})
+    assert (off.warnings, off.failures) == ((), ())
+
+
+def test_what_was_not_judged_is_said_and_the_facts_are_kept(tmp_path: Path, contract: Contract) -> None:
+    result = beside_recent(with_probabilities(tmp_path / "a.parquet", 1.0), contract)
+    assert any("high volume" in s and s.endswith("not enough nights yet: 0 known, 7 needed") for s in result.not_judged)
+    assert result.facts is not None
+    (night,) = BatchFacts.from_json(result.facts).nights
+    assert (night.n_rows, sum(night.actions.values())) == (2000, 2000)
+    assert ValidationResult.from_json(json.loads(json.dumps(result.to_json()))) == result
+
+
+def test_expectations_that_hold_with_exceptions_still_count_them(tmp_path: Path, contract: Contract) -> None:
+    path = write_steps(tmp_path / "a.parquet", observation=observation(**{"request-rate": "if(i < 2, NULL, 3.0)"}))
+    record = next(r for r in check([path], contract).records if r.column == "observation.request-rate")
+    assert (record.success, record.unexpected_count, record.observed_value) == (True, 2, 0.1)
+
+
+def test_rewards_may_be_awaited_where_outcomes_come_later(tmp_path: Path) -> None:
+    later = contract_from_text(CONTRACT + '[outcomes]\nattribution_window = "1h"\n', "contract.toml")
+    path = write_steps(tmp_path / "a.parquet", reward="if(i = 0, NULL, -1.0)::DOUBLE")
+    assert check([path], later).success
+
+
+def write_outcomes(path: Path, **changed: str) -> Path:
+    columns = {
+        "decision_id": "'d' || i",
+        "timestamp": "TIMESTAMPTZ '2024-05-01 00:00:00+00' + to_seconds(i)",
+        "reward": "1.0::DOUBLE",
+    }
+    select = ", ".join(f"{sql} AS {name}" for name, sql in (columns | changed).items())
+    with duckdb.connect() as connection:
+        connection.execute(f"COPY (SELECT {select} FROM range(20) t(i)) TO {literal(str(path))} (FORMAT parquet)")
+    return path
+
+
+def outcomes(path: Path, n_quarantined: int = 0) -> ValidationResult:
+    summary = BatchSummary(n_in=20 + n_quarantined, n_lake=20, n_quarantined=n_quarantined)
+    return validate_outcomes([path], summary=summary, config=ValidateConfig(), as_of=NIGHT)
+
+
+def test_outcomes_have_a_suite_of_their_own(tmp_path: Path) -> None:
+    result = outcomes(write_outcomes(tmp_path / "a.parquet"))
+    assert result.success
+    assert result.n_rows == 20
+    assert result.facts is not None
+    assert any("share quarantined" in sentence for sentence in result.not_judged)
+
+
+@pytest.mark.parametrize(
+    ("changed", "column", "words"),
+    [
+        ({"decision_id": "nullif('d' || i, 'd3')"}, "decision_id", "see `outcomes.columns.decision_id`"),
+        ({"timestamp": "NULL::TIMESTAMPTZ"}, "timestamp", "not so in 20 of 20 rows"),
+        ({"reward": "if(i = 0, 'inf'::DOUBLE, 1.0)"}, "reward", "is a finite number"),
+    ],
+)
+def test_broken_outcomes_say_what_to_do(tmp_path: Path, changed: dict[str, str], column: str, words: str) -> None:
+    failure = only_failure(outcomes(write_outcomes(tmp_path / "a.parquet", **changed)))
+    assert failure.column == column
+    assert words in failure.sentence
+
+
+def test_outcomes_in_quarantine_hold_their_batch(tmp_path: Path) -> None:
+    assert only_failure(outcomes(write_outcomes(tmp_path / "a.parquet"), 5)).column == "quarantined share"
+
+
+def test_process_that_was_started_ahead_answers_the_first_suite(tmp_path: Path, contract: Contract) -> None:
+    from datasets import suite_process
+
+    suite_process.warm_up()
+    started = suite_process._process
+    suite_process.warm_up()
+    assert check([write_steps(tmp_path / "a.parquet")], contract).success
+    assert suite_process._process is started
