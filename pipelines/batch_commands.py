@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,10 +33,11 @@ def batches_list(workspace: WorkspaceOption = Path(), as_json: JsonOption = Fals
     if as_json:
         console.print_json({"batches": [{**b.to_json(), "validation": None} for b in found]})
         return
-    counted = ["n_in", "n_lake", "n_quarantined", "n_duplicates", "n_held", "n_pending"]
+    counted = ["n_in", "n_lake", "n_quarantined", "n_duplicates", "n_held", "n_pending", "n_erased"]
     rows = [[b.batch_id, b.status, *[f"{getattr(b.counts, c):,}" for c in counted]] for b in found]
-    heads = ["batch", "status", "in", "lake", "quarantined", "duplicates", "held", "pending"]
-    console.print_table("Batches: in = lake + quarantined + duplicates + held + pending", heads, rows, right=heads[2:])
+    heads = ["batch", "status", "in", "lake", "quarantined", "duplicates", "held", "pending", "erased"]
+    title = "Batches: in = lake + quarantined + duplicates + held + pending + erased"
+    console.print_table(title, heads, rows, right=heads[2:])
 
 
 @command(batches_app, "show")
@@ -44,18 +46,23 @@ def batches_show(
     workspace: WorkspaceOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    """One batch with its validation."""
+    """One batch with its validation, and the page of Data Docs that shows it."""
     from datasets.batches import find_batch
     from datasets.validation import ValidationResult
+    from pipelines import stages
 
-    found = find_batch(open_workspace_of(workspace).open_lake(), batch)
+    opened = open_workspace_of(workspace)
+    found = find_batch(opened.open_lake(), batch)
+    page = None
+    with contextlib.suppress(OSError):  # a workspace that cannot be written still shows its batches
+        page = stages.batch_docs(opened, found)
     if as_json:
-        console.print_json(found.to_json())
+        console.print_json(found.to_json() | {"docs": str(page) if page else None})
         return
     facts = {**found.to_json(), "validation": None, "dropped_columns": ", ".join(found.dropped_columns)}
     console.print_account(f"Batch {found.batch_id}", {k: v for k, v in facts.items() if k != "batch_id"})
     if found.validation is not None:
-        print_validation(ValidationResult.from_json(found.validation))
+        print_validation(ValidationResult.from_json(found.validation), page)
 
 
 @command(batches_app, "release")
@@ -99,13 +106,18 @@ def _settle(workspace: Path, settle: Callable[..., Any], batch: str, reviewer: s
     )
 
 
-def print_validation(result: ValidationResult) -> None:
+def print_validation(result: ValidationResult, page: Path | None) -> None:
+    broken = {"hold": "FAILED", "warn": "warning"}
     rows = [
-        ["ok" if r.success else "FAILED", f"{r.column} {r.says}".strip(), "" if r.success else r.sentence]
+        ["ok" if r.success else broken[r.severity], f"{r.column} {r.says}".strip(), "" if r.success else r.sentence]
         for r in result.records
     ]
     console.print_table(
-        f"{len(result.records)} expectations on {result.n_rows:,} steps in {result.seconds:.1f} s",
+        f"{len(result.records)} expectations on {result.n_rows:,} rows in {result.seconds:.1f} s",
         ["", "expected", "found"],
         sorted(rows, key=lambda row: row[0] == "ok"),
     )
+    for sentence in result.not_judged:
+        console.warn(f"not judged: {sentence}")
+    if page is not None:
+        console.print_account("Data Docs", {"page": page})

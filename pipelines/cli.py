@@ -30,6 +30,11 @@ from pipelines.command import (
     open_workspace_of,
     user_name,
 )
+from pipelines.erase_command import add_erase_command
+from pipelines.quarantine_commands import quarantine_app
+from pipelines.sign_command import add_sign_command
+from pipelines.snapshot_commands import import_command, snapshot_app
+from pipelines.upkeep_commands import upkeep_app
 
 if TYPE_CHECKING:  # the stages load torch and more; a command loads what it needs when it runs
     from datasets.ingest import IngestReport
@@ -45,6 +50,12 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(batches_app, name="batches")
+app.add_typer(snapshot_app, name="snapshot")
+app.add_typer(upkeep_app)
+app.add_typer(quarantine_app, name="quarantine")
+app.command("import")(import_command)
+add_sign_command(app)
+add_erase_command(app)
 
 
 def main() -> None:
@@ -146,21 +157,27 @@ def simulate(
 @command(app, "ingest")
 def ingest(
     paths: PathsArgument = None,
+    outcomes: Annotated[
+        list[Path] | None, typer.Option("--outcomes", help="Log file or folder of outcomes; may be given often.")
+    ] = None,
     workspace: WorkspaceOption = Path(),
     as_of: AsOfOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take logs into the lake; by default those in logs/steps."""
+    """Take logs into the lake; by default those in logs/steps and logs/outcomes."""
     from pipelines import stages
 
     opened = open_workspace_of(workspace, as_of)
     with console.progress("reading logs", None) as advance:
-        report = stages.ingest(opened, paths or [], on_rows=_summing(advance))
+        report = stages.ingest(opened, paths or [], outcomes=outcomes or [], on_rows=_summing(advance))
     if as_json:
         console.print_json(report.to_json())
     else:
-        _print_ingest(report)
-    if report.damaged:
+        if report.outcomes is None or report.batch or report.unchanged or report.empty or report.damaged:
+            _print_ingest(report, "")
+        if report.outcomes is not None:
+            _print_ingest(report.outcomes, " of outcomes")
+    if report.damaged or (report.outcomes and report.outcomes.damaged):
         raise typer.Exit(FAILED)
 
 
@@ -175,11 +192,11 @@ def _summing(advance: Callable[[int], None]) -> Callable[[int], None]:
     return add
 
 
-def _print_ingest(report: IngestReport) -> None:
+def _print_ingest(report: IngestReport, what: str) -> None:
     batch = report.batch
     if batch is None:
         console.print_account(
-            "Nothing new",
+            f"Nothing new{what}",
             {
                 "unchanged": f"{len(report.unchanged)} files that earlier batches took (offline-dqn batches list); "
                 "those of a rejected batch are read again once the contract has changed"
@@ -187,7 +204,8 @@ def _print_ingest(report: IngestReport) -> None:
         )
     else:
         counts = batch.counts
-        title = "Batch held" if batch.status == "held" else "Ingested"
+        title = f"Batch{what} {'held' if batch.status == 'held' else 'ingested'}"
+        fates = report.account.to_json() if report.account else {}
         console.print_account(
             title,
             {
@@ -199,6 +217,8 @@ def _print_ingest(report: IngestReport) -> None:
                 "duplicates": f"{counts.n_duplicates:,}",
                 "held": f"{counts.n_held:,}",
                 "pending": f"{counts.n_pending:,}",
+                "of the erased": f"{counts.n_erased:,}" if counts.n_erased else None,
+                "of those in the lake": ", ".join(f"{n:,} {fate[2:].replace('_', ' ')}" for fate, n in fates.items()),
                 "dropped columns": ", ".join(batch.dropped_columns),
             },
         )
@@ -209,6 +229,10 @@ def _print_ingest(report: IngestReport) -> None:
         console.warn(f"{file} is empty")
     for _, cause in report.damaged:
         console.fail(cause)
+    if batch is not None and batch.validation is not None:
+        for record in batch.validation["records"]:
+            if record["severity"] == "warn" and not record["success"]:
+                console.warn(record["sentence"])
     if batch is not None and batch.status == "held":
         console.warn(f"the batch is held and the lake is as it was: {batch.note}")
         console.warn(
@@ -218,17 +242,23 @@ def _print_ingest(report: IngestReport) -> None:
 
 
 @command(app, "validate")
-def validate(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> None:
-    """Run the contract's suite on the whole lake."""
+def validate(
+    workspace: WorkspaceOption = Path(),
+    docs: Annotated[bool, typer.Option("--docs", help="Write the result as a page of Data Docs too.")] = False,
+    as_of: AsOfOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the contract's suite on the whole lake, and compare its nights."""
     from pipelines import stages
 
-    opened = open_workspace_of(workspace)
+    opened = open_workspace_of(workspace, as_of)
     with console.progress("validating the lake", None):
         result = stages.validate(opened)
+    page = stages.lake_docs(opened, result) if docs else None
     if as_json:
-        console.print_json(result.to_json())
+        console.print_json(result.to_json() | {"docs": str(page) if page else None})
     else:
-        print_validation(result)
+        print_validation(result, page)
     if not result.success:
         raise typer.Exit(REFUSED)
 
@@ -248,7 +278,7 @@ def query(
     form: Annotated[Form, typer.Option("--format", help="How to print the rows.")] = Form.TABLE,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask the lake: views steps, transitions, episodes, quarantine, batches, files, releases."""
+    """Ask the lake: views steps, transitions, episodes, quarantine, batches, files, releases, coverage."""
     answer = open_workspace_of(workspace).query(sql)
     if as_json or form is Form.JSON:
         rows = [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
@@ -261,31 +291,6 @@ def query(
         sys.stdout.write(text.getvalue())
     else:
         console.print_table("", list(answer.columns), [[console.cell(v) for v in row] for row in answer.rows])
-
-
-@command(app, "snapshot")
-def snapshot(workspace: WorkspaceOption = Path(), as_of: AsOfOption = None, as_json: JsonOption = False) -> None:
-    """Freeze the replay dataset."""
-    from pipelines import stages
-
-    opened = open_workspace_of(workspace, as_of)
-    with exclusive_lock(opened.root / ".lock", f"The workspace {opened.root}", wait_s=0.0):
-        path, summary = stages.snapshot(opened)
-    if as_json:
-        console.print_json({"path": str(path), **summary.to_json()})
-        return
-    console.print_account(
-        "Snapshot frozen",
-        {
-            "folder": path,
-            "digest": summary.digest,
-            "steps": f"{summary.n_steps:,} in {summary.n_episodes:,} episodes",
-            "splits": ", ".join(f"{name} {n:,}" for name, n in summary.split_episodes.items()),
-            "still open": f"{summary.n_open:,} episodes",
-            "damaged": f"{summary.n_damaged:,} episodes, {summary.n_unplaced:,} quarantined rows without an episode",
-            "cut ends": f"{summary.n_unusable_ends:,} last steps whose next observation is not known",
-        },
-    )
 
 
 @command(app, "drift")
@@ -381,6 +386,8 @@ def _print_evaluation(outcome: EvaluateOutcome) -> None:
     assert decision is not None  # evaluate_candidate always decides
     title = f"Release {outcome.release}: gate {'passed' if outcome.passed else 'refused'}"
     console.print_account(title + (" (as recorded before)" if outcome.repeated else ""), {"reason": decision.reason})
+    if outcome.not_replayable:
+        console.warn(f"the snapshot it rests on is {outcome.not_replayable}")
     rows: list[list[str]] = []
     named: str | None = None
     for e in evaluation.estimates:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
@@ -33,38 +33,44 @@ PathsArgument = Annotated[list[Path] | None, typer.Argument(help="Log files or f
 F = TypeVar("F", bound=Callable[..., None])
 
 
+def expected(function: F) -> F:
+    """Turns expected failures into one message and exit code 1, never a traceback."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except OfflineDqnError as error:
+            console.fail(str(error))
+            raise typer.Exit(FAILED) from error
+        except KeyboardInterrupt as error:
+            console.fail("interrupted. Nothing half-done was kept; the same command goes on from there.")
+            raise typer.Exit(130) from error
+        except BrokenPipeError:
+            raise  # the reader of our output has gone, which typer ends quietly
+        except OSError as error:
+            console.fail(
+                f"{error.filename or 'A file'} could not be used: {error.strerror or error}. Check space and "
+                "permissions there, then run the command again; what was committed stays."
+            )
+            raise typer.Exit(FAILED) from error
+        except Exception as error:
+            if not _is_unreadable(error):
+                raise
+            console.fail(
+                f"A file of the workspace cannot be read: {_first_line(error)}. Restore it from a backup; what is "
+                "derived (lake.duckdb, checkpoints, .prefect) may be deleted, and is made anew."
+            )
+            raise typer.Exit(FAILED) from error
+
+    return cast(F, wrapped)
+
+
 def command(target: typer.Typer, name: str) -> Callable[[F], F]:
     """Registers a command whose expected failures are one message and exit code 1, never a traceback."""
 
     def register(function: F) -> F:
-        @functools.wraps(function)
-        def wrapped(*args: Any, **kwargs: Any) -> None:
-            try:
-                function(*args, **kwargs)
-            except OfflineDqnError as error:
-                console.fail(str(error))
-                raise typer.Exit(FAILED) from error
-            except KeyboardInterrupt as error:
-                console.fail("interrupted. Nothing half-done was kept; the same command goes on from there.")
-                raise typer.Exit(130) from error
-            except BrokenPipeError:
-                raise  # the reader of our output has gone, which typer ends quietly
-            except OSError as error:
-                console.fail(
-                    f"{error.filename or 'A file'} could not be used: {error.strerror or error}. Check space and "
-                    "permissions there, then run the command again; what was committed stays."
-                )
-                raise typer.Exit(FAILED) from error
-            except Exception as error:
-                if not _is_unreadable(error):
-                    raise
-                console.fail(
-                    f"A file of the workspace cannot be read: {_first_line(error)}. Restore it from a backup; what is "
-                    "derived (lake.duckdb, checkpoints, .prefect) may be deleted, and is made anew."
-                )
-                raise typer.Exit(FAILED) from error
-
-        target.command(name)(wrapped)
+        target.command(name)(expected(function))
         return function
 
     return register

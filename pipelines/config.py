@@ -6,10 +6,12 @@ from pathlib import Path
 
 from pydantic import Field
 
+from datasets.compaction import LakeConfig
 from datasets.contract import Contract
 from datasets.ingest import IngestConfig
+from datasets.retention import RetentionConfig
 from datasets.settings import Settings, build_settings, read_toml
-from datasets.snapshot import SnapshotConfig
+from datasets.snapshot_config import SnapshotConfig
 from datasets.validation import ValidateConfig
 from drift.detection import DriftConfig
 from offline_dqn.policy import Rule, RulePolicy
@@ -59,6 +61,8 @@ class PipelineConfig(Settings):
 
     ingest: IngestConfig = IngestConfig()
     validate_: ValidateConfig = Field(ValidateConfig(), alias="validate")
+    lake: LakeConfig = LakeConfig()
+    retention: RetentionConfig = RetentionConfig()
     snapshot: SnapshotConfig = SnapshotConfig()
     drift: DriftConfig = DriftConfig()
     train: TrainConfig = TrainConfig()

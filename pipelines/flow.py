@@ -19,12 +19,13 @@ from prefect.client.schemas.objects import TaskRun
 from datasets.batches import Batch, list_batches
 from datasets.errors import OfflineDqnError
 from datasets.ingest import IngestReport
-from datasets.lake import LakeError
+from datasets.journal import LakeError
 from datasets.locking import exclusive_lock
 from offline_dqn.learner import Metrics
 from pipelines import stages
 from pipelines.nights import COLUMNS, NightRecord, append_night, read_nights
 from pipelines.stages import DriftOutcome, EvaluateOutcome, TrainOutcome
+from pipelines.upkeep import Retained, retain
 from pipelines.workspace import Workspace, open_workspace
 
 
@@ -80,6 +81,12 @@ def evaluate_candidate(workspace: Workspace, release: int, drift: DriftOutcome) 
     return stages.evaluate(workspace, release, drift)
 
 
+@task(name="retention", cache_policy=NO_CACHE)
+def remove_aged(workspace: Workspace) -> Retained:
+    """What is older than configured leaves the lake, the snapshots and the disk."""
+    return retain(workspace)
+
+
 @flow(name="nightly", flow_run_name="nightly-{workspace}", validate_parameters=False)
 def nightly(workspace: str, force_train: bool = False, as_of: str | None = None) -> dict[str, object]:
     """One night: ingest, drift, and where the decision says so snapshot, training, evaluation and gate.
@@ -95,6 +102,7 @@ def nightly(workspace: str, force_train: bool = False, as_of: str | None = None)
     opened = open_workspace(Path(workspace), datetime.fromisoformat(as_of) if as_of else None)
     with exclusive_lock(opened.root / ".lock", f"The workspace {opened.root}", wait_s=0.0):
         record = _night(opened, force_train)
+        remove_aged(opened)
     _show(opened, record)
     return record.to_json()
 
@@ -103,7 +111,7 @@ def _night(workspace: Workspace, force_train: bool) -> NightRecord:
     clock = _Clock()
     with clock.stage("ingest"):
         ingested = ingest_logs(workspace)
-    if ingested.batch is not None and ingested.batch.status == "held":
+    if _held(workspace, ingested) is not None:
         return _record(workspace, clock, ingested, None, None)
     with clock.stage("drift"):
         drift = measure_drift(workspace, force_train)
@@ -156,7 +164,8 @@ def _record(
     drift: DriftOutcome | None,
     evaluated: EvaluateOutcome | None,
 ) -> NightRecord:
-    batch = ingested.batch
+    held = _held(workspace, ingested) if drift is None else None
+    batch = held or ingested.batch
     evaluation = evaluated.evaluation if evaluated else None
     decision = evaluation.decision if evaluation else None
     value, baseline = (evaluated.candidate, evaluated.baseline) if evaluated else (None, None)
@@ -185,6 +194,13 @@ def _record(
     return record
 
 
+def _held(workspace: Workspace, ingested: IngestReport) -> Batch | None:
+    """The batch that ends the night here: tonight's, or one of outcomes of any night."""
+    if ingested.batch is not None and ingested.batch.status == "held":
+        return ingested.batch
+    return stages.held_outcomes(workspace.open_lake())
+
+
 def _why_held(batch: Batch | None) -> str:
     if batch is None:
         return ""
@@ -207,10 +223,12 @@ def _still_held(workspace: Workspace, tonight: Batch | None) -> list[str]:
 
 def _warnings(ingested: IngestReport) -> list[str]:
     is_held = ingested.batch is not None and ingested.batch.status == "held"  # then no row is in quarantine yet
+    of_outcomes = _warnings(ingested.outcomes) if ingested.outcomes else []
     return [
         *(cause for _, cause in ingested.damaged),
         *(f"{file} is empty" for file in ingested.empty),
         *(f"{n:,} rows quarantined: {reason}" for reason, n in ingested.reasons if not is_held),
+        *of_outcomes,
     ]
 
 

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.batches import list_batches
+from datasets.batches import Batch, list_batches
+from datasets.coverage import read_coverage
+from datasets.data_docs import docs_folder, docs_path, drop_old_docs, write_docs
 from datasets.encoding import fit_encoder
 from datasets.errors import OfflineDqnError
+from datasets.freezing import freeze_snapshot, read_episodes
 from datasets.ingest import IngestReport, ingest_logs
+from datasets.journal import LakeError
 from datasets.lake import Lake, open_lake
 from datasets.logfiles import holds_logs
+from datasets.quarantine_replay import ReplayReport, replay_quarantine
 from datasets.replay import GATE, TRAIN, Replay
 from datasets.simulators.autoscaler_logs import SimulatedLogs, simulate_logs
-from datasets.snapshot import SnapshotError, SnapshotSummary, freeze_snapshot, open_snapshot, read_episodes
+from datasets.snapshot import SnapshotError, SnapshotSummary, current_snapshot, erased_mark, open_snapshot
+from datasets.splits import gate_share, last_night_over
+from datasets.suite_process import SuiteError
 from datasets.validation import ValidationResult, validate_steps
 from drift.decision import LivePerformance, RetrainDecision, decide_retrain
 from drift.detection import measure_drift
@@ -33,6 +41,7 @@ from offline_dqn.learner import Metrics, fit
 from offline_dqn.policy import Policy, QPolicy, RulePolicy, save_policy
 from offline_dqn.train_config import TrainConfig
 from pipelines.acting import load_release
+from pipelines.upkeep import compact_lake
 from pipelines.workspace import Workspace
 from reports.crossfit import step_probs
 from reports.estimators import cumulative_log_weights, on_policy_returns
@@ -56,35 +65,132 @@ class StageError(OfflineDqnError):
 
 
 def ingest(
-    workspace: Workspace, paths: Sequence[Path] = (), *, on_rows: Callable[[int], None] = lambda _: None
+    workspace: Workspace,
+    paths: Sequence[Path] = (),
+    *,
+    outcomes: Sequence[Path] = (),
+    on_rows: Callable[[int], None] = lambda _: None,
 ) -> IngestReport:
-    """Takes new log rows into the lake; by default those in `logs/steps`.
+    """Takes new log rows into the lake, steps and then outcomes, each as a batch of its own.
 
-    That folder may be empty once the lake holds batches: logs may come by path, or be cleared away once read.
+    Args:
+        paths, outcomes: logs of steps and of outcomes; without either, those in `logs/steps` and `logs/outcomes`. The
+            first folder may be empty once the lake holds batches: logs may come by path, or be cleared away once read.
+
+    Returns:
+        The report on steps, with that on outcomes inside, if there were any.
+
+    Raises:
+        StageError: there are outcomes, and the contract does not say what they mean.
     """
     lake = workspace.open_lake()
-    config = workspace.config
-    if not paths and not holds_logs(workspace.logs_path) and list_batches(lake):
+    if not paths and not outcomes:
+        paths = [workspace.logs_path] if holds_logs(workspace.logs_path) or not list_batches(lake) else []
+        outcomes = [workspace.outcome_logs_path] if holds_logs(workspace.outcome_logs_path) else []
+    if outcomes and workspace.contract.outcomes is None:
+        raise StageError(
+            f"{outcomes[0]} holds outcomes, and {workspace.root / 'contract.toml'} has no table [outcomes]. Say there "
+            "how long after its decision an outcome counts (attribution_window), or take the files away. Nothing was "
+            "taken in."
+        )
+    report = _take_in(workspace, lake, "steps", paths, on_rows)
+    if outcomes:
+        report = replace(report, outcomes=_take_in(workspace, lake, "outcomes", outcomes, on_rows))
+    with contextlib.suppress(LakeError):  # the batches are in; the next ingest tells of a full disk, and merges, too
+        compact_lake(workspace, lake)
+    workspace.refresh_catalog(lake)
+    for batch in (report.batch, report.outcomes.batch if report.outcomes else None):
+        if batch is not None:
+            with contextlib.suppress(SuiteError, OSError):  # the batch is in; `batches show` makes the page again
+                batch_docs(workspace, batch)
+    return report
+
+
+def _take_in(
+    workspace: Workspace,
+    lake: Lake,
+    kind: Literal["steps", "outcomes"],
+    paths: Sequence[Path],
+    on_rows: Callable[[int], None],
+) -> IngestReport:
+    if not paths:
         return IngestReport(None, (), (), (), ())
-    report = ingest_logs(
+    return ingest_logs(
         lake,
-        paths or [workspace.logs_path],
-        config.ingest,
-        config.validate_,
+        paths,
+        workspace.config.ingest,
+        workspace.config.validate_,
+        kind=kind,
         as_of=workspace.given_as_of,
         base=workspace.root,
         on_rows=on_rows,
     )
+
+
+def held_outcomes(lake: Lake) -> Batch | None:
+    """The newest batch of outcomes that waits for a person: rewards that it brings would be taken for the default."""
+    held = [batch for batch in list_batches(lake) if batch.status == "held" and batch.kind == "outcomes"]
+    return held[-1] if held else None
+
+
+def _refuse_held_outcomes(lake: Lake) -> None:
+    held = held_outcomes(lake)
+    if held is not None:
+        raise StageError(
+            f"Batch {held.batch_id} of outcomes is held, and decisions that it rewards would take the default reward. "
+            f"`offline-dqn batches show {held.batch_id}` says why; release or reject it first."
+        )
+
+
+def replay_quarantined(
+    workspace: Workspace, *, reason: str | None = None, batch: str | None = None
+) -> list[ReplayReport]:
+    """Judges quarantined rows again and takes those into the lake that fit the contract as it is now."""
+    lake = workspace.open_lake()
+    reports = replay_quarantine(
+        lake,
+        workspace.config.ingest,
+        reason=reason,
+        batch=batch,
+        as_of=workspace.given_as_of,
+        at=datetime.now(UTC),
+    )
     workspace.refresh_catalog(lake)
-    return report
+    return reports
 
 
 def validate(workspace: Workspace) -> ValidationResult:
-    """Runs the contract's suite on the whole lake and leaves the result beside it."""
+    """Runs the contract's suite on the whole lake, compares its nights, and leaves the result beside it."""
     lake = workspace.open_lake()
-    result = validate_steps(lake.files("steps"), lake.contract, summary=None, config=workspace.config.validate_)
+    result = validate_steps(
+        lake.files("steps"),
+        lake.contract,
+        summary=None,
+        config=workspace.config.validate_,
+        recent=(),
+        as_of=workspace.as_of(lake),
+    )
     (lake.root / "validation.json").write_text(json.dumps(result.to_json(), indent=1))
     return result
+
+
+def batch_docs(workspace: Workspace, batch: Batch) -> Path | None:
+    """The Data Docs page of a batch, made if it is not there; None where there was no row to validate."""
+    if batch.validation is None:
+        return None
+    lake = workspace.open_lake()
+    path = docs_path(lake, batch.batch_id)
+    if not path.exists():
+        write_docs(ValidationResult.from_json(batch.validation), path, title=f"Batch {batch.batch_id}")
+        drop_old_docs(lake, keep=workspace.config.validate_.keep_docs)
+    return path
+
+
+def lake_docs(workspace: Workspace, result: ValidationResult) -> Path:
+    """Writes the Data Docs page of a validation of the whole lake, and returns its path."""
+    path = docs_folder(workspace.open_lake()) / "lake" / "index.html"
+    write_docs(result, path, title=f"The lake of {workspace.contract.name}")
+    return path
 
 
 # --- snapshot, drift
@@ -93,12 +199,14 @@ def validate(workspace: Workspace) -> ValidationResult:
 def snapshot(workspace: Workspace, *, judge_since: date | None = None) -> tuple[Path, SnapshotSummary]:
     """Freezes the replay dataset; after a change of the world, `judge_since` is the first night that may judge."""
     lake = workspace.open_lake()
+    _refuse_held_outcomes(lake)
     return freeze_snapshot(
         lake,
         workspace.config.snapshot,
         workspace.snapshots_path,
         as_of=workspace.as_of(lake),
         judge_since=judge_since,
+        whole_nights=workspace.config.ingest.as_of == "newest",
     )
 
 
@@ -131,9 +239,10 @@ def measure(workspace: Workspace, *, forced: bool = False) -> DriftOutcome:
         decision = decide_retrain(has_champion=False, report=None, champion_age_days=None, config=config, forced=forced)
         return DriftOutcome(None, decision, None)
     lake = workspace.open_lake()
+    _refuse_held_outcomes(lake)
     as_of = workspace.as_of(lake)
     try:
-        trained_on, summary = open_snapshot(_snapshot_of(workspace, champion))
+        trained_on, summary = open_snapshot(current_snapshot(_snapshot_of(workspace, champion)))
     except SnapshotError as error:
         return DriftOutcome(None, _without_reference(error, forced), None)
     frozen_at = datetime.fromisoformat(summary.as_of)
@@ -170,16 +279,16 @@ def _without_reference(error: SnapshotError, forced: bool) -> RetrainDecision:
 def _newest_nights(workspace: Workspace, live: Replay | None, as_of: datetime) -> Replay | None:
     """The newest nights that are over: an early-morning fragment of today would differ from any whole day.
 
-    A night is over when the last episode that may have started in it has ended or timed out. Simulated and back-filled
-    logs come in whole nights.
+    A night is over when the last episode that may have started in it has ended or timed out, and none of its rewards
+    is awaited any more. Simulated and back-filled logs come in whole nights; but the last windows of such a night are
+    open until later rows have come in.
     """
     if live is None:
         return None
+    whole_nights = workspace.config.ingest.as_of == "newest"
+    last = last_night_over(live.contract, as_of, whole_nights=whole_nights)
     nights = np.unique(live.nights)
-    if workspace.config.ingest.as_of == "now":
-        timeout = np.timedelta64(round(live.contract.episodes.timeout_s), "s")
-        over = np.datetime64(as_of.astimezone(UTC).replace(tzinfo=None)) - timeout
-        nights = nights[nights.astype("datetime64[s]") + np.timedelta64(1, "D") <= over]
+    nights = nights[nights <= np.datetime64(last)]
     newest = nights[-workspace.config.drift.live_nights :]
     return live.subset(np.isin(live.nights, newest)) if len(newest) else None
 
@@ -356,6 +465,8 @@ class EvaluateOutcome:
     evaluation: Evaluation
     report_path: Path
     repeated: bool
+    not_replayable: str = ""
+    """Why the decision cannot be made again from its snapshot; "" where it can."""
 
     @property
     def passed(self) -> bool:
@@ -382,6 +493,7 @@ class EvaluateOutcome:
             "release": self.release,
             "passed": self.passed,
             "repeated": self.repeated,
+            "not_replayable": self.not_replayable,
             "report": str(self.report_path),
             "evaluation": evaluation_to_json(self.evaluation),
         }
@@ -397,7 +509,9 @@ def evaluate(workspace: Workspace, release: int, drift: DriftOutcome | None = No
     recorded = recorded_evaluation(workspace, release)
     report_path = folder / "report.html"
     if recorded is not None:
-        return EvaluateOutcome(release, recorded, report_path, repeated=True)
+        return EvaluateOutcome(
+            release, recorded, report_path, repeated=True, not_replayable=_why_not_replayable(workspace, release)
+        )
     snapshot_path = _snapshot_of(workspace, release)
     replay, summary = open_snapshot(snapshot_path)
     champion = workspace.registry.champion()
@@ -493,6 +607,7 @@ def _report_data(
         validation=newest.validation if newest else None,
         snapshot=summary.to_json(),
         batch=newest.to_json() if newest else None,
+        coverage=read_coverage(_snapshot_of(workspace, release)),
         lineage={
             "policy digest": manifest["digest"],
             "contract digest": workspace.contract.digest,
@@ -512,6 +627,11 @@ def plan(workspace: Workspace, paths: Sequence[Path] = ()) -> LogPlan:
     if not paths:
         lake = workspace.open_lake()
         return _plan_of(workspace, lake, workspace.as_of(lake))
+    if workspace.contract.outcomes is not None:
+        raise StageError(
+            "Rewards of this problem arrive in logs of their own, which a plan of single files does not see. Run "
+            "`offline-dqn ingest`, then `offline-dqn plan` without paths."
+        )
     with tempfile.TemporaryDirectory(prefix="offline-dqn-plan-") as folder:
         lake = open_lake(Path(folder) / "lake", workspace.contract)
         tolerant = workspace.config.validate_.model_copy(update={"max_quarantined_share": 1.0})
@@ -531,7 +651,7 @@ def _plan_of(workspace: Workspace, lake: Lake, as_of: datetime) -> LogPlan:
             "batch with `offline-dqn batches list`, or see why with "
             '`offline-dqn query "SELECT complete, damage, count(*) FROM episodes GROUP BY ALL"`.'
         )
-    return plan_log(replay, workspace.config.gate, 1 - splits.train_share - splits.select_share)
+    return plan_log(replay, workspace.config.gate, gate_share(splits, len(np.unique(replay.nights))))
 
 
 def simulate(
@@ -577,6 +697,11 @@ def _acting_policy(workspace: Workspace, release: int) -> QPolicy | RulePolicy |
 
 
 # --- releases
+
+
+def _why_not_replayable(workspace: Workspace, release: int) -> str:
+    mark = erased_mark(_snapshot_of(workspace, release))
+    return f"not replayable: erased on {str(mark['erased_at'])[:10]}, with episodes that had to go" if mark else ""
 
 
 def _snapshot_of(workspace: Workspace, release: int) -> Path:

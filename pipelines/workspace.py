@@ -8,7 +8,7 @@ from functools import cached_property
 from importlib import resources
 from pathlib import Path
 
-from datasets.catalog import QueryResult, query_catalog, refresh_catalog
+from datasets.catalog import QueryResult, current_catalog, query_catalog, refresh_catalog
 from datasets.contract import Contract, read_contract
 from datasets.errors import OfflineDqnError
 from datasets.ingest import newest_timestamp
@@ -50,6 +50,11 @@ class Workspace:
     def logs_path(self) -> Path:
         """Where logs of steps are put."""
         return self.root / "logs" / "steps"
+
+    @property
+    def outcome_logs_path(self) -> Path:
+        """Where logs of outcomes are put."""
+        return self.root / "logs" / "outcomes"
 
     @property
     def snapshots_path(self) -> Path:
@@ -94,17 +99,29 @@ class Workspace:
 
     def refresh_catalog(self, lake: Lake) -> Path:
         """Brings `lake.duckdb` up to the lake's last commit and returns its path."""
-        refresh_catalog(lake, self.catalog_path, as_of=self._catalog_as_of(lake), releases=self._release_rows())
+        refresh_catalog(
+            lake,
+            self.catalog_path,
+            as_of=self._catalog_as_of(lake),
+            releases=self._release_rows(),
+            snapshots=self._snapshot_folders(),
+        )
         return self.catalog_path
 
     def query(self, sql: str) -> QueryResult:
         """Answers one read-only SELECT over the lake's views at its last commit."""
-        path = self.refresh_catalog(self.open_lake())
-        return query_catalog(path, sql, folders=[self.root / "lake"])
+        lake = self.open_lake()
+        as_of, releases = self._catalog_as_of(lake), self._release_rows()
+        snapshots = self._snapshot_folders()
+        with current_catalog(lake, self.catalog_path, as_of=as_of, releases=releases, snapshots=snapshots) as path:
+            return query_catalog(path, sql, folders=[self.root / "lake", self.snapshots_path])
 
     def _catalog_as_of(self, lake: Lake) -> datetime:
         # To the minute: a clock that runs on must not make every query rebuild the views.
         return self.as_of(lake).replace(second=0, microsecond=0) + timedelta(minutes=1)
+
+    def _snapshot_folders(self) -> list[Path]:
+        return sorted(path.parent for path in self.snapshots_path.glob("[!.]*/snapshot.json"))
 
     def _release_rows(self) -> list[dict[str, object]]:
         """Rows of the `releases` view, read from the folders themselves: a query needs no MLflow."""
@@ -153,13 +170,19 @@ def write_workspace(root: Path, scenario: str) -> Workspace:
     """
     if scenario not in SCENARIOS:
         raise WorkspaceError(f"There is no scenario '{scenario}'. Known: {', '.join(SCENARIOS)}.")
-    for name in ("contract.toml", "offline_dqn.toml"):
-        if (root / name).exists():
-            raise WorkspaceError(f"{root} already holds {name}; nothing was changed. Choose another folder.")
+    check_no_workspace(root)
     templates = resources.files("datasets") / "scenarios"
-    (root / "logs" / "steps").mkdir(parents=True, exist_ok=True)
+    for kind in ("steps", "outcomes"):
+        (root / "logs" / kind).mkdir(parents=True, exist_ok=True)
     # The configuration is written last: without it the folder is no workspace yet.
     (root / "contract.toml").write_text((templates / f"{scenario}.toml").read_text(encoding="utf-8"), encoding="utf-8")
     settings = (templates / f"{scenario}_settings.toml").read_text(encoding="utf-8")
     (root / "offline_dqn.toml").write_text(settings, encoding="utf-8")
     return Workspace(root.resolve())
+
+
+def check_no_workspace(root: Path) -> None:
+    """Raises a WorkspaceError where `root` holds a workspace, or a part of one."""
+    for name in ("contract.toml", "offline_dqn.toml"):
+        if (root / name).exists():
+            raise WorkspaceError(f"{root} already holds {name}; nothing was changed. Choose another folder.")

@@ -35,12 +35,13 @@ def groups(folder: Path, n_steps: int) -> dict[str, Callable[[], list[BenchRow]]
 
         return drift_rows()
 
-    from tests.benchmarks import idle_work, lake_work
+    from tests.benchmarks import idle_work, lake_work, snapshot_work
 
     return {
         "ingest": lambda: lake_work.ingest_rows(folder, n_steps),
         "suite": lambda: lake_work.suite_rows(folder, n_steps),
         "query": lambda: lake_work.query_rows(folder, n_steps),
+        "snapshot": lambda: snapshot_work.snapshot_rows(folder, n_steps),
         "updates": updates,
         "estimators": estimators,
         "drift": drift,

@@ -47,6 +47,23 @@ def test_a_held_batch_is_shown_with_the_reason_and_what_to_do(held: str, workspa
     assert n_steps(workspace) == 12000
 
 
+def test_results_are_pages_too(held: str, workspace: Workspace, run: Run) -> None:
+    lake = workspace.root / "lake"
+    page = lake / "_held" / held / "validation.html"
+    assert "reward" in page.read_text()
+    page.unlink()
+    assert run(workspace, "batches", "show", held, "--json").json["docs"] == str(page)
+    assert "holds the batch" in page.read_text()
+
+    run(workspace, "batches", "release", held)
+    released = lake / "_validation" / held / "index.html"
+    assert run(workspace, "batches", "show", held, "--json").json["docs"] == str(released)
+
+    whole = run(workspace, "validate", "--docs", "--json").json
+    assert whole["docs"] == str(lake / "_validation" / "lake" / "index.html")
+    assert "Succeeded" in (lake / "_validation" / "lake" / "index.html").read_text()
+
+
 def test_a_held_batch_can_be_let_in_once(held: str, workspace: Workspace, run: Run) -> None:
     released = run(workspace, "batches", "release", held, "--reviewer", "Ada", "--json").json
     again = run(workspace, "batches", "reject", held)

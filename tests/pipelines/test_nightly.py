@@ -158,7 +158,7 @@ def test_only_what_may_pass_is_tried_again() -> None:
     from prefect.client.schemas.objects import TaskRun
     from prefect.states import Failed
 
-    from datasets.lake import LakeError
+    from datasets.journal import LakeError
     from pipelines.flow import _may_pass, ingest_logs
 
     def asked(error: Exception) -> bool:

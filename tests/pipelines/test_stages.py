@@ -14,30 +14,32 @@ from datasets.snapshot import open_snapshot
 from pipelines import stages
 from pipelines.acting import load_release
 from pipelines.workspace import Workspace
+from tests.datasets.builders import tiny
 from tests.pipelines.conftest import Run
 
 
-def live_replay(*nights: str) -> Any:
-    """What `_newest_nights` asks of a replay."""
+def live_replay(window: str | None, *nights: str) -> Any:
+    """What `_newest_nights` asks of a replay; episodes time out after two hours."""
     days = np.array(nights, dtype="datetime64[D]")
-    rules = SimpleNamespace(timeout_s=7200.0)
-    return SimpleNamespace(
-        nights=days, contract=SimpleNamespace(episodes=rules), subset=lambda kept: days[kept].tolist()
-    )
+    outcomes = {"outcomes": {"attribution_window": window}} if window else {}
+    contract = tiny(episodes={"timeout": "2h"}, **outcomes)
+    return SimpleNamespace(nights=days, contract=contract, subset=lambda kept: days[kept].tolist())
 
 
 @pytest.mark.parametrize(
-    ("as_of", "clock", "expected"),
+    ("as_of", "clock", "window", "expected"),
     [
-        ("2026-03-03T02:30", "now", ["2026-03-02"]),  # today's first hours are no night yet
-        ("2026-03-03T01:30", "now", ["2026-03-01"]),  # last night's episodes may still run
-        ("2026-03-03T02:30", "newest", ["2026-03-03"]),  # simulated and back-filled nights are whole
+        ("2026-03-03T02:30", "now", None, ["2026-03-02"]),  # today's first hours are no night yet
+        ("2026-03-03T01:30", "now", None, ["2026-03-01"]),  # last night's episodes may still run
+        ("2026-03-03T02:30", "newest", None, ["2026-03-03"]),  # simulated and back-filled nights are whole
+        ("2026-03-03T02:30", "now", "1h", ["2026-03-01"]),  # last night's rewards may still come
+        ("2026-03-03T03:00", "newest", "1h", ["2026-03-02"]),  # those of a whole night too
     ],
 )
-def test_only_nights_that_are_over_are_live(as_of: str, clock: str, expected: list[str]) -> None:
+def test_only_nights_that_are_over_are_live(as_of: str, clock: str, window: str | None, expected: list[str]) -> None:
     settings = SimpleNamespace(ingest=SimpleNamespace(as_of=clock), drift=SimpleNamespace(live_nights=1))
     workspace = cast(Workspace, SimpleNamespace(config=settings))
-    live = live_replay("2026-03-01", "2026-03-02", "2026-03-03")
+    live = live_replay(window, "2026-03-01", "2026-03-02", "2026-03-03")
 
     found = stages._newest_nights(workspace, live, datetime.fromisoformat(as_of).replace(tzinfo=UTC))
 
@@ -45,7 +47,7 @@ def test_only_nights_that_are_over_are_live(as_of: str, clock: str, expected: li
 
 
 def test_a_version_number_alone_does_not_make_an_episode_the_rules_own(workspace: Workspace) -> None:
-    replay, _ = open_snapshot(next(workspace.snapshots_path.iterdir()))
+    replay, _ = open_snapshot(next(workspace.snapshots_path.glob("*/snapshot.json")).parent)
     rules = load_release(workspace, 0, replay.contract)
 
     assert stages._written_by(rules, 0, replay).all()
