@@ -16,9 +16,10 @@ import numpy as np
 
 from datasets.contract import CategoricalFeature, Contract
 from datasets.durations import seconds_of
-from datasets.expectations import Expectation, Severity, ValidateConfig, of_batch
+from datasets.expectations import Expectation, of_batch
 from datasets.nights import BatchFacts, NightFacts
 from datasets.propensities import InverseAverage
+from datasets.validate_config import Severity, ValidateConfig
 
 _SIGMAS = 3.0
 """Room for chance, in standard deviations."""

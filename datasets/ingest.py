@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import duckdb
@@ -28,7 +28,11 @@ from datasets.settings import Settings
 from datasets.signing import Signatures, signing_key
 from datasets.staging import ReadFile, Stage
 from datasets.suite_process import warm_up
+from datasets.tables import COLUMNS_FILE, scan_files
 from datasets.validation import BatchSummary, ValidateConfig, ValidationResult, validate_outcomes, validate_steps
+
+_NIGHTS_LOOKED_AT = 30
+"""Newest nights of the lake among which the newest instant is looked for; enough to tell a stray one."""
 
 
 class IngestConfig(Settings):
@@ -289,14 +293,24 @@ def _newest(connection: duckdb.DuckDBPyConnection, lake: Lake, staged: Mapping[s
     """As `newest_timestamp`, with the rows of relations that are staged, by kind."""
     found = []
     for kind in ("steps", "outcomes"):
-        relations = [lake.scan(kind), *([staged[kind]] if kind in staged else [])]
+        stored = _newest_nights_sql(lake) if kind == "steps" else lake.scan(kind)
+        relations = [stored, *([staged[kind]] if kind in staged else [])]
         times = " UNION ALL ".join(f"SELECT timestamp FROM {relation}" for relation in relations)
         nights = connection.execute(
             f"SELECT count(*), min(timestamp), max(timestamp) FROM ({times}) WHERE timestamp IS NOT NULL "
-            "GROUP BY timestamp::DATE"
+            "GROUP BY epoch_us(timestamp) // 86400000000"
         ).fetchall()
         found.append(newest_plausible(NightTimes(*night) for night in nights))
     return max((newest for newest in found if newest is not None), default=None)
+
+
+def _newest_nights_sql(lake: Lake) -> str:
+    """The rows of the newest nights: what is newest does not hang on how much history there is."""
+    stored = [PurePath(file) for file in lake.files("steps")]
+    nights = sorted({file.parent.name for file in stored if not file.name.startswith(COLUMNS_FILE)})
+    looked_at = {*nights[-_NIGHTS_LOOKED_AT:]}
+    files = [str(f) for f in stored if f.parent.name in looked_at or f.name.startswith(COLUMNS_FILE)]
+    return scan_files(files, by_date=True)
 
 
 def _as_consumed(file: FileRecord) -> Consumed:

@@ -24,8 +24,6 @@ from datasets.duck import duck, literal
 from datasets.expectations import (
     BatchSummary,
     Expectation,
-    Severity,
-    ValidateConfig,
     batch_expectations,
     outcome_row_expectations,
     step_expectations,
@@ -33,6 +31,7 @@ from datasets.expectations import (
 from datasets.nights import BatchFacts, outcomes_facts, steps_facts
 from datasets.propensities import inverse_averages
 from datasets.suite_process import SuiteError, run_suites
+from datasets.validate_config import Severity, ValidateConfig
 
 __all__ = [
     "BatchSummary",

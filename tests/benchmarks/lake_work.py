@@ -290,7 +290,7 @@ def _suite_on_pandas(files: list[str], expectations: list[Expectation]) -> float
     from great_expectations import expectations as gxe
 
     context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = {"globally": False}
+    context.variables.progress_bars = {"globally": False}  # type: ignore[assignment]  # it takes the plain dict
     asset = context.data_sources.add_pandas("frames").add_dataframe_asset("steps")
     definition = asset.add_batch_definition_whole_dataframe("whole")
     suite = gx.ExpectationSuite(name="steps")

@@ -14,9 +14,10 @@ from scipy import stats
 from datasets.across import Judged, across_expectations, lake_expectations, outcome_expectations
 from datasets.contract import Contract
 from datasets.duck import duck
-from datasets.expectations import Expectation, ValidateConfig
+from datasets.expectations import Expectation
 from datasets.nights import BatchFacts, NightFacts
 from datasets.propensities import InverseAverage, inverse_averages
+from datasets.validate_config import ValidateConfig
 from tests.datasets.builders import tiny
 
 FIRST = date(2024, 5, 1)
