@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from datasets.locking import exclusive_lock
-from pipelines import cli, console, stages
+from pipelines import command, console, stages
 from pipelines.workspace import Workspace
 from tests.pipelines.conftest import Run, chatter, edit, finish, start_command
 
@@ -286,7 +286,7 @@ def test_a_user_without_a_name_still_answers(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr("getpass.getuser", nameless)
 
-    assert cli._user() == f"user {os.getuid()}"
+    assert command.user_name() == f"user {os.getuid()}"
 
 
 def test_json_has_neither_nan_nor_infinity(capsys: pytest.CaptureFixture[str]) -> None:
