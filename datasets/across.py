@@ -25,6 +25,10 @@ _SIGMAS = 3.0
 """Room for chance, in standard deviations."""
 _FEWEST_EXPECTED = 30
 """An action has vanished only where so many rows of it were to be expected."""
+_USUAL = 0.95
+"""What so many of the recent nights keep to is usual: from 21 nights on, a single odd one does not widen it."""
+_TELLING = 0.1
+"""A night or batch with fewer rows than this part of the median tells nothing of what is usual."""
 _MAX_NAMED = 5
 
 
@@ -195,6 +199,17 @@ def _recent_nights(facts: BatchFacts, recent: Sequence[BatchFacts], config: Vali
     return [merged[at] for at in sorted(merged)][-config.recent.n_nights :]
 
 
+def _telling_nights(facts: BatchFacts, recent: Sequence[BatchFacts], config: ValidateConfig) -> list[NightFacts]:
+    """The recent nights without those that are too small for their shares to mean anything."""
+    nights = [night for night in _recent_nights(facts, recent, config) if night.n_rows]
+    fewest = _fewest_telling([night.n_rows for night in nights])
+    return [night for night in nights if night.n_rows >= fewest]
+
+
+def _fewest_telling(counts: Sequence[int]) -> float:
+    return _TELLING * float(np.median(counts)) if counts else 0.0
+
+
 def _both(one: NightFacts, other: NightFacts) -> NightFacts:
     def added(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:
         return {name: a.get(name, 0) + b.get(name, 0) for name in {**a, **b}}
@@ -227,7 +242,7 @@ def _freshness(facts: BatchFacts, config: ValidateConfig, as_of: datetime) -> It
 
 
 def _nulls(facts: BatchFacts, recent: Sequence[BatchFacts], config: ValidateConfig) -> Iterator[Expectation | str]:
-    nights = _recent_nights(facts, recent, config)
+    nights = _telling_nights(facts, recent, config)
     features = sorted({name for night in facts.nights for name in night.nulls})
     if not features or not facts.n_rows:
         return
@@ -238,12 +253,12 @@ def _nulls(facts: BatchFacts, recent: Sequence[BatchFacts], config: ValidateConf
     worst: tuple[float, str, float, float] | None = None
     risen = list[str]()
     for name in features:
-        shares = [night.nulls[name] / night.n_rows for night in nights if name in night.nulls and night.n_rows]
+        shares = [night.nulls[name] / night.n_rows for night in nights if name in night.nulls]
         if len(shares) < config.recent.fewest_nights:
             yield f"observation.{name} is known of {len(shares)} nights, {config.recent.fewest_nights} are needed"
             continue
         share = sum(night.nulls.get(name, 0) for night in facts.nights) / facts.n_rows
-        limit = _upper(max(shares), n_episodes) + config.recent.null_share_slack
+        limit = _upper(_usual_most(shares), n_episodes) + config.recent.null_share_slack
         if share > limit:
             risen.append(f"observation.{name} {share:.2%}, recent nights {min(shares):.2%} to {max(shares):.2%}")
         if worst is None or share - limit > worst[0]:
@@ -254,8 +269,8 @@ def _nulls(facts: BatchFacts, recent: Sequence[BatchFacts], config: ValidateConf
             f"share missing of observation.{name}",
             share,
             f"is at most {limit:.2%}, by recent nights",
-            f"{'; '.join(risen[:_MAX_NAMED])}. Look what in the log stopped writing it. If it is right, it enters the "
-            "comparison with this batch; validate.recent.null_share_slack says how far a share may rise.",
+            f"{'; '.join(risen[:_MAX_NAMED])}. Look what in the log stopped writing it. If it is right, the comparison "
+            "takes it for usual after a night or two; validate.recent.null_share_slack says how far a share may rise.",
             high=min(limit, 1.0),
         )
 
@@ -266,11 +281,11 @@ def _quarantined(
     if not facts.n_new:
         return
     n_known = len({night.night for batch in recent for night in batch.nights})
-    shares = [batch.n_quarantined / batch.n_new for batch in recent if batch.n_new]
-    if n_known < config.recent.fewest_nights:
+    shares = _quarantined_shares(recent, config)
+    if n_known < config.recent.fewest_nights or not shares:
         yield _too_few_nights(n_known, config)
         return
-    limit = _upper(max(shares), facts.n_new) + config.recent.quarantined_slack
+    limit = _upper(_usual_most(shares), facts.n_new) + config.recent.quarantined_slack
     yield of_batch(
         "share quarantined beside recent batches",
         facts.n_quarantined / facts.n_new,
@@ -279,6 +294,22 @@ def _quarantined(
         'quarantine GROUP BY ALL"` shows what is new; mend the log or the contract.',
         high=min(limit, 1.0),
     )
+
+
+def _quarantined_shares(recent: Sequence[BatchFacts], config: ValidateConfig) -> list[float]:
+    """The highest share of each of the last nights, over the batches that end with it and are large enough to tell.
+
+    By night, because the sources of one night may differ for good, and so one bad batch spoils one night only.
+    """
+    dated = [(max(night.night for night in batch.nights), batch) for batch in recent if batch.nights and batch.n_new]
+    last = set(sorted({at for at, _ in dated})[-config.recent.n_nights :])
+    dated = [(at, batch) for at, batch in dated if at in last]
+    fewest = _fewest_telling([batch.n_new for _, batch in dated])
+    highest = dict[date, float]()
+    for at, batch in dated:
+        if batch.n_new >= fewest:
+            highest[at] = max(highest.get(at, 0.0), batch.n_quarantined / batch.n_new)
+    return list(highest.values())
 
 
 def _new_labels(
@@ -319,18 +350,16 @@ def _new_labels(
 def _vanished(facts: BatchFacts, recent: Sequence[BatchFacts], config: ValidateConfig) -> Iterator[Expectation | str]:
     if not facts.n_rows:
         return
-    nights = [night for night in _recent_nights(facts, recent, config) if night.n_rows]
+    nights = _telling_nights(facts, recent, config)
     if len(nights) < config.recent.fewest_nights:
         yield _too_few_nights(len(nights), config)
         return
     taken = {action for night in facts.nights for action in night.actions}
     gone = list[str]()
     for action in sorted({action for night in nights for action in night.actions} - taken):
-        least = min(night.actions.get(action, 0) / night.n_rows for night in nights)
+        least = _usual_least([night.actions.get(action, 0) / night.n_rows for night in nights])
         if least * facts.n_rows >= _FEWEST_EXPECTED:
-            gone.append(
-                f"'{action}' was {least:.2%} or more of every recent night's steps and is in none of this batch's"
-            )
+            gone.append(f"'{action}' was {least:.2%} or more of a usual night's steps and is in none of this batch's")
     yield of_batch(
         "number of actions that vanished",
         len(gone),
@@ -383,6 +412,14 @@ def _propensities(
         low=None if high else bound,
         high=bound if high else None,
     )
+
+
+def _usual_most(shares: Sequence[float]) -> float:
+    return float(np.quantile(shares, _USUAL, method="higher"))
+
+
+def _usual_least(shares: Sequence[float]) -> float:
+    return float(np.quantile(shares, 1 - _USUAL, method="lower"))
 
 
 def _upper(share: float, n: int) -> float:

@@ -6,12 +6,16 @@ import json
 import secrets
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import duckdb
+
 from datasets.duck import duck, literal
+from datasets.durable import flush_folder, flush_to_disk
 from datasets.episodes import REJECTED
 from datasets.errors import OfflineDqnError
 from datasets.identities import Identities
@@ -152,6 +156,7 @@ def commit_batch(
         retired: files that cease to be part of a table in the same commit.
     """
     batch.counts.check()
+    _remove_strays(lake, batch.batch_id)
     number = lake.commit_number() + 1
     record: dict[str, object] = {
         "batch_id": batch.batch_id,
@@ -176,7 +181,8 @@ def commit_batch(
     }
     lake.commit(staged, retired)
     if parts.get("steps"):
-        Identities(lake).catch_up()
+        with suppress(OSError, duckdb.Error):  # the batch is in, and what is derived is made anew by the next one
+            Identities(lake).catch_up()
 
 
 def hold_batch(lake: Lake, batch: Batch, files: list[FileRecord], staged_folder: Path, folder: Path) -> None:
@@ -186,7 +192,25 @@ def hold_batch(lake: Lake, batch: Batch, files: list[FileRecord], staged_folder:
     shutil.rmtree(held, ignore_errors=True)
     staged_folder.replace(held)
     (held / "validation.json").write_text(json.dumps(batch.validation, indent=1))
+    flush_folder(held)
+    for above in (lake.held_path, lake.root):
+        flush_to_disk(above)  # before the commit by which the files count as read
     commit_batch(lake, batch, files, {}, folder)
+
+
+def _remove_strays(lake: Lake, current: str) -> None:
+    """Removes what waits in `_held` for nobody: a process died before its batch was held, or after it was settled.
+
+    Args:
+        current: the batch that is just being held or settled.
+    """
+    folders = list(lake.held_path.iterdir()) if lake.held_path.exists() else []
+    if all(folder.name == current for folder in folders):
+        return
+    waiting = {current, *(batch.batch_id for batch in list_batches(lake) if batch.status == "held")}
+    for folder in folders:
+        if folder.name not in waiting:
+            shutil.rmtree(folder)
 
 
 def release_batch(lake: Lake, batch_id: str, *, by: str, at: datetime) -> Batch:

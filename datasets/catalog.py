@@ -135,25 +135,25 @@ def _build(
 def _views(lake: Lake, as_of: datetime) -> dict[str, str]:
     rules = lake.contract.outcomes
     awaited = {"outcomes_status": outcomes_status_sql("steps", "outcomes", rules)} if rules else {}
+    tables = lake.scans()
     return {
-        "steps": f"SELECT * FROM {lake.scan('steps')}",
-        "outcomes": f"SELECT * FROM {lake.scan('outcomes')}",
-        "quarantine": f"SELECT * FROM {lake.scan('quarantine')}",
-        "files": f"SELECT * FROM {lake.scan('files')}",
-        "removals": f"SELECT * FROM {lake.scan('removals')}",
-        "batches": _batches_sql(lake),
+        **{
+            table: f"SELECT * FROM {tables[table]}"
+            for table in ("steps", "outcomes", "quarantine", "files", "removals")
+        },
+        "batches": _batches_sql(tables["batches"]),
         "episodes": episodes_sql("steps", "outcomes", "quarantine", lake.contract, as_of),
         "transitions": transitions_sql("steps", "outcomes", "episodes", lake.contract),
         **awaited,
     }
 
 
-def _batches_sql(lake: Lake) -> str:
+def _batches_sql(batches: str) -> str:
     """Batches as they stand now. `n_lake` was counted when they came in; `n_removed` of these rows are gone since."""
     return f"""
 SELECT b.*, coalesce(r.n_removed, 0) AS n_removed
 FROM (
-    SELECT * FROM {lake.scan("batches")}
+    SELECT * FROM {batches}
     QUALIFY row_number() OVER (PARTITION BY batch_id ORDER BY commit_number DESC) = 1
 ) b LEFT JOIN (
     SELECT batch_id, sum(n_rows)::BIGINT AS n_removed FROM removals

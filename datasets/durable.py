@@ -30,6 +30,13 @@ def flush_to_disk(path: Path) -> None:
         os.close(opened)
 
 
+def flush_folder(path: Path) -> None:
+    """Waits until everything in a folder, and in the folders in it, is on the disk."""
+    for inside in path.rglob("*"):
+        flush_to_disk(inside)
+    flush_to_disk(path)
+
+
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
     """Adds a JSON line, through to the disk; a line that a crash cut off is removed first."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from datasets.duck import duck, literal
 from datasets.durable import write_durably
 from datasets.erased import DECISION, EPISODE, KEY, remember_erased
 from datasets.errors import OfflineDqnError
+from datasets.history import purge_history
 from datasets.lake import Lake, changing, lake_lock
 from datasets.privacy import SEALED, PrivacyError, PrivacyKey
 from datasets.redaction import redact_snapshot
@@ -35,6 +36,9 @@ _ROWS = ("steps", "outcomes", "quarantine")
 
 Place = tuple[str, str, int]
 """Batch, source and line of a quarantined row."""
+
+Traces = Callable[[Iterable[str], Iterable[str]], None]
+"""Takes a subject's names out of what was made from the lake: its names in the lake, and the snapshots that held it."""
 
 
 class ErasureError(OfflineDqnError):
@@ -98,7 +102,14 @@ def named_subject(contract: Contract, key: PrivacyKey | None, *, episode: str | 
 
 
 def erase_subject(
-    lake: Lake, subject: Subject, key: PrivacyKey | None, snapshots_path: Path, *, at: datetime, dry_run: bool = False
+    lake: Lake,
+    subject: Subject,
+    key: PrivacyKey | None,
+    snapshots_path: Path,
+    *,
+    at: datetime,
+    dry_run: bool = False,
+    traces: Traces | None = None,
 ) -> Erasure:
     """Erases everything that the lake, its held batches and the snapshots hold of a subject, and remembers it by hash.
 
@@ -107,31 +118,32 @@ def erase_subject(
 
     Args:
         dry_run: only say what would go.
+        traces: called last, also for an erasure that was cut off before; while it fails, the erasure is unfinished.
 
     Raises:
         LakeError: the disk is full; says how the lake stands. Repeat the command then.
         SnapshotError: a snapshot cannot be written; the erasure is finished when it is repeated.
     """
-    with lake_lock(lake.root), changing(lake):
-        lake.finish_commit()
+    with lake_lock(lake.root):
         if not dry_run:
-            _finish(lake, snapshots_path)
-        found, intent = _find(lake, subject, key, snapshots_path)
-        if dry_run:
-            return found
-        write_durably(lake.root / _INTENT, json.dumps({**intent, "at": at.isoformat()}))
-        _finish(lake, snapshots_path)
+            _finish(lake, snapshots_path, traces)
+        with changing(lake):
+            lake.finish_commit()
+            found, intent = _find(lake, subject, key, snapshots_path)
+            if dry_run:
+                return found
+            write_durably(lake.root / _INTENT, json.dumps({**intent, "at": at.isoformat()}))
+        _finish(lake, snapshots_path, traces)
     standing = {name: _successor(snapshots_path / name) for name in found.snapshots}
     return replace(found, snapshots=standing)
 
 
-def finish_erasure(lake: Lake, snapshots_path: Path) -> bool:
-    """Finishes an erasure that was cut off; returns whether there was one."""
+def finish_erasure(lake: Lake, snapshots_path: Path, *, traces: Traces | None = None) -> bool:
+    """Finishes an erasure that was cut off; returns whether there was one. `traces` as for `erase_subject`."""
     if not (lake.root / _INTENT).exists():
         return False
-    with lake_lock(lake.root), changing(lake):
-        lake.finish_commit()
-        _finish(lake, snapshots_path)
+    with lake_lock(lake.root):
+        _finish(lake, snapshots_path, traces)
     return True
 
 
@@ -156,6 +168,10 @@ def _find(lake: Lake, subject: Subject, key: PrivacyKey | None, snapshots_path: 
             episodes = set(subject.stored)
         meant = _among("episode_id", episodes)
         decisions = _values(asked, "decision_id", every["steps"], f"{meant} AND decision_id IS NOT NULL")
+        quarantined = _values(asked, "decision_id", every["quarantine"], f"{meant} OR {_at_places(bad)}")
+        # A bad row may name a decision of somebody else: that stays with the step that has it.
+        others = f"NOT ({meant}) AND {_among('decision_id', quarantined)}"
+        decisions |= quarantined - _values(asked, "decision_id", every["steps"], others)
         conditions = {"steps": meant, "outcomes": _among("decision_id", decisions)}
         conditions["quarantine"] = f"{meant} OR {conditions['outcomes']} OR {_at_places(bad)}"
         n_rows = {table: _n_rows(asked, stored[table], conditions[table]) for table in _ROWS}
@@ -169,6 +185,7 @@ def _find(lake: Lake, subject: Subject, key: PrivacyKey | None, snapshots_path: 
         "episodes": sorted(episodes),
         "decisions": sorted(decisions),
         "places": sorted(bad),
+        "snapshots": snapshots,
     }
     return found, intent
 
@@ -247,12 +264,21 @@ def _holds(asked: Callable[[str], list[Any]], snapshot: Path, meant: str) -> boo
 # --- taking it out
 
 
-def _finish(lake: Lake, snapshots_path: Path) -> None:
+def _finish(lake: Lake, snapshots_path: Path, traces: Traces | None) -> None:
     """Carries an intent out, from wherever it stopped. The caller holds the lake's lock."""
     path = lake.root / _INTENT
     if not path.exists():
         return
     intent = json.loads(path.read_text(encoding="utf-8"))
+    with changing(lake):
+        lake.finish_commit()
+        _take_out(lake, snapshots_path, intent)
+    if traces is not None:
+        traces([*intent["keys"], *intent["episodes"]], intent["snapshots"])
+    path.unlink()
+
+
+def _take_out(lake: Lake, snapshots_path: Path, intent: Mapping[str, Any]) -> None:
     at = datetime.fromisoformat(intent["at"])
     remember_erased(lake.root, {EPISODE: intent["episodes"], DECISION: intent["decisions"], KEY: intent["keys"]}, at=at)
     meant, decided = _among("episode_id", intent["episodes"]), _among("decision_id", intent["decisions"])
@@ -265,12 +291,14 @@ def _finish(lake: Lake, snapshots_path: Path) -> None:
     rewrite_held(lake, rewrites)
     _correct_held_accounts(lake)
     rewrite_rows(lake, rewrites, reason="erased", at=at, purge=True)
+    # A table without such a row may have had one: a replay takes rows out of quarantine, and its former files still lie
+    # there until the next vacuum.
+    purge_history(lake.root, rewrites)
     # The index holds hashes of identities, those of erased rows among them; it is made anew from the lake.
     shutil.rmtree(lake.root / "_identities", ignore_errors=True)
     (lake.root / "validation.json").unlink(missing_ok=True)  # of the lake as it was; `validate` makes it anew
     shutil.rmtree(docs_folder(lake), ignore_errors=True)  # pages are made again when they are asked for
     _redact_snapshots(snapshots_path, intent["episodes"], meant, at)
-    path.unlink()
 
 
 def _correct_held_accounts(lake: Lake) -> None:

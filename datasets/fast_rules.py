@@ -39,8 +39,13 @@ class FastRule:
 FAST_LABEL = FastRule(
     "VARCHAR",
     lambda raw: raw,
-    # What begins like an object or a list may be one, and the content of a string may look so too.
-    lambda raw, _: f"{raw} <> '' AND NOT starts_with({raw}, '{{') AND NOT starts_with({raw}, '[')",
+    # What begins like an object or a list may be one, or the content of a string that looks so. A number with a point
+    # or an exponent has more than one spelling; what can be none of these is no number.
+    lambda raw, _: (
+        f"{raw} <> '' AND NOT starts_with({raw}, '{{') AND NOT starts_with({raw}, '[') "
+        f"AND CASE WHEN {raw} >= '-' AND {raw} < ':' THEN TRY_CAST({raw} AS DOUBLE) IS NULL "
+        f"OR NOT (contains({raw}, '.') OR contains({raw}, 'e') OR contains({raw}, 'E')) ELSE true END"
+    ),
 )
 FAST_BOOLEAN = FastRule(
     "JSON",
@@ -68,7 +73,7 @@ def fast_vector(feature: VectorFeature) -> FastRule:
         lambda raw: f"TRY_CAST({raw} AS DOUBLE[])",
         lambda raw, typed: (
             f"{words.format(raw)} AND len({typed}) = {feature.length} "
-            f"AND list_bool_and(list_transform({typed}, lambda e: isfinite(e)))"
+            f"AND list_bool_and(list_transform({typed}, lambda e: coalesce(isfinite(e), false)))"
         ),
     )
 

@@ -275,8 +275,9 @@ def _reading(
     """Reads the lake as it stands now; what DuckDB's memory does not hold goes into `folder` for a while."""
     # What had not happened at as_of is left out, so that a repeat over a longer lake gives the same episodes.
     until = f"timestamp IS NULL OR timestamp <= TIMESTAMPTZ '{as_of.isoformat()}'"
-    steps = f"(SELECT * FROM {lake.scan('steps')} WHERE {until})"
-    outcomes, quarantine = lake.scan("outcomes"), lake.scan("quarantine")
+    tables = lake.scans(("steps", "outcomes", "quarantine"))
+    steps = f"(SELECT * FROM {tables['steps']} WHERE {until})"
+    outcomes, quarantine = tables["outcomes"], tables["quarantine"]
     episodes = episodes_sql(steps, outcomes, quarantine, lake.contract, as_of)
     spill = folder / ".spill"
     with duck(memory=config.memory, spill=spill) as connection:

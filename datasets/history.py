@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from datasets.journal import delta_table
-
-_KEPT_IN_LOG = "_last_checkpoint"
+from datasets.journal import LAST_CHECKPOINT, delta_table, flush_log
 
 
 def vacuum(
@@ -59,9 +57,10 @@ def purge_history(root: Path, tables: Iterable[str]) -> None:
         vacuum(root, table, hours=0)
         delta = delta_table(root, table)
         delta.create_checkpoint()
+        flush_log(root, table)  # before what it stands for is gone
         now = f"{delta.version():020d}"
         for entry in (root / table / "_delta_log").iterdir():
-            if entry.is_file() and entry.name != _KEPT_IN_LOG and not entry.name.startswith(now):
+            if entry.is_file() and entry.name != LAST_CHECKPOINT and not entry.name.startswith(now):
                 entry.unlink()
         for folder in (root / table).glob("log_date=*"):
             if not any(folder.iterdir()):

@@ -16,9 +16,11 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from datasets.duck import duck, literal
+from datasets.durable import flush_to_disk
 from datasets.lake import Lake
 from datasets.tables import scan_files
 
@@ -71,7 +73,7 @@ class _Run:
         """Whether both arrays are there, of one length."""
         try:
             return len(self.hashes) == len(self.days)
-        except (OSError, ValueError):
+        except (OSError, ValueError, EOFError):
             return False
 
 
@@ -164,13 +166,14 @@ class Identities:
             return self.lake.scan("steps")
         with duck() as connection:
             found = connection.execute(
-                f"SELECT DISTINCT batch_id FROM {self.lake.scan('batches')} "
-                "WHERE commit_number BETWEEN ? AND ? AND kind = 'steps' AND n_lake > 0",
+                f"SELECT batch_id, max(n_lake) FROM {self.lake.scan('batches')} "
+                "WHERE commit_number BETWEEN ? AND ? AND kind = 'steps' AND n_lake > 0 GROUP BY 1",
                 [first, last],
             ).fetchall()
-        batches = [batch_id for (batch_id,) in found]
+        batches = [batch_id for batch_id, _ in found]
         named = {b: [f for f in self.lake.files("steps") if b in Path(f).name] for b in batches}
-        if not all(named.values()):  # their files were merged with others: the column still knows
+        n_named = {b: sum(pq.read_metadata(f).num_rows for f in files) for b, files in named.items()}
+        if any(n_named[b] != n_rows for b, n_rows in found):  # merged with others, or rewritten: the column still knows
             listed = ", ".join(map(literal, batches))
             return f"(SELECT * FROM {self.lake.scan('steps')} WHERE batch_id IN ({listed}))"
         files = [file for of_batch in named.values() for file in of_batch]
@@ -207,6 +210,8 @@ def _new_array(path: Path, dtype: type, n: int) -> NDArray[np.generic]:
 
 def _named(run: _Run, beside: tuple[Path, Path]) -> _Run:
     """Gives a run its name, the hashes last: with them it counts."""
+    for path in beside:
+        flush_to_disk(path)
     beside[1].replace(_days_path(run.path))
     beside[0].replace(run.path)
     return run

@@ -18,7 +18,7 @@ from datasets.contract import Contract
 from datasets.duck import duck, literal
 from datasets.erased import refuse_erased
 from datasets.lake import Lake, changing, lake_lock
-from datasets.logfiles import LogFile, LogFileError, Unread, find_log_files, source_name
+from datasets.logfiles import LogFile, LogFileError, Unread, find_log_files, other_files, source_name
 from datasets.nights import recent_facts
 from datasets.outcome_account import OutcomeAccount, account_of_batch
 from datasets.parts import write_parts
@@ -57,6 +57,7 @@ class IngestReport:
         unchanged: files that earlier batches have consumed whole.
         empty: files without any row.
         damaged: files that could not be read, with the cause; nothing of them was taken.
+        passed_over: files in the folders that end in no kind of log.
         reasons: the most frequent reasons of quarantined rows, with their counts.
         account: what became of the outcomes of the batch; None where it holds steps, or is held.
         outcomes: what the ingest of outcomes did that went with this one of steps; None where there was none.
@@ -68,6 +69,7 @@ class IngestReport:
     damaged: tuple[tuple[str, str], ...]
     reasons: tuple[tuple[str, int], ...]
     account: OutcomeAccount | None = None
+    passed_over: tuple[str, ...] = ()
     outcomes: IngestReport | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -78,6 +80,7 @@ class IngestReport:
             "empty": list(self.empty),
             "damaged": [{"file": file, "cause": cause} for file, cause in self.damaged],
             "reasons": [{"reason": reason, "n_rows": n} for reason, n in self.reasons],
+            "passed_over": list(self.passed_over),
             "account": self.account.to_json() if self.account else None,
             "outcomes": self.outcomes.to_json() if self.outcomes else None,
         }
@@ -113,7 +116,9 @@ def ingest_logs(
         LockedError: another ingest has held the lake for ten minutes.
         LakeError: the disk is full, or the memory too small; says how the lake stands.
     """
+    paths = list(paths)
     logs = find_log_files(paths)
+    passed_over = tuple(source_name(path.absolute(), base) for path in other_files(paths))
     key = key_for(lake.contract, lake.root)
     signatures = Signatures(signing_key()) if config.require_signature else None
     with lake_lock(lake.root), changing(lake):
@@ -124,9 +129,8 @@ def ingest_logs(
         folder = lake.staging_path / batch_id
         folder.mkdir(parents=True)
         try:
-            return _Ingest(
-                lake, kind, config, validate, batch_id, now, as_of, base, folder, on_rows, key, signatures
-            ).run(logs)
+            run = _Ingest(lake, kind, config, validate, batch_id, now, as_of, base, folder, on_rows, key, signatures)
+            return replace(run.run(logs), passed_over=passed_over)
         finally:
             if not lake.journal_path.exists():  # an unfinished commit still needs its files
                 shutil.rmtree(lake.staging_path, ignore_errors=True)
@@ -256,6 +260,13 @@ class _Ingest:
             taken.append(_Taken(log, unread, source, read))
             history.add(_as_consumed(_file_record(taken[-1], self.kind, self.lake.contract, "lake")))
         stage.finish_reading()
+        for place, file in reversed(list(enumerate(taken))):
+            again = stage.read_again.get(file.source)
+            if isinstance(again, LogFileError):
+                damaged.append((file.source, str(again)))
+                del taken[place]
+            elif again is not None:
+                taken[place] = replace(file, read=again)
         return taken, unchanged, empty, damaged
 
     def _as_of(self, stage: Stage) -> datetime:

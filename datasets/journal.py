@@ -22,6 +22,9 @@ from datasets.tables import TABLES, partition_columns
 _APP = "ingest"
 """The one application whose transaction version counts commits. One for all writers: two of them cannot both be n."""
 
+LAST_CHECKPOINT = "_last_checkpoint"
+"""The file in a table's log that names its newest checkpoint."""
+
 
 class LakeError(OfflineDqnError):
     """The lake cannot be read or written as it is."""
@@ -70,7 +73,12 @@ def journal_path(root: Path) -> Path:
 
 def commit_number(root: Path, tables: Iterable[str] = ("steps",)) -> int:
     """Number of the last complete commit; 0 for a new lake. Over more tables than `steps`: of the last one begun."""
-    return max(int(delta_table(root, table).transaction_version(_APP) or 0) for table in tables)
+    return max(transaction_number(delta_table(root, table)) for table in tables)
+
+
+def transaction_number(delta: Any) -> int:
+    """Number of the last commit that an opened table has; 0 for a new one."""
+    return int(delta.transaction_version(_APP) or 0)
 
 
 def delta_table(root: Path, table: str) -> Any:
@@ -141,16 +149,19 @@ def finish_journal(root: Path) -> list[str] | None:
             if source.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 source.replace(target)
-                flush_to_disk(target.parent)
             elif not target.exists():
                 raise LakeError(
                     f"{source} is gone, and commit {journal['number']} of the lake cannot be finished without it: "
                     "restore the file, or the lake from a backup."
                 )
+        # Also where a process that died had moved them: it may not have come to this.
+        for folder in {root / table, *((root / table / entry["name"]).parent for entry in changes["add"])}:
+            flush_to_disk(folder)
     for table in TABLES:
         if table in journal["tables"] or table == "steps":
             changes = journal["tables"].get(table, {"add": [], "remove": []})
             commit_table(root, table, changes, journal["number"], same_rows=journal["same_rows"])
+            flush_log(root, table)  # before the journal goes, from which it could be done again
     purge: list[str] = journal["purge"]
     return purge
 
@@ -158,6 +169,15 @@ def finish_journal(root: Path) -> list[str] | None:
 def end_journal(root: Path) -> None:
     """Takes the journal away: its commit is complete."""
     journal_path(root).unlink()
+
+
+def flush_log(root: Path, table: str) -> None:
+    """Waits until a table's last version is on the disk: Delta's own library leaves that to the system."""
+    log, version = root / table / "_delta_log", f"{delta_table(root, table).version():020d}"
+    for entry in log.iterdir():
+        if entry.is_file() and (entry.name.startswith(version) or entry.name == LAST_CHECKPOINT):
+            flush_to_disk(entry)
+    flush_to_disk(log)
 
 
 def commit_table(

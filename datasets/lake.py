@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from datasets.compatibility import IncompatibleContractError, lake_incompatibilities
 from datasets.contract import Contract, contract_from_json
 from datasets.duck import duck
-from datasets.durable import write_durably
+from datasets.durable import flush_to_disk, write_durably
 from datasets.history import purge_history
 from datasets.journal import (
     LakeError,
@@ -31,7 +31,9 @@ from datasets.journal import (
     delta_table,
     end_journal,
     finish_journal,
+    flush_log,
     journal_path,
+    transaction_number,
     write_journal,
 )
 from datasets.locking import ReadOnlyError, exclusive_lock
@@ -66,11 +68,33 @@ class Lake:
         """SQL that reads a table at its last commit, from absolute paths."""
         return scan_files(self.files(table), by_date=bool(partition_columns(table)))
 
+    def scans(self, tables: Iterable[str] = TABLES) -> dict[str, str]:
+        """SQL that reads each of several tables, all of them as one commit left them.
+
+        Opened one by one with `scan`, two tables may lie on the two sides of a commit that goes on meanwhile: a row
+        that moves from one to the other would be in neither, or in both.
+
+        Raises:
+            LockedError: a commit goes on, and does not end.
+            ReadOnlyError: a commit was cut off, and cannot be finished here.
+        """
+        others = [table for table in tables if table != "steps"]
+        while True:
+            # A commit comes to `steps` last. So a table opened after it has every commit that `steps` has, and one
+            # without a later commit is at the same one.
+            opened = {table: delta_table(self.root, table) for table in ("steps", *others)}
+            number = transaction_number(opened["steps"])
+            if all(transaction_number(opened[table]) <= number for table in others):
+                return {
+                    table: scan_files(_files_of(opened[table]), by_date=bool(partition_columns(table)))
+                    for table in opened
+                }
+            if self.journal_path.exists():
+                _finish_cut_off(self)  # waits for whoever is at it
+
     def files(self, table: str) -> list[str]:
         """Absolute paths of the table's Parquet files. Never empty: an empty one carries the schema."""
-        files = [unquote(uri) for uri in delta_table(self.root, table).file_uris()]  # written as in an address
-        # The empty one last: from the first file DuckDB estimates how many rows there are, and plans joins by that.
-        return sorted(files, key=lambda file: (Path(file).name.startswith(COLUMNS_FILE), file))
+        return _files_of(delta_table(self.root, table))
 
     def versions(self) -> dict[str, int]:
         """Delta version of each table."""
@@ -91,6 +115,8 @@ class Lake:
             return True
         if not (self.root / "steps" / "_delta_log").exists():
             return False
+        if not self.files("steps"):
+            return False  # made anew by a process that died before it was whole
         with duck() as connection:
             return connection.execute(f"SELECT 1 FROM {self.scan('steps')} LIMIT 1").fetchone() is not None
 
@@ -157,6 +183,12 @@ class Lake:
             raise LakeError(
                 f"{file.path} does not have the columns of table '{table}': found {found}, wanted {wanted}."
             )
+
+
+def _files_of(delta: Any) -> list[str]:
+    files = [unquote(uri) for uri in delta.file_uris()]  # written as in an address
+    # The empty one last: from the first file DuckDB estimates how many rows there are, and plans joins by that.
+    return sorted(files, key=lambda file: (Path(file).name.startswith(COLUMNS_FILE), file))
 
 
 def lake_lock(root: Path, *, wait_s: float = 600.0) -> Any:
@@ -298,6 +330,7 @@ def _create_table(lake: Lake, table: str, number: int | None = None) -> None:
         partition_by=partition_columns(table) or None,
         configuration={"delta.checkpointInterval": str(_CHECKPOINT_EVERY)},
     )
+    flush_log(lake.root, table)
     _add_columns_file(lake, table, number)
 
 
@@ -313,6 +346,7 @@ def _add_columns(lake: Lake) -> None:
     grown = [field for field in wanted if stored.get(field.name) != field.to_json()]
     if grown:  # a process that died here may have done it already
         delta.alter.add_columns(grown)
+        flush_log(lake.root, "steps")
     _add_columns_file(lake, "steps", None)
 
 
@@ -331,5 +365,8 @@ def _add_columns_file(lake: Lake, table: str, number: int | None) -> None:
     path = lake.root / table / name
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(schema.empty_table(), path, compression="zstd")
+    for written in (path, path.parent, lake.root / table, lake.root):
+        flush_to_disk(written)
     entry = {"name": name, "n_bytes": path.stat().st_size, "partition": partition, "n_rows": 0}
     commit_table(lake.root, table, {"add": [entry], "remove": []}, number)
+    flush_log(lake.root, table)

@@ -85,8 +85,7 @@ def outcome_layout(contract: Contract, *, textual: bool, latest: datetime | None
 def lean_layout(layout: Layout, contract: Contract, found: Collection[str]) -> Layout:
     """The layout without what a sample of the log's rows does not hold, which makes it cheaper to read.
 
-    If it comes later after all, it shows: without its value a required field is missing, and where any other value
-    stands that the sample lacks, the row is in doubt.
+    If it comes later after all, it shows: a row with a value at a path that the sample lacks is in doubt.
 
     Args:
         found: dotted paths in the sample.
@@ -98,22 +97,28 @@ def lean_layout(layout: Layout, contract: Contract, found: Collection[str]) -> L
             return replace(field, paths=paths or field.paths)
         if paths or _is_final(field) or field.name.startswith("keys."):
             return field
-        type_ = _stored_type(contract, layout.kind, field.name)
-        return Field(field.name, field.paths, lambda _: f"NULL::{type_}", lambda *_: "'not in the sample'")
+        return _never(field.name, field.paths, _stored_type(contract, layout.kind, field.name))
 
     fields = tuple(lean(field) for field in layout.fields)
+    read = {path for field in fields for path in field.paths}
+    elsewhere = tuple(dict.fromkeys(p for field in layout.fields for p in field.paths if p not in read))
+    if elsewhere:
+        fields = (*fields, _never("elsewhere", elsewhere, "VARCHAR"))
     root = contract.columns.get("final_observation", "final_observation")
     finals = [path for field in fields if _is_final(field) for path in field.paths]
     if not finals or root in found or not all(path.startswith(f"{root}.") for path in finals):
         return replace(layout, fields=fields)
     type_ = table_columns(contract)["steps"]["final_observation"]
-    truncated = cases((f"coalesce({typed_of('truncated')}, false)", "'not in the sample'"))
-    whole = Field("final_observation", (root,), lambda _: f"NULL::{type_}", lambda *_: truncated)
     return replace(
         layout,
-        fields=(*(field for field in fields if not _is_final(field)), whole),
+        fields=(*(field for field in fields if not _is_final(field)), _never("final_observation", (root,), type_)),
         outputs={**layout.outputs, "final_observation": typed_of("final_observation")},
     )
+
+
+def _never(name: str, paths: tuple[str, ...], type_: str) -> Field:
+    """A field that the sample lacks: a row that has it after all is in doubt."""
+    return Field(name, paths, lambda _: f"NULL::{type_}", lambda *_: "'not in the sample'")
 
 
 def _stored_type(contract: Contract, kind: str, name: str) -> str:

@@ -126,6 +126,13 @@ def find_log_files(paths: Iterable[Path]) -> list[LogFile]:
     return list(found.values())
 
 
+def other_files(paths: Iterable[Path]) -> list[Path]:
+    """Files in the folders among `paths` that are passed over because they end in no kind of log; hidden ones aside."""
+    folders = [path for path in paths if path.is_dir()]
+    below = (p for folder in folders for p in sorted(folder.rglob("*")) if p.is_file() and not _is_hidden(p, folder))
+    return [path for path in below if _as_log_file(path) is None]
+
+
 def holds_logs(folder: Path) -> bool:
     """Whether `find_log_files` would find a log in this folder."""
     return any(p.is_file() and not _is_hidden(p, folder) and _as_log_file(p) is not None for p in folder.rglob("*"))

@@ -110,8 +110,8 @@ def chosen_sql(reason: str | None, batch: str | None) -> str:
     """SQL condition on quarantined rows: how their reason begins, plain or masked, and how the id of their batch."""
     conditions = ["true"]
     if reason is not None:
-        begins = f"starts_with(%s, {literal(reason)})"
-        conditions.append(f"({begins % 'reason'} OR {begins % masked_sql('reason')})")
+        begins = [f"starts_with({text}, {literal(reason)})" for text in ("reason", masked_sql("reason"))]
+        conditions.append(f"({' OR '.join(begins)})")
     if batch is not None:
         conditions.append(f"starts_with(batch_id, {literal(batch)})")
     return " AND ".join(conditions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import PurePath
 
 import numpy as np
@@ -10,8 +11,10 @@ import pyarrow as pa
 from datasets.duck import quoted
 from datasets.identities import Identities, RepeatedHashes, identity_hash_sql, identity_sql, sorted_hashes
 from datasets.lake import Lake
-from datasets.staging import Stage
+from datasets.staging import RawText, Stage
 from datasets.tables import COLUMNS_FILE, scan_files, table_columns
+
+_CHUNK_ROWS = 20_000
 
 
 def take_out_repeats(stage: Stage, lake: Lake) -> int:
@@ -39,7 +42,7 @@ def take_out_repeats(stage: Stage, lake: Lake) -> int:
             {before if history else ""}
         )
         WINDOW same AS (PARTITION BY identity ORDER BY ordinal)
-        QUALIFY row_number() OVER same > 1
+        QUALIFY row_number() OVER same > 1 AND ordinal >= 0
         """
     )
     connection.execute(
@@ -81,13 +84,16 @@ def _content_sql(lake: Lake) -> str:
 
 def _find_raw_text(stage: Stage) -> None:
     """Replaces the canonical form of conflicting repeats by their raw text, where they came from text files."""
-    conflicts = stage.connection.execute("SELECT ordinal FROM repeats WHERE NOT is_duplicate").fetchall()
-    found = list(stage.raw_text(ordinal for (ordinal,) in conflicts))
-    if not found:
-        return
+    conflicts = stage.connection.execute("SELECT ordinal FROM repeats WHERE NOT is_duplicate ORDER BY 1").fetchall()
+    found = stage.raw_text(ordinal for (ordinal,) in conflicts)
+    while texts := list(islice(found, _CHUNK_ROWS)):
+        _replace_raw_text(stage, texts)
+
+
+def _replace_raw_text(stage: Stage, texts: list[RawText]) -> None:
     types = {"source": pa.string(), "source_line": pa.int64(), "raw": pa.string(), "file_digest": pa.string()}
     types["header"] = pa.list_(pa.string())
-    table = pa.table({name: pa.array([getattr(text, name) for text in found], type_) for name, type_ in types.items()})
+    table = pa.table({name: pa.array([getattr(text, name) for text in texts], type_) for name, type_ in types.items()})
     stage.connection.register("raw_texts", table)
     stage.connection.execute(
         "UPDATE bad SET raw = t.raw, header = t.header, file_digest = t.file_digest FROM raw_texts t "

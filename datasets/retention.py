@@ -16,8 +16,9 @@ from pydantic import Field
 from datasets.duck import duck, literal
 from datasets.lake import Lake, changing, lake_lock
 from datasets.privacy import SEALED
-from datasets.rewriting import Rewrite, rewrite_rows
+from datasets.rewriting import Rewrite, rewrite_held, rewrite_rows
 from datasets.settings import Settings
+from datasets.tables import scan_files
 
 
 class RetentionConfig(Settings):
@@ -56,7 +57,7 @@ def aged_rows(lake: Lake, config: RetentionConfig, *, as_of: datetime) -> dict[s
 
 
 def aged_texts(lake: Lake, config: RetentionConfig, *, at: datetime) -> Rewrite:
-    """The quarantined rows whose raw text is too old at `at`, with that text emptied."""
+    """The quarantined rows whose raw text is too old at `at`, with that text emptied; for held batches, too."""
     sealed_before = at - timedelta(days=lake.contract.privacy.raw_days)
     aged = f"starts_with(raw, {literal(SEALED)}) AND quarantined_at < TIMESTAMPTZ {literal(sealed_before.isoformat())}"
     if config.quarantine_days is not None:
@@ -84,7 +85,8 @@ def retire_rows(
         LakeError: the disk is full or the memory too small.
     """
     if dry_run:
-        n_texts = _count(lake, {"quarantine": aged_texts(lake, config, at=at)})["quarantine"]
+        aged = aged_texts(lake, config, at=at)
+        n_texts = _count(lake, {"quarantine": aged})["quarantine"] + _count_held(lake, aged)
         return {**_count(lake, aged_rows(lake, config, as_of=as_of)), "raw text": n_texts}
     with lake_lock(lake.root), changing(lake, "the removal of old rows"):
         lake.finish_commit()
@@ -92,8 +94,9 @@ def retire_rows(
         rows = aged_rows(lake, config, as_of=as_of)
         n_rows = rewrite_rows(lake, rows, reason=reason, at=at) if rows else {}
         texts = {"quarantine": aged_texts(lake, config, at=at)}
+        n_held = sum(by_table["quarantine"] for by_table in rewrite_held(lake, texts).values())
         emptied = rewrite_rows(lake, texts, reason="", at=at, purge=True)
-        return {**n_rows, "raw text": emptied["quarantine"]}
+        return {**n_rows, "raw text": emptied["quarantine"] + n_held}
 
 
 def _count(lake: Lake, rewrites: Mapping[str, Rewrite]) -> dict[str, int]:
@@ -105,3 +108,13 @@ def _count(lake: Lake, rewrites: Mapping[str, Rewrite]) -> dict[str, int]:
             ).fetchone()
             counted[table] = int(found[0])
     return counted
+
+
+def _count_held(lake: Lake, rewrite: Rewrite) -> int:
+    files = sorted(str(path) for path in lake.held_path.glob("*/quarantine.parquet"))
+    if not files:
+        return 0
+    with duck() as connection:
+        scanned = scan_files(files, by_date=False)
+        found: Any = connection.execute(f"SELECT count(*) FROM {scanned} WHERE ({rewrite.where}) IS TRUE").fetchone()
+    return int(found[0])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 
 import duckdb
@@ -80,7 +81,8 @@ class RawText:
 
 
 class Stage:
-    """Rows of one batch.
+    """Rows of one batch. `dropped` are the log's columns that the contract does not name; `read_again` says, by file,
+    what the exact reader found where it had to take the place of the fast one after all.
 
     The tables `exact` (rows that the exact reader took) and `bad` (rows that do not fit the contract, with their
     reason), and one table for each text of the fast reader; `rows_sql` brings the good ones together.
@@ -107,6 +109,7 @@ class Stage:
         self.connection = connection
         self.kind = kind
         self.dropped: set[str] = set()
+        self.read_again: dict[str, ReadFile | LogFileError] = {}
         self._contract = contract
         self._folder = folder
         self._latest = latest
@@ -164,9 +167,13 @@ class Stage:
         if copy is None or not copy.n_rows:
             return
         text = copy.finished()
-        if not self._take_text(text):
-            for number in sorted({segment.file for segment in text.segments}):
-                self._read_exactly(number)
+        if self._take_text(text):
+            return
+        for number in sorted({segment.file for segment in text.segments}):
+            try:
+                self.read_again[self._files[number].name] = self._read_exactly(number)
+            except LogFileError as error:
+                self.read_again[self._files[number].name] = error
 
     def _read_text(self, number: int) -> ReadFile:
         source = self._files[number]
@@ -201,9 +208,10 @@ class Stage:
             return self._forget(table, text if text.is_copy else None)
         self._texts.append((table, text))
         in_doubt = self.connection.execute(f"SELECT rowid FROM {table} WHERE {DOUBTFUL} ORDER BY 1")
-        doubtful = in_doubt.fetchnumpy()["rowid"]
+        doubtful = in_doubt.fetchnumpy()["rowid"].tolist()
+        lines = text.lines_at(doubtful)
         for start in range(0, len(doubtful), _CHUNK_ROWS):
-            self._judge_lines(text, doubtful[start : start + _CHUNK_ROWS].tolist())
+            self._judge_lines(text, doubtful[start : start + _CHUNK_ROWS], lines)
         self._on_rows(text.n_rows)
         return True
 
@@ -213,8 +221,8 @@ class Stage:
             text.path.unlink(missing_ok=True)
         return False
 
-    def _judge_lines(self, text: Text, rows: Sequence[int]) -> None:
-        chunk = text_chunk(rows, text.lines_at(rows))
+    def _judge_lines(self, text: Text, rows: Sequence[int], lines: Iterator[bytes]) -> None:
+        chunk = text_chunk(rows, islice(lines, len(rows)))
         self.judge(chunk, None, self._places(chunk, [text.place_of(row) for row in rows]))
 
     def _read_exactly(self, number: int) -> ReadFile:

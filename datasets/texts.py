@@ -189,7 +189,7 @@ def copy_with_other_lines(path: Path, target: Path, others: Mapping[int, bytes])
 
 
 def _may_hold_blank_lines(block: bytes) -> bool:
-    return block[:1] in _SPACE or b"\n\n" in block or b"\n\r\n" in block or b"\n " in block or b"\n\t" in block
+    return block[:1] in _SPACE or any(b"\n" + bytes([space]) in block for space in _SPACE)
 
 
 def _whole_lines(source: BinaryIO, *, is_start: bool = False) -> Iterator[bytes]:

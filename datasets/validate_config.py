@@ -26,13 +26,13 @@ class SeverityConfig(Settings):
     freshness: Severity = "warn"
     """The newest row is older than `recent.max_age`, or lies in the future."""
     null_share: Severity = "warn"
-    """A nullable feature is missing more often than in any recent night."""
+    """A nullable feature is missing more often than is usual of recent nights."""
     quarantined: Severity = "warn"
-    """A larger share of rows went to quarantine than in any recent batch."""
+    """A larger share of rows went to quarantine than is usual of recent batches."""
     new_labels: Severity = "warn"
     """Labels that neither recent nights nor the contract's `values` know."""
     vanished_actions: Severity = "warn"
-    """An action that every recent night held is gone."""
+    """An action that recent nights usually held is gone."""
     propensity_high: Severity = "hold"
     """1 / behavior_prob averages above 1 for an action: under the true probabilities it cannot."""
     propensity_low: Severity = "warn"
@@ -51,9 +51,9 @@ class RecentConfig(Settings):
     max_age: str = "3d"
     """How old the newest row of a batch may be at `as_of`."""
     null_share_slack: float = Field(default=0.05, ge=0.0, le=1.0)
-    """How far the share missing of a nullable feature may rise above that of every recent night."""
+    """How far the share missing of a nullable feature may rise above what is usual of recent nights."""
     quarantined_slack: float = Field(default=0.01, ge=0.0, le=1.0)
-    """How far the share quarantined may rise above that of every recent batch."""
+    """How far the share quarantined may rise above what is usual of recent batches."""
     max_new_label_share: float = Field(default=0.01, ge=0.0, le=1.0)
     """Share of steps whose label may be new, feature by feature."""
 

@@ -225,6 +225,8 @@ def _print_ingest(report: IngestReport, what: str) -> None:
     is_held = batch is not None and batch.status == "held"
     for reason, n in report.reasons:
         console.warn(f"{n:,} rows {'break the contract' if is_held else 'quarantined'}: {reason}")
+    for file in report.passed_over:
+        console.warn(f"{file} was not read: its name ends in no kind of log (.jsonl, .csv, .parquet, .arrow)")
     for file in report.empty:
         console.warn(f"{file} is empty")
     for _, cause in report.damaged:

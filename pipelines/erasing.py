@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.durable import write_durably
-from datasets.erasure import Erasure, Subject, erase_subject, finish_erasure, named_subject, word_pattern
+from datasets.erasure import Erasure, erase_subject, finish_erasure, named_subject, word_pattern
 from datasets.lake import Lake
 from datasets.locking import exclusive_lock
 from datasets.logfiles import LogFile, LogFileError, Unread, container_errors, find_log_files, open_unread
@@ -67,11 +67,14 @@ def erase(workspace: Workspace, *, episode: str | None, named: str | None, dry_r
     subject = named_subject(workspace.contract, key, episode=episode, named=named)
     with _locked(workspace):
         at = datetime.now(UTC)
-        found = erase_subject(lake, subject, key, workspace.snapshots_path, at=at, dry_run=dry_run)
+
+        def traces(names: Iterable[str], snapshots: Iterable[str]) -> None:
+            _erase_traces(workspace, lake, snapshots, _bytes_pattern([subject.plain, *names]))
+
+        snapshots_path = workspace.snapshots_path
+        found = erase_subject(lake, subject, key, snapshots_path, at=at, dry_run=dry_run, traces=traces)
         releases = tuple(_resting_on(workspace, found.snapshots))
-        pattern = _bytes_pattern(subject, found)
-        if not dry_run:
-            _erase_traces(workspace, lake, found.snapshots, pattern)
+        pattern = _bytes_pattern([subject.plain, *subject.stored, *found.episodes])
         logs = _logs_naming(workspace, found.sources, pattern)
         named_in = _files_naming(workspace, pattern) if pattern is not None else ()
     return ErasedWorkspace(found, releases, tuple(logs), tuple(named_in), dry_run)
@@ -80,11 +83,12 @@ def erase(workspace: Workspace, *, episode: str | None, named: str | None, dry_r
 def finish(workspace: Workspace) -> bool:
     """Finishes an erasure that was cut off; returns whether there was one."""
     lake = workspace.open_lake()
+
+    def traces(names: Iterable[str], snapshots: Iterable[str]) -> None:
+        _erase_traces(workspace, lake, snapshots, _bytes_pattern(names))
+
     with _locked(workspace):
-        finished = finish_erasure(lake, workspace.snapshots_path)
-        if finished:
-            workspace.refresh_catalog(lake)
-    return finished
+        return finish_erasure(lake, workspace.snapshots_path, traces=traces)
 
 
 def _locked(workspace: Workspace) -> Any:
@@ -99,10 +103,11 @@ def _resting_on(workspace: Workspace, snapshots: Iterable[str]) -> Iterator[int]
             yield release
 
 
-def _bytes_pattern(subject: Subject, found: Erasure) -> re.Pattern[bytes] | None:
-    """Finds the subject's names in files; None where they are too short to mean anything."""
-    names = {subject.plain, json.dumps(subject.plain)[1:-1], *subject.stored, *found.episodes}
-    sought = [name for name in names if len(name) >= _SHORTEST_SOUGHT]
+def _bytes_pattern(names: Iterable[str]) -> re.Pattern[bytes] | None:
+    """Finds a subject's names in files, as they are or as JSON has them; None where all are too short to mean
+    anything."""
+    written = {text for name in names for text in (name, json.dumps(name)[1:-1])}
+    sought = [name for name in written if len(name) >= _SHORTEST_SOUGHT]
     return re.compile(word_pattern(sought).pattern.encode()) if sought else None
 
 

@@ -95,7 +95,7 @@ def export_snapshot(
     replay, summary = open_snapshot(find_snapshot(workspace, name).path)
     codes = [SPLIT_NAMES.index(split) for split in splits]
     if to == "minari":
-        return export_minari(replay, target, splits=codes, snapshot=summary.digest)
+        return export_minari(replay, target.absolute(), splits=codes, snapshot=summary.digest)
     return export_d3rlpy(replay, target, splits=codes, ignore_masks=ignore_masks)
 
 

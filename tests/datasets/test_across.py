@@ -189,11 +189,63 @@ def test_an_action_that_is_gone_is_named() -> None:
     facts = batch(night(10, actions={"hold": 700, "up": 300}))
     (gone,) = broken(judged(facts, WEEK).expectations)
     assert (gone.column, gone.value) == ("number of actions that vanished", 1.0)
-    assert "'down' was 10.00% or more of every recent night's steps and is in none of this batch's" in gone.remedy
+    assert "'down' was 10.00% or more of a usual night's steps and is in none of this batch's" in gone.remedy
     small = batch(night(10, 200, actions={"hold": 150, "up": 50}))
     assert "number of actions that vanished" not in columns(broken(judged(small, WEEK).expectations))
     rare = [*WEEK, batch(night(9, 5000, actions={"hold": 5000}))]  # not there every night
     assert broken(judged(facts, rare[1:]).expectations) == broken(judged(facts, rare).expectations)
+
+
+MONTH = [batch(night(day)) for day in range(28)]
+BAD_TINY = BatchFacts((), None, {}, n_new=2, n_quarantined=2)
+
+
+@pytest.mark.parametrize(
+    "stray",
+    [
+        BAD_TINY,
+        batch(night(20, 1), n_quarantined=1),
+        batch(night(20, 1000), n_quarantined=4000),  # large, but one night of 28
+        batch(night(-5, 1000), n_quarantined=4000),  # more than 28 nights ago
+    ],
+    ids=["none of it kept", "tiny", "one large", "long ago"],
+)
+@pytest.mark.parametrize("at_end", [False, True])
+def test_one_bad_batch_does_not_hide_a_share_quarantined(stray: BatchFacts, at_end: bool) -> None:
+    bad = batch(night(28, 400), n_quarantined=600)
+    (share,) = broken(judged(bad, [*MONTH, stray] if at_end else [stray, *MONTH]).expectations)
+    assert (share.column, share.value) == ("share quarantined beside recent batches", 0.6)
+    assert share.arguments["max_value"] < 0.02
+
+
+def test_a_tiny_bad_batch_does_not_hide_a_share_quarantined_of_a_first_week_either() -> None:
+    bad = batch(night(10, 400), n_quarantined=600)
+    for stray in (BAD_TINY, batch(night(-1, 1), n_quarantined=1)):
+        found = broken(judged(bad, [*WEEK, stray]).expectations)
+        assert columns(found) == ["share quarantined beside recent batches"]
+
+
+def test_one_source_of_many_that_is_always_worse_is_usual() -> None:
+    worse = [batch(night(day, 970), n_quarantined=30) for day in range(28)]
+    others = [batch(night(day)) for day in range(28) for _ in range(19)]
+    facts = batch(night(28, 970), n_quarantined=30)
+    assert "share quarantined beside recent batches" not in columns(broken(judged(facts, worse + others).expectations))
+
+
+@pytest.mark.parametrize("n_nights", [10, 28])
+def test_a_stray_row_of_another_day_hides_no_missing_values_and_no_vanished_action(n_nights: int) -> None:
+    stray = batch(night(-1, 1, nulls=1, actions={"hold": 1}))
+    facts = batch(night(n_nights - 1, nulls=600, actions={"hold": 700, "up": 300}))
+    found = broken(judged(facts, [stray, *MONTH[: n_nights - 1]]).expectations)
+    assert columns(found) == ["share missing of observation.zone", "number of actions that vanished"]
+
+
+def test_what_differs_on_one_day_of_the_week_is_usual() -> None:
+    def of_week(day: int) -> BatchFacts:
+        return batch(night(day, nulls=300, actions={"hold": 1000})) if day % 7 == 6 else batch(night(day))
+
+    for day in (13, 20, 27, 34):
+        assert broken(judged(of_week(day), [of_week(other) for other in range(day)]).expectations) == []
 
 
 def average(action: str, mean: float, *, error: float = 0.01, n_effective: float = 500.0) -> InverseAverage:

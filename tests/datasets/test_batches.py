@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from datasets import journal
+from datasets import batches, journal
 from datasets.batches import Batch, BatchCounts, BatchError, find_batch, list_batches, reject_batch, release_batch
 from datasets.ingest import IngestReport
 from datasets.journal import LakeError
@@ -199,3 +199,39 @@ def test_a_held_one_step_batch_is_released_row_for_row(tmp_path: Path, monkeypat
 def test_an_account_that_does_not_add_up_is_our_own_mistake() -> None:
     with pytest.raises(AssertionError, match="5 rows came in and 4 are accounted for"):
         BatchCounts(n_in=5, n_lake=4).check()
+
+
+def test_held_folders_that_belong_to_no_held_batch_go_with_the_next_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    lake, batch_id = held_batch(tmp_path, monkeypatch)
+    suite_says(monkeypatch, False)
+    with monkeypatch.context() as patch:
+        patch.setattr(batches, "commit_batch", die)
+        with pytest.raises(KeyboardInterrupt):
+            take_in(lake, write_rows(tmp_path / "more.jsonl", episode("f")))
+    assert len(list(lake.held_path.iterdir())) == 2
+
+    again = batch_of(take_in(lake, tmp_path / "more.jsonl")).batch_id
+
+    assert {folder.name for folder in lake.held_path.iterdir()} == {batch_id, again}
+
+
+def test_held_rows_reach_the_disk_before_their_batch_is_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, flushed = batches.commit_batch, list[Path]()
+
+    def commit(lake: Lake, batch: Batch, *args: Any, **options: Any) -> None:
+        if batch.status == "held":
+            assert flushed == [lake.held_path / batch.batch_id]
+        real(lake, batch, *args, **options)
+
+    monkeypatch.setattr(batches, "flush_folder", flushed.append)
+    monkeypatch.setattr(batches, "commit_batch", commit)
+    held_batch(tmp_path, monkeypatch)
+
+    assert len(flushed) == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets.durable import append_record, read_records, write_durably
+from datasets.durable import append_record, flush_folder, read_records, write_durably
 
 
 def test_a_file_is_written_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
@@ -59,3 +59,12 @@ def test_records_come_back_in_order_and_a_cut_off_line_did_not_happen(tmp_path: 
     append_record(path, {"n": 3})
 
     assert read_records(path) == [{"n": 1, "text": "line\nbreak\u2028 ä"}, {"n": 3}]
+
+
+def test_everything_in_a_folder_reaches_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_durably(tmp_path / "in" / "deep" / "a", "x")
+    flushed: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda opened: flushed.append(Path(f"/proc/self/fd/{opened}").resolve().name))
+    flush_folder(tmp_path / "in")
+
+    assert sorted(flushed) == ["a", "deep", "in"]

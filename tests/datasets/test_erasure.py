@@ -13,8 +13,10 @@ from datasets import erasure, history, journal
 from datasets.batches import list_batches, reject_batch, release_batch
 from datasets.erasure import Erasure, ErasureError, erase_subject, finish_erasure, named_subject
 from datasets.freezing import freeze_snapshot
+from datasets.ingest import IngestConfig
 from datasets.lake import Lake
 from datasets.privacy import KEY_VARIABLE, PrivacyKey
+from datasets.quarantine_replay import replay_quarantine
 from datasets.snapshot import ErasedSnapshotError, open_snapshot
 from datasets.snapshot_config import SnapshotConfig
 from tests.datasets.builders import (
@@ -114,6 +116,22 @@ def test_outcomes_go_by_the_decisions_of_the_erased_steps(tmp_path: Path) -> Non
     report = bring(lake, write_rows(tmp_path / "p.jsonl", [{**outcome, "reward": -2.0}]))
     assert counts_of(report) == {"in": 1, "erased": 1}
     assert ask(lake, "SELECT decision_id FROM {outcomes}") == [("stays-1",)]
+
+
+def test_outcomes_of_quarantined_steps_go_and_those_of_others_stay(tmp_path: Path) -> None:
+    lake = lake_at(tmp_path, LATE)
+    bad = {"action": "jump", "reward": None}
+    steps = [
+        step_row("gone", 0, decision_id="d-gone", **bad),
+        step_row("gone", 1, decision_id="d-stays", **bad),
+        step_row("stays", 0, decision_id="d-stays", reward=None),
+    ]
+    outcome = {"timestamp": "2024-05-01T10:05:00Z", "reward": -1.0}
+    take_in(lake, write_rows(tmp_path / "a.jsonl", steps))
+    bring(lake, write_rows(tmp_path / "o.jsonl", [{**outcome, "decision_id": d} for d in ("d-gone", "d-stays")]))
+
+    assert erase_episode(lake, "gone").n_rows == {"steps": 0, "outcomes": 1, "quarantine": 2, "held": 0}
+    assert ask(lake, "SELECT decision_id FROM {outcomes}") == [("d-stays",)]
 
 
 def bring(lake: Lake, path: Path) -> Any:
@@ -268,3 +286,14 @@ def test_rows_of_rejected_batches_are_found_by_their_key(tmp_path: Path, monkeyp
     assert erase_user(lake, "mara").n_rows == {"steps": 0, "outcomes": 0, "quarantine": 3, "held": 0}
     assert KEY.hash("mara") not in everything_in(lake.root)
     assert ask(lake, "SELECT count(*) FROM {quarantine}") == [(3,)]
+
+
+def test_former_versions_of_a_table_without_the_subject_go_too(tmp_path: Path) -> None:
+    lake = lake_at(tmp_path)
+    take_in(lake, write_rows(tmp_path / "a.jsonl", [*episode("stays"), step_row("gone-one", action="jump")]))
+    mended = lake_at(tmp_path, tiny(actions={"names": ["down", "hold", "up", "jump"]}))
+    (replayed,) = replay_quarantine(mended, IngestConfig(), as_of=NOON, at=AT)
+    assert replayed.batch.counts.n_lake == 1
+
+    assert erase_episode(mended, "gone-one").n_rows["quarantine"] == 0
+    assert "gone-one" not in everything_in(mended.root)

@@ -131,3 +131,41 @@ def test_a_log_with_one_enormous_line_is_read(tmp_path: Path) -> None:
 
     assert [row["episode_id"] for row in good] == ["e", "f", "g"]
     assert bad == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "contract"),
+    [
+        ({"observation": {"load": [[1], 2]}}, tiny()),
+        ({"observation": {"load": [{}, 1]}}, tiny()),
+        ({"cpu": 0.5, "observation": {"cpu": 7.5}}, tiny()),
+        *[
+            ({"episode_id": number}, tiny())
+            for number in (1e22, 1e16, 1e-7, 123456789012345680000.0, 1.0, "1.50", "1e5")
+        ],
+    ],
+)
+def test_a_value_unlike_those_of_the_sample_is_judged_exactly(
+    changes: dict[str, Any], contract: Contract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    early = [step_row(f"e{i}", cpu=0.5, observation={"cpu": None}) for i in range(1001)]
+    log = tmp_path / "a.jsonl"
+    log.write_text(text_of([*early, step_row("late", **changes)]))
+
+    fast = staged(contract, tmp_path / "fast", [log])
+
+    assert fast == exactly(monkeypatch, contract, tmp_path / "exact", [log])
+    assert len(fast[0]) + len(fast[1]) == 1002
+
+
+@pytest.mark.parametrize("blank", ["\x0c", "\x0b", "\r\r", " \t", "\r"])
+def test_blank_lines_of_every_kind_are_no_rows(blank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = text_of(episode("e")).splitlines()
+    log = tmp_path / "a.jsonl"
+    log.write_text("\n".join([rows[0], blank, rows[1], rows[2], blank]) + "\n", newline="")
+
+    for place in (0, 1 << 30):  # read where it lies, and copied
+        monkeypatch.setattr("datasets.texts.IN_PLACE_BYTES", place)
+        good, bad = staged(tiny(), tmp_path / f"stage-{place}", [log])
+        assert [row["source_line"] for row in good] == [1, 3, 4]
+        assert bad == []

@@ -542,3 +542,12 @@ def test_end_to_end_with_the_real_suite(tmp_path: Path, monkeypatch: pytest.Monk
     assert report.batch.status == "held"
     assert counts_of(report) == {"in": 33, "held": 33}
     assert "quarantine" in report.batch.note
+
+
+def test_files_that_are_no_logs_are_named(tmp_path: Path) -> None:
+    write_rows(tmp_path / "logs" / "a.jsonl", episode("e"))
+    (tmp_path / "logs" / "b.json.bz2").write_bytes(b"")
+    (tmp_path / "logs" / ".hidden").write_bytes(b"")
+    report = take_in(lake_at(tmp_path), tmp_path / "logs")
+    assert report.passed_over == ("logs/b.json.bz2",)
+    assert take_in(lake_at(tmp_path), tmp_path / "logs").passed_over == ("logs/b.json.bz2",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
-from datasets import journal
+from datasets import history, journal
+from datasets import lake as lakes
 from datasets.duck import duck
+from datasets.durable import flush_to_disk
 from datasets.journal import LakeError, StagedFile
 from datasets.lake import lake_lock, open_lake
 from datasets.locking import LockedError, exclusive_lock
@@ -185,3 +188,95 @@ def test_a_log_of_many_commits_opens_fast_because_delta_checkpoints_it(tmp_path:
     assert len(list(log.glob("*.checkpoint.parquet"))) == 2
     assert lake.commit_number() == 45
     assert len(lake.files("removals")) == 46
+
+
+def test_a_reader_during_a_commit_sees_all_of_it_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake, real, seen = lake_at(tmp_path), journal.commit_table, list[dict[str, str]]()
+    before = lake.scans()
+    reader = threading.Thread(target=lambda: seen.append(lake.scans()))
+
+    def commit_table(root: Path, table: str, *args: Any, **options: Any) -> None:
+        if table == "steps":  # the quarantine has its part already
+            reader.start()
+            reader.join(0.3)
+            assert reader.is_alive()
+        real(root, table, *args, **options)
+
+    monkeypatch.setattr(journal, "commit_table", commit_table)
+    take_in(lake, write_rows(tmp_path / "a.jsonl", [*episode("e"), "bad"]))
+    reader.join(30)
+
+    (after,) = seen
+    assert after == {table: lake.scan(table) for table in TABLES}
+    assert {table for table in TABLES if after[table] != before[table]} == {"steps", "quarantine", "files", "batches"}
+
+
+def test_a_commit_between_the_tables_is_seen_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake, real, opened = lake_at(tmp_path), journal.delta_table, list[str]()
+
+    def delta_table(root: Path, table: str) -> Any:
+        opened.append(table)
+        if len(opened) == 2:
+            take_in(lake, write_rows(tmp_path / "a.jsonl", [*episode("e"), "bad"]))
+        return real(root, table)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lakes, "delta_table", delta_table)
+        scans = lake.scans(("quarantine", "steps"))
+
+    assert scans == {table: lake.scan(table) for table in ("steps", "quarantine")}
+
+
+def test_tables_reach_the_disk_before_the_journal_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake, flushed = lake_at(tmp_path), list[str]()
+    real_flush, real_end = flush_to_disk, journal.end_journal
+
+    def flush(path: Path) -> None:
+        flushed.append(str(path.relative_to(lake.root)))
+        real_flush(path)
+
+    def end_journal(root: Path) -> None:
+        flushed.append("end")
+        real_end(root)
+
+    monkeypatch.setattr(journal, "flush_to_disk", flush)
+    monkeypatch.setattr(lakes, "end_journal", end_journal)
+    take_in(lake, write_rows(tmp_path / "a.jsonl", episode("e")))
+
+    until_end = flushed[: flushed.index("end")]
+    version = f"{lake.versions()['steps']:020d}"
+    assert until_end[-2:] == [f"steps/_delta_log/{version}.json", "steps/_delta_log"]
+    assert {"steps/log_date=2024-05-01", "steps", "batches/_delta_log"} <= set(until_end)
+
+
+def test_a_checkpoint_reaches_the_disk_before_the_log_it_stands_for_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake, flushed = lake_at(tmp_path), set[str]()
+    take_in(lake, write_rows(tmp_path / "a.jsonl", episode("e")))
+    log = lake.root / "steps" / "_delta_log"
+
+    def flush(path: Path) -> None:
+        flushed.add(path.name)
+        assert (log / f"{0:020d}.json").exists()
+
+    monkeypatch.setattr(journal, "flush_to_disk", flush)
+    history.purge_history(lake.root, ["steps"])
+
+    left = {path.name for path in log.iterdir() if path.is_file()}
+    assert "_last_checkpoint" in left
+    assert flushed == {*left, "_delta_log"}
+
+
+def test_steps_made_anew_by_a_process_that_died_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    lake_at(tmp_path)
+    mended = tiny(features={"cpu": {"type": "categorical", "min": None, "max": None}, "load": None})
+    with monkeypatch.context() as patch:
+        patch.setattr(lakes, "_add_columns_file", die)
+        with pytest.raises(KeyboardInterrupt):
+            lake_at(tmp_path, mended)
+
+    assert ask(lake_at(tmp_path, mended), "SELECT * FROM {steps}") == []

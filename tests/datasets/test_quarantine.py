@@ -82,6 +82,7 @@ def test_raw_text_is_shown_as_it_was_written(tmp_path: Path) -> None:
     assert '"cpu": 1.5' in str(hot.raw)
     assert (broken.raw, broken.source, broken.source_line) == ('{"not": "json', "a.jsonl", 4)
     assert len(show_rows(opened, limit=1)) == 1
+    assert show_rows(opened, reason="50% of %s") == []
 
 
 def test_what_fits_the_mended_contract_moves_into_the_lake_once(tmp_path: Path) -> None:

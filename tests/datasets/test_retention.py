@@ -6,14 +6,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from datasets.lake import Lake, lake_lock
-from datasets.privacy import SEALED
+from datasets.privacy import KEY_VARIABLE, SEALED
 from datasets.retention import RetentionConfig, retire_rows
 from datasets.rewriting import Rewrite, rewrite_rows
 from datasets.settings import SettingsError, build_settings
-from tests.datasets.builders import ask, episode, lake_at, reasons_of, step_row, take_in, write_rows
+from tests.datasets.builders import ask, episode, lake_at, reasons_of, step_row, suite_says, take_in, tiny, write_rows
 from tests.datasets.test_episodes import episodes_of
 
 pytestmark = pytest.mark.usefixtures("quick_suite")
@@ -106,6 +107,19 @@ def test_sealed_text_goes_after_the_contracts_days_whatever_is_configured(tmp_pa
     assert retired(lake, at=NOW + timedelta(days=29)) == {"raw text": 0}
     assert retired(lake, at=NOW + timedelta(days=31)) == {"raw text": 1}
     assert [raw is None for (raw,) in ask(lake, "SELECT raw FROM {quarantine} ORDER BY source_line")] == [True, False]
+
+
+def test_sealed_text_of_held_batches_goes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, "k" * 40)
+    suite_says(monkeypatch, False)
+    lake = lake_at(tmp_path, tiny(privacy={"hash": ["user"]}))
+    take_in(lake, write_rows(tmp_path / "a.jsonl", [*episode("e"), '{"user": "mara", ']))
+    (held,) = lake.held_path.glob("*/quarantine.parquet")
+    assert pq.read_table(held)["raw"][0].as_py().startswith(SEALED)
+
+    assert retired(lake, at=NOW + timedelta(days=29)) == {"raw text": 0}
+    assert retired(lake, at=NOW + timedelta(days=31)) == {"raw text": 1}
+    assert pq.read_table(held)["raw"].to_pylist() == [None]
 
 
 def test_late_rows_of_a_night_that_left_find_no_repeat_and_their_file_is_still_known(tmp_path: Path) -> None:

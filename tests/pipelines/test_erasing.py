@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from datasets.signing import KEY_VARIABLE as SIGNING_KEY
+from pipelines import erasing
 from pipelines.cli import app
 from pipelines.workspace import Workspace, open_workspace
 from tests.datasets.builders import episode, step_row, suite_says, write_rows
@@ -85,6 +86,30 @@ def test_a_subject_is_erased_from_everything_that_was_made(small: Workspace) -> 
     assert "No erasure was cut off" in run("erase", small.root, "--finish").stdout
     refused = run("erase", small.root, "--key", "mail=x")
     assert (refused.exit_code, "is no key by which rows can be found" in refused.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("again", ["finish", "erase"])
+def test_an_erasure_that_was_cut_off_before_its_traces_went_is_finished(
+    small: Workspace, monkeypatch: pytest.MonkeyPatch, again: str
+) -> None:
+    small.nights_path.write_text('{"warnings": ["3 rows of e-leaves"]}\n')
+
+    def cut_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(erasing, "_erase_traces", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            erasing.erase(small, episode=None, named="user=noor")
+    assert "e-leaves" in small.nights_path.read_text()
+    if again == "finish":
+        assert "Erasure finished" in run("erase", small.root, "--finish").stdout
+    else:
+        assert run("erase", small.root, "--key", "user=noor").exit_code == 0
+
+    assert small.nights_path.read_text() == '{"warnings": ["3 rows of (erased)"]}\n'
+    assert n_steps(small.root) == 3
+    assert "No erasure was cut off" in run("erase", small.root, "--finish").stdout
 
 
 def test_only_signed_logs_are_taken_where_signatures_are_required(
