@@ -41,7 +41,7 @@ class IngestConfig(Settings):
     as_of: Literal["now", "newest"] = "now"
     """What "now" means for idleness and age: the clock, or the newest timestamp of the lake for simulated and
     back-filled logs."""
-    memory: str = "1500MB"
+    memory: str = "1100MB"
     """Limit of the memory that DuckDB may use while it sorts and joins; the rest goes to the staging folder."""
     require_signature: bool = False
     """Take only log files whose bytes bear the writer's signature (`offline-dqn sign`); others are reported and left
