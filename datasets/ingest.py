@@ -31,6 +31,9 @@ from datasets.suite_process import warm_up
 from datasets.tables import COLUMNS_FILE, scan_files
 from datasets.validation import BatchSummary, ValidateConfig, ValidationResult, validate_outcomes, validate_steps
 
+_LARGE_BYTES = 1 << 30
+"""Bytes of logs, compressed ones taken for ten times their size, from which a batch is staged on the disk."""
+
 _NIGHTS_LOOKED_AT = 30
 """Newest nights of the lake among which the newest instant is looked for; enough to tell a stray one."""
 
@@ -164,7 +167,10 @@ class _Ingest:
     signatures: Signatures | None
 
     def run(self, logs: list[LogFile]) -> IngestReport:
-        with duck(memory=self.config.memory, spill=self.folder / "spill") as connection:
+        # In memory a stage is faster; one that is larger than the memory has to lie on the disk to be built at all.
+        is_large = sum(log.path.stat().st_size * (10 if log.compression else 1) for log in logs) > _LARGE_BYTES
+        database = self.folder / "stage.duckdb" if is_large else None
+        with duck(database, memory=self.config.memory, spill=self.folder / "spill") as connection:
             stage = Stage(
                 connection,
                 self.lake.contract,

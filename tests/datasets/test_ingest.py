@@ -551,3 +551,20 @@ def test_files_that_are_no_logs_are_named(tmp_path: Path) -> None:
     report = take_in(lake_at(tmp_path), tmp_path / "logs")
     assert report.passed_over == ("logs/b.json.bz2",)
     assert take_in(lake_at(tmp_path), tmp_path / "logs").passed_over == ("logs/b.json.bz2",)
+
+
+def test_a_large_batch_is_staged_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest, "_LARGE_BYTES", 0)
+    seen: list[bool] = []
+    real = ingest.write_parts
+
+    def look_and_write(stage: staging.Stage, *args: Any, **named: Any) -> Any:
+        seen.append(any(path.name == "stage.duckdb" for path in (tmp_path / "lake").rglob("*")))
+        return real(stage, *args, **named)
+
+    monkeypatch.setattr(ingest, "write_parts", look_and_write)
+    lake = lake_at(tmp_path)
+    log = write_rows(tmp_path / "a.jsonl", [row for i in range(50) for row in episode(f"e{i}")] + ["bad"])
+    assert counts_of(take_in(lake, log)) == {"in": 151, "lake": 150, "quarantined": 1}
+    assert seen == [True]
+    assert not lake.staging_path.exists()
