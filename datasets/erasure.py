@@ -26,7 +26,7 @@ from datasets.history import purge_history
 from datasets.lake import Lake, changing, lake_lock
 from datasets.privacy import SEALED, PrivacyError, PrivacyKey
 from datasets.redaction import redact_snapshot
-from datasets.rewriting import Rewrite, rewrite_held, rewrite_rows
+from datasets.rewriting import Rewrite, held_files, rewrite_held, rewrite_rows
 from datasets.snapshot import DESCRIPTION, EPISODES, ErasedSnapshotError, current_snapshot
 from datasets.snapshot_writer import new_snapshot
 from datasets.tables import scan_files
@@ -244,12 +244,6 @@ def _held_scans(lake: Lake, table: str) -> Iterator[str]:
         files = held_files(batch, table)
         if files:
             yield scan_files(map(str, files), by_date=False)
-
-
-def held_files(batch: Path, table: str) -> list[Path]:
-    """The files of a held batch that wait for a table."""
-    alone = batch / f"{table}.parquet"
-    return [alone] if alone.exists() else sorted((batch / table).rglob("*.parquet"))
 
 
 def _snapshots(folder: Path) -> list[Path]:

@@ -104,15 +104,22 @@ def privacy_key(environ: Mapping[str, str] = os.environ) -> PrivacyKey:
     Raises:
         PrivacyError: there is none, or it is too short; says how to make one.
     """
-    given = environ.get(KEY_VARIABLE, "").strip().encode("utf-8", "surrogateescape")
-    if len(given) >= MIN_KEY_BYTES:
-        return PrivacyKey(given)
-    found = f"holds {len(given)} bytes, and at least {MIN_KEY_BYTES} are wanted" if given else "is not set"
+    secret, lack = secret_in(environ, KEY_VARIABLE)
+    if not lack:
+        return PrivacyKey(secret)
     raise PrivacyError(
         f"The contract hashes or drops columns, and the environment variable {KEY_VARIABLE}, whose key does it, "
-        f"{found}. Nothing was read. Make one with `python -c 'import secrets; print(secrets.token_hex(32))'`, keep it "
+        f"{lack}. Nothing was read. Make one with `python -c 'import secrets; print(secrets.token_hex(32))'`, keep it "
         "where secrets are kept (without it a subject's rows cannot be found again), and set it for every run."
     )
+
+
+def secret_in(environ: Mapping[str, str], variable: str) -> tuple[bytes, str]:
+    """The bytes of a secret in the environment, and what it lacks in words; "" where it may be used."""
+    given = environ.get(variable, "").strip().encode("utf-8", "surrogateescape")
+    if len(given) >= MIN_KEY_BYTES:
+        return given, ""
+    return given, f"holds {len(given)} bytes, and at least {MIN_KEY_BYTES} are wanted" if given else "is not set"
 
 
 def key_for(contract: Contract, lake_root: Path, environ: Mapping[str, str] = os.environ) -> PrivacyKey | None:

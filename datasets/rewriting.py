@@ -175,7 +175,7 @@ def rewrite_held(lake: Lake, rewrites: Mapping[str, Rewrite]) -> dict[str, dict[
     n_rows: dict[str, dict[str, int]] = {}
     for held in sorted(lake.held_path.iterdir()) if lake.held_path.exists() else []:
         for table, rewrite in rewrites.items():
-            for path in _held_files(held, table):
+            for path in held_files(held, table):
                 n = _rewrite_in_place(lake, table, rewrite, path)
                 if n:
                     counted = n_rows.setdefault(held.name, {})
@@ -183,7 +183,8 @@ def rewrite_held(lake: Lake, rewrites: Mapping[str, Rewrite]) -> dict[str, dict[
     return n_rows
 
 
-def _held_files(held: Path, table: str) -> list[Path]:
+def held_files(held: Path, table: str) -> list[Path]:
+    """The files of a held batch that wait for a table."""
     alone = held / f"{table}.parquet"
     return [alone] if alone.exists() else sorted((held / table).rglob("*.parquet"))
 

@@ -21,6 +21,7 @@ from datasets.durable import write_durably
 from datasets.errors import OfflineDqnError
 from datasets.locking import exclusive_lock
 from datasets.logfiles import LogFile
+from datasets.privacy import secret_in
 
 KEY_VARIABLE = "OFFLINE_DQN_SIGNING_KEY"
 """The environment variable that holds the key."""
@@ -28,7 +29,6 @@ KEY_VARIABLE = "OFFLINE_DQN_SIGNING_KEY"
 MANIFEST = "_manifest.json"
 """Name of the manifest in a folder of logs."""
 
-MIN_KEY_BYTES = 32
 _VERSION = 1
 
 
@@ -54,12 +54,11 @@ def signing_key(environ: Mapping[str, str] = os.environ) -> SigningKey:
     Raises:
         SigningError: there is none, or it is too short; says how to make one.
     """
-    given = environ.get(KEY_VARIABLE, "").strip().encode("utf-8", "surrogateescape")
-    if len(given) >= MIN_KEY_BYTES:
-        return SigningKey(given)
-    found = f"holds {len(given)} bytes, and at least {MIN_KEY_BYTES} are wanted" if given else "is not set"
+    secret, lack = secret_in(environ, KEY_VARIABLE)
+    if not lack:
+        return SigningKey(secret)
     raise SigningError(
-        f"Signatures need a key, and the environment variable {KEY_VARIABLE} {found}. Nothing was read. Make one with "
+        f"Signatures need a key, and the environment variable {KEY_VARIABLE} {lack}. Nothing was read. Make one with "
         "`python -c 'import secrets; print(secrets.token_hex(32))'` and give it to whoever writes the logs and to "
         "whoever ingests them."
     )

@@ -153,16 +153,16 @@ class Stage:
         """
         number = len(self._files)
         self._files.append(_Source(log, unread, name))
-        # What must not be stored as it is must not be copied either.
-        if log.format == "jsonl" and not self._contract.privacy.is_set:
-            return self._read_text(number)
-        in_place = text_in_place(log, unread, number) if log.format == "jsonl" else None
+        if log.format != "jsonl":
+            return self._read_exactly(number)
+        in_place = text_in_place(log, unread, number)
         if in_place is not None and self._take_text(in_place):
-            return ReadFile(in_place.n_rows, in_place.segments[-1].first_line + in_place.n_rows - 1)
-        return self._read_exactly(number)
+            return ReadFile(in_place.n_rows, in_place.n_rows)
+        # What must not be stored as it is must not be copied either.
+        return self._read_exactly(number) if self._contract.privacy.is_set else self._copy_text(number)
 
     def finish_reading(self) -> None:
-        """Reads what was copied and still waits. To be called once, after the last file."""
+        """Reads what was copied and still waits. To be called after the last file."""
         copy, self._copy = self._copy, None
         if copy is None or not copy.n_rows:
             return
@@ -175,11 +175,8 @@ class Stage:
             except LogFileError as error:
                 self.read_again[self._files[number].name] = error
 
-    def _read_text(self, number: int) -> ReadFile:
+    def _copy_text(self, number: int) -> ReadFile:
         source = self._files[number]
-        in_place = text_in_place(source.log, source.unread, number)
-        if in_place is not None and self._take_text(in_place):
-            return ReadFile(in_place.n_rows, in_place.n_rows)
         if self._copy is None:
             self._copy = TextCopy(self._folder / f"text-{self._n_copies}.jsonl")
             self._n_copies += 1
