@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datasets.contract import CategoricalFeature, Contract, Feature, NumericFeature, VectorFeature
+from datasets.actions import Actions
+from datasets.contract import CategoricalFeature, Contract, Feature, ImageFeature, NumericFeature, VectorFeature
 from datasets.errors import OfflineDqnError
 
 
@@ -14,7 +15,8 @@ def lake_incompatibilities(old: Contract, new: Contract) -> list[str]:
     """What in `new` would make rows written under `old` wrong; empty if they can stand side by side.
 
     Compatible are added nullable features (null in history), actions added behind the others, added categories, wider
-    ranges, and everything that is not stored in a row: the discount, the log's column names and time format.
+    ranges, and everything that is not stored in a row: the discount, the log's column names and time format. Bins of
+    numeric actions stay as they are.
     """
     problems = []
     if old.name != new.name:
@@ -33,17 +35,7 @@ def lake_incompatibilities(old: Contract, new: Contract) -> list[str]:
                 problems.append(f"features.{name} was nullable and is not any more; history may hold nulls")
         elif not feature.nullable:
             problems.append(f"features.{name} is new and history has no value for it; set nullable = true")
-    problems += [
-        f"actions.names lost '{action}', which logged rows may hold; keep it"
-        for action in old.actions.names
-        if action not in new.actions.names
-    ]
-    kept = [action for action in old.actions.names if action in new.actions.names]
-    if list(new.actions.names[: len(kept)]) != kept:
-        problems.append(
-            f"actions.names was {', '.join(old.actions.names)} and is {', '.join(new.actions.names)}; behavior_probs "
-            "already stored are in the old order, so add new actions at the end"
-        )
+    problems += _action_differences(old.actions, new.actions)
     problems += _narrower("reward", old.reward.min, old.reward.max, new.reward.min, new.reward.max)
     if old.outcomes is not None and new.outcomes is None:
         problems.append("outcomes is gone; steps in history may await them, and would never have a reward")
@@ -78,8 +70,38 @@ def policy_incompatibilities(policy: Contract, current: Contract) -> list[str]:
             problems.append(f"features.{name} is gone")
         else:
             problems += [f"features.{name}: {text}" for text in _type_differences(feature, current.features[name])]
+    if policy.actions.bins != current.actions.bins:
+        return [*problems, _other_bins(policy.actions, current.actions)]
     problems += [f"action '{a}' is gone" for a in policy.actions.names if a not in current.actions.names]
     return problems
+
+
+def _action_differences(old: Actions, new: Actions) -> list[str]:
+    if old.bins != new.bins:
+        return [
+            f"{_other_bins(old, new)}; rows already stored lie in the old ones, and their probabilities too: start a "
+            "new workspace"
+        ]
+    problems = [
+        f"actions.names lost '{action}', which logged rows may hold; keep it"
+        for action in old.names
+        if action not in new.names
+    ]
+    kept = [action for action in old.names if action in new.names]
+    if list(new.names[: len(kept)]) != kept:
+        problems.append(
+            f"actions.names was {', '.join(old.names)} and is {', '.join(new.names)}; behavior_probs "
+            "already stored are in the old order, so add new actions at the end"
+        )
+    return problems
+
+
+def _other_bins(old: Actions, new: Actions) -> str:
+    return f"actions.bins was {_bins_of(old)} and is {_bins_of(new)}"
+
+
+def _bins_of(actions: Actions) -> str:
+    return "none" if actions.bins is None else ", ".join(actions.names)
 
 
 def _feature_differences(old: Feature, new: Feature) -> list[str]:
@@ -100,6 +122,8 @@ def _type_differences(old: Feature, new: Feature) -> list[str]:
         differences.append(f"unit was '{old.unit}' and is '{new.unit}'")
     if isinstance(old, VectorFeature) and isinstance(new, VectorFeature) and old.length != new.length:
         differences.append(f"length was {old.length} and is {new.length}")
+    if isinstance(old, ImageFeature) and isinstance(new, ImageFeature) and old.shape != new.shape:
+        differences.append(f"shape was {old.shown_shape} and is {new.shown_shape}")
     return differences
 
 

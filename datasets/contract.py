@@ -11,8 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
+from datasets.actions import Actions
 from datasets.durations import seconds_of
 from datasets.settings import Settings, SettingsError, build_settings, parse_toml
 
@@ -92,27 +93,29 @@ class VectorFeature(_FeatureBase):
     """Number of components."""
 
 
+class ImageFeature(_FeatureBase):
+    """A picture: whole numbers from 0 to 255, logged row by row from the top, each pixel with its channels."""
+
+    type: Literal["image"]
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    """Height, width and channels."""
+
+    @property
+    def size(self) -> int:
+        """Numbers that it holds."""
+        height, width, channels = self.shape
+        return height * width * channels
+
+    @property
+    def shown_shape(self) -> str:
+        """The shape in words."""
+        return " x ".join(map(str, self.shape))
+
+
 Feature = Annotated[
-    NumericFeature | CategoricalFeature | BooleanFeature | VectorFeature,
+    NumericFeature | CategoricalFeature | BooleanFeature | VectorFeature | ImageFeature,
     Field(discriminator="type"),
 ]
-
-
-class Actions(Settings):
-    """The actions by label."""
-
-    names: tuple[str, ...]
-    """Labels, in the order of every array with an action axis."""
-    safe: str | None = None
-    """What acts when nothing else is allowed."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Actions:
-        if len(self.names) < 2 or len(set(self.names)) < len(self.names) or "" in self.names:
-            raise ValueError("names wants at least two different, non-empty labels")
-        if self.safe is not None and self.safe not in self.names:
-            raise ValueError(f"safe = '{self.safe}' is none of the actions {', '.join(self.names)}")
-        return self
 
 
 class RewardRange(Settings):
@@ -293,6 +296,9 @@ class Contract(Settings):
             for name in features
             if folded.count(name.lower()) > 1
         ]
+        images = [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
+        if len(images) > 1:
+            problems.append(f"{', '.join(images)} are images, and an observation holds one at most")
         if problems:
             raise ValueError("; ".join(problems))
         return features
@@ -330,6 +336,11 @@ class Contract(Settings):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @property
+    def image(self) -> tuple[str, ImageFeature] | None:
+        """The one image among the features, by name; None where there is none."""
+        return next(((n, f) for n, f in self.features.items() if isinstance(f, ImageFeature)), None)
 
     def log_paths(self, canonical: str) -> tuple[str, ...]:
         """Where a log may hold a canonical column: the mapped name, else its own; features also as own columns."""

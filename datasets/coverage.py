@@ -2,6 +2,7 @@
 
 A policy that acts where the log never did what the policy does rests on extrapolation. Regions are clusters (k-means)
 of encoded observations, or the cells of a quantile grid; they are fitted on `train` alone, and every step is counted.
+An image counts by its mean brightness.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from datasets.contract import Contract, NumericFeature
 from datasets.coverage_config import CoverageConfig
+from datasets.images import mean_brightness
 from datasets.observations import Observations
 from datasets.regions import fit_regions
 from datasets.replay import SPLIT_NAMES, TRAIN, Replay
+from datasets.snapshot_writer import rows_per_block
 
 COVERAGE_TABLE = "coverage.parquet"
 COVERAGE_SUMMARY = "coverage.json"
@@ -153,16 +157,16 @@ def measure_coverage(replay: Replay, config: CoverageConfig) -> Coverage:
         SettingsError: the grid names a feature that has no bins, or needs more cells than it may have.
     """
     sample = _gathered(replay, _train_sample(replay, config.sample))
-    regions = fit_regions(replay.contract, sample, config)
+    regions = fit_regions(_dimmed_contract(replay.contract), sample, config)
     n_splits, n_regions, n_actions = len(SPLIT_NAMES), len(regions.words), replay.n_actions
     n_pairs = n_regions * n_actions
     n_steps, n_episodes = (np.zeros(n_splits * n_pairs, dtype=np.int64) for _ in range(2))
     n_available = np.zeros((n_splits * n_regions, n_actions), dtype=np.int64)
     region_episodes = np.zeros(n_splits * n_regions, dtype=np.int64)
     of_pair, of_region = _Distinct(n_pairs), _Distinct(n_regions)
-    for steps, blocks in replay.step_blocks(_BLOCK_STEPS):
+    for steps, blocks in replay.step_blocks(_block_steps(replay.contract)):
         episode = np.searchsorted(replay.offsets, steps, side="right") - 1
-        region = regions.assign(blocks.observations.take(steps))
+        region = regions.assign(_dimmed(replay.contract, blocks.observations.take(steps)))
         pair = region * n_actions + blocks.actions[steps]
         split = replay.split[episode].astype(np.int64)
         n_steps += np.bincount(split * n_pairs + pair, minlength=n_splits * n_pairs)
@@ -216,14 +220,35 @@ def _train_sample(replay: Replay, size: int) -> NDArray[np.int64]:
 
 
 def _gathered(replay: Replay, chosen: NDArray[np.int64]) -> Observations:
-    """The observations of the chosen steps (ascending), gathered block by block."""
+    """The observations of the chosen steps (ascending), gathered block by block, an image as its brightness."""
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in replay.observations.columns}
-    for steps, blocks in replay.step_blocks(_BLOCK_STEPS):
+    for steps, blocks in replay.step_blocks(_block_steps(replay.contract)):
         low, high = np.searchsorted(chosen, [steps[0], steps[-1] + 1])
-        for name, values in blocks.observations.columns.items():
-            parts[name].append(values[chosen[low:high]])
+        for name, values in _dimmed(replay.contract, blocks.observations.take(chosen[low:high])).columns.items():
+            parts[name].append(values)
     columns = {name: np.concatenate(values) for name, values in parts.items()}
     return Observations(columns, replay.observations.vocabularies)
+
+
+def _block_steps(contract: Contract) -> int:
+    return _BLOCK_STEPS if contract.image is None else min(_BLOCK_STEPS, rows_per_block(contract))
+
+
+def _dimmed(contract: Contract, observations: Observations) -> Observations:
+    """With the mean brightness, a number, in place of the image."""
+    if contract.image is None:
+        return observations
+    name, _ = contract.image
+    columns = {**observations.columns, name: mean_brightness(observations.columns[name])}
+    return Observations(columns, observations.vocabularies)
+
+
+def _dimmed_contract(contract: Contract) -> Contract:
+    if contract.image is None:
+        return contract
+    name, image = contract.image
+    number = NumericFeature(type="numeric", unit="brightness", nullable=image.nullable)
+    return contract.model_copy(update={"features": {**contract.features, name: number}})
 
 
 def read_coverage(path: Path) -> Mapping[str, Any] | None:

@@ -11,7 +11,13 @@ import duckdb
 NO_ROOM = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.TransactionException)
 """What DuckDB raises where the disk or the memory does not suffice; the last one when it commits to a full disk."""
 
-FEATURE_TYPES = {"numeric": "DOUBLE", "categorical": "VARCHAR", "boolean": "BOOLEAN", "vector": "DOUBLE[]"}
+FEATURE_TYPES = {
+    "numeric": "DOUBLE",
+    "categorical": "VARCHAR",
+    "boolean": "BOOLEAN",
+    "vector": "DOUBLE[]",
+    "image": "SMALLINT[]",  # Delta has no unsigned types: its readers would take bytes above 127 for negative
+}
 """DuckDB type in which a feature of each contract type is stored."""
 
 

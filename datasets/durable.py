@@ -13,11 +13,15 @@ def write_durably(path: Path, content: bytes | str) -> None:
     """Writes beside the target, through to the disk, and renames into place; makes the folder if there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.part")
-    with beside.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    try:
+        with beside.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)  # on a full disk, half a file would keep the room that others need
+        raise
     flush_to_disk(path.parent)  # else the rename itself may be lost with the power
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.contract import CategoricalFeature, Contract, VectorFeature
+from datasets.contract import CategoricalFeature, Contract, Feature, ImageFeature
+from datasets.images import channels_first, is_missing
+from datasets.moments import Moments
 from datasets.observations import MISSING_CODE, Observations
 
-_CLIP = 10.0
+CLIP = 10.0
 """Standard deviations beyond which an encoded number is cut, so that one wild value cannot saturate the network."""
 
 
@@ -21,12 +24,14 @@ class FeatureEncoding:
     """How one feature becomes columns.
 
     Attributes:
-        kind: "number" (numeric, boolean and vector components are standardised) or "labels" (one-hot).
+        kind: "number" (numeric, boolean and vector components are standardised), "labels" (one-hot) or "image" (each
+            number / 255, a missing image is black).
         mean, scale: one per component; (x - mean) / scale, and a missing component becomes 0, the mean.
         missing: whether a 0/1 column says that the value was missing. Only where the training split had missing
             values: a column that was constant there has weights that nothing has fitted.
         labels: known labels of a one-hot; one more slot takes those never seen, which nothing has fitted either,
             so that it is the only slot that is 1 for all of them.
+        shape: of an image, (height, width, channels); its columns are (channels, height, width) flattened.
     """
 
     kind: str
@@ -34,16 +39,19 @@ class FeatureEncoding:
     scale: tuple[float, ...] = ()
     missing: bool = False
     labels: tuple[str, ...] = ()
+    shape: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:
         """Number of encoded columns."""
+        if self.kind == "image":
+            return math.prod(self.shape) + int(self.missing)
         return (len(self.labels) + 1 if self.kind == "labels" else len(self.mean)) + int(self.missing)
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """Encodes observations as float32 (M, D). Lives in the policy's artefact."""
+    """Encodes observations as float32 (M, D), an image before all else. Lives in the policy's artefact."""
 
     features: Mapping[str, FeatureEncoding]
 
@@ -53,12 +61,20 @@ class Encoder:
         return sum(encoding.size for encoding in self.features.values())
 
     @property
+    def image_shape(self) -> tuple[int, ...] | None:
+        """(height, width, channels) of the image that the first columns hold; None where there is none."""
+        return next((encoding.shape for encoding in self.features.values() if encoding.kind == "image"), None)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Names of the D encoded columns."""
         names: list[str] = []
         for name, encoding in self.features.items():
             if encoding.kind == "labels":
                 names += [f"{name}={label}" for label in encoding.labels] + [f"{name}=(unseen)"]
+            elif encoding.kind == "image":
+                height, width, channels = map(range, encoding.shape)
+                names += [f"{name}[{row},{column},{c}]" for c in channels for row in height for column in width]
             elif len(encoding.mean) == 1:
                 names.append(name)
             else:
@@ -81,6 +97,8 @@ class Encoder:
             block = encoded[:, start : start + encoding.size]
             if encoding.kind == "labels":
                 _encode_labels(block, observations.columns[name], observations.vocabularies[name], encoding)
+            elif encoding.kind == "image":
+                _encode_images(block, observations.columns[name], encoding)
             else:
                 _encode_numbers(block, observations.columns[name], encoding)
             start += encoding.size
@@ -101,6 +119,7 @@ class Encoder:
                     scale=tuple(v["scale"]),
                     missing=v["missing"],
                     labels=tuple(v["labels"]),
+                    shape=tuple(v["shape"]),
                 )
                 for name, v in values.items()
             }
@@ -113,31 +132,77 @@ def fit_encoder(contract: Contract, observations: Observations) -> Encoder:
     Raises:
         ValueError: there are no rows.
     """
-    if len(observations) == 0:
+    return fit_encoder_to_blocks(contract, [observations])
+
+
+def fit_encoder_to_blocks(contract: Contract, blocks: Iterable[Observations]) -> Encoder:
+    """The same of rows that come block by block, equal to rounding; the blocks share their vocabularies.
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    images = [name for name, feature in contract.features.items() if isinstance(feature, ImageFeature)]
+    seen = {name: _seen(contract.features[name]) for name in dict.fromkeys([*images, *contract.features])}
+    n_rows = 0
+    for block in blocks:
+        n_rows += len(block)
+        if len(block):
+            for name, feature in seen.items():
+                feature.see(block.columns[name], block.vocabularies.get(name, ()))
+    if not n_rows:
         raise ValueError("an encoder needs at least one observation")
-    encodings: dict[str, FeatureEncoding] = {}
-    for name, feature in contract.features.items():
-        values = observations.columns[name]
-        if isinstance(feature, CategoricalFeature):
-            present = np.unique(values[values != MISSING_CODE])
-            labels = feature.values or tuple(observations.vocabularies[name][code] for code in present)
-            encodings[name] = FeatureEncoding("labels", missing=bool((values == MISSING_CODE).any()), labels=labels)
-            continue
-        table = values if isinstance(feature, VectorFeature) else values[:, None]
-        missing = np.isnan(table)
-        n_present = np.maximum((~missing).sum(axis=0), 1)
-        # Squares of huge values would overflow; a power of two loses no bit.
-        shrink = np.where(np.where(missing, 0.0, np.abs(table)).max(axis=0) > 1e150, 2.0**-600, 1.0)
-        small = np.where(missing, 0.0, table * shrink)
-        mean = small.sum(axis=0) / n_present
-        deviation = np.sqrt(np.where(missing, 0.0, (small - mean) ** 2).sum(axis=0) / n_present) / shrink
-        mean = mean / shrink
+    return Encoder({name: feature.encoding() for name, feature in seen.items()})
+
+
+def _seen(feature: Feature) -> _SeenLabels | _SeenImages | _SeenNumbers:
+    if isinstance(feature, CategoricalFeature):
+        return _SeenLabels(feature)
+    return _SeenImages(feature) if isinstance(feature, ImageFeature) else _SeenNumbers()
+
+
+class _SeenLabels:
+    def __init__(self, feature: CategoricalFeature) -> None:
+        self._declared = feature.values
+        self._codes: set[int] = set()
+        self._vocabulary: tuple[str, ...] = ()
+
+    def see(self, codes: NDArray[np.int32], vocabulary: tuple[str, ...]) -> None:
+        self._codes.update(np.unique(codes).tolist())
+        self._vocabulary = vocabulary
+
+    def encoding(self) -> FeatureEncoding:
+        present = tuple(self._vocabulary[code] for code in sorted(self._codes - {MISSING_CODE}))
+        return FeatureEncoding("labels", missing=MISSING_CODE in self._codes, labels=self._declared or present)
+
+
+class _SeenImages:
+    def __init__(self, feature: ImageFeature) -> None:
+        self._shape = feature.shape
+        self._any_missing = False
+
+    def see(self, rows: NDArray[np.uint8], _: tuple[str, ...]) -> None:
+        self._any_missing |= bool(is_missing(rows).any())
+
+    def encoding(self) -> FeatureEncoding:
+        return FeatureEncoding("image", missing=self._any_missing, shape=self._shape)
+
+
+class _SeenNumbers:
+    def __init__(self) -> None:
+        self._moments: Moments | None = None
+
+    def see(self, values: NDArray[np.float64], _: tuple[str, ...]) -> None:
+        found = Moments.of(values.reshape(len(values), -1))
+        self._moments = found if self._moments is None else self._moments.merged(found)
+
+    def encoding(self) -> FeatureEncoding:
+        assert self._moments is not None  # no encoder without rows
+        mean, deviation = self._moments.mean, self._moments.deviation
         # A constant feature carries nothing; scale 1 keeps a later, different value finite and clipped.
         scale = np.where(deviation > 1e-12 * np.maximum(1.0, np.abs(mean)), deviation, 1.0)
-        encodings[name] = FeatureEncoding(
-            "number", mean=tuple(mean.tolist()), scale=tuple(scale.tolist()), missing=bool(missing.any())
+        return FeatureEncoding(
+            "number", mean=tuple(mean.tolist()), scale=tuple(scale.tolist()), missing=self._moments.any_missing
         )
-    return Encoder(encodings)
 
 
 def _encode_labels(
@@ -153,11 +218,20 @@ def _encode_labels(
         block[:, -1] = row_slots < 0
 
 
+def _encode_images(block: NDArray[np.float32], rows: NDArray[np.uint8], encoding: FeatureEncoding) -> None:
+    pictures = channels_first(rows, encoding.shape)
+    written = block[:, : math.prod(encoding.shape)].reshape(pictures.shape)
+    assert np.may_share_memory(written, block)  # a view: to cut the last axis moves nothing
+    np.divide(pictures, np.float32(255), out=written)
+    if encoding.missing:
+        block[:, -1] = is_missing(rows)
+
+
 def _encode_numbers(block: NDArray[np.float32], values: NDArray[np.float64], encoding: FeatureEncoding) -> None:
     table = values if values.ndim == 2 else values[:, None]
     missing = np.isnan(table)
     with np.errstate(over="ignore"):  # what overflows is cut like anything else that is far out
-        standardised = np.clip((table - np.array(encoding.mean)) / np.array(encoding.scale), -_CLIP, _CLIP)
+        standardised = np.clip((table - np.array(encoding.mean)) / np.array(encoding.scale), -CLIP, CLIP)
     block[:, : table.shape[1]] = np.where(missing, 0.0, standardised)
     if encoding.missing:
         block[:, -1] = missing.any(axis=1)

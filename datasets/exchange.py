@@ -15,9 +15,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.contract import BooleanFeature, CategoricalFeature, Contract, NumericFeature, VectorFeature
-from datasets.encoding import fit_encoder
+from datasets.contract import (
+    BooleanFeature,
+    CategoricalFeature,
+    Contract,
+    ImageFeature,
+    NumericFeature,
+    VectorFeature,
+)
+from datasets.encoding import Encoder, fit_encoder
 from datasets.errors import OfflineDqnError
+from datasets.images import channels_first, is_missing
 from datasets.observations import MISSING_CODE
 from datasets.replay import SPLIT_NAMES, TRAIN, Replay
 
@@ -62,8 +70,10 @@ def export_minari(replay: Replay, target: Path, *, splits: Sequence[int], snapsh
     """Writes the episodes of some splits as a Minari dataset that `minari.MinariDataset(target / "data")` opens.
 
     Observations are raw, as a Dict space of the contract's features: numbers and vectors as float64 boxes (NaN where
-    missing), booleans and categories as Discrete codes, the last of which is "missing". `infos` holds `behavior_prob`
-    (NaN where not logged) and `available_actions`, one entry per observation, and `final_observation_logged`; the
+    missing), booleans and categories as Discrete codes, the last of which is "missing", an image as a uint8 box of
+    (height, width, channels), black where missing. `infos` holds `behavior_prob` (NaN where not logged) and
+    `available_actions`, one entry per observation, `final_observation_logged`, and of an image that may be missing
+    `<feature>_missing`. Of actions that are bins it has the bin, not the number. The
     contract, labels and snapshot stand in the metadata under "offline_dqn". An episode that ends without a logged
     observation behind its last step repeats the last one, because the format wants one there: behind a terminated step
     nothing reads it, and behind a truncated one `final_observation_logged` says that it is not to be learned from.
@@ -115,9 +125,10 @@ def export_d3rlpy(replay: Replay, target: Path, *, splits: Sequence[int], ignore
     `ReplayBuffer.load(file, InfiniteBuffer())` reads it, but counts only the actions that it sees; where some were
     never logged, pass their number: `ReplayBuffer(InfiniteBuffer(), episodes=load(Episode, file), action_size=A,
     action_space=ActionSpace.DISCRETE)`. Observations are encoded with statistics of `train`, as the networks here see
-    them; the columns' and actions' names stand beside the file, in `<file>.columns.json`. Rows that are episodes of
-    their own are terminated: nothing follows them. d3rlpy learns nothing from the last step of an episode that did not
-    terminate, so its final observation has no place.
+    them; an image that is the only feature, and never missing, as its bytes (channels, height, width), which d3rlpy
+    takes for one and scales itself (`PixelObservationScaler`). The columns' and actions' names stand beside the file,
+    in `<file>.columns.json`. Rows that are episodes of their own are terminated: nothing follows them. d3rlpy learns
+    nothing from the last step of an episode that did not terminate, so its final observation has no place.
 
     Args:
         target: the file, usually .h5.
@@ -150,7 +161,7 @@ def export_d3rlpy(replay: Replay, target: Path, *, splits: Sequence[int], ignore
         for i, n in enumerate(chosen):
             steps = np.arange(replay.offsets[n], replay.offsets[n + 1])
             terminated = bool(one_step or replay.terminated[steps[-1]])
-            file.create_dataset(f"observations_{i}", data=encoder.encode(replay.observations.take(steps)))
+            file.create_dataset(f"observations_{i}", data=_d3rlpy_observations(replay, encoder, steps))
             file.create_dataset(f"actions_{i}", data=replay.actions[steps][:, None])
             file.create_dataset(f"rewards_{i}", data=replay.rewards[steps][:, None].astype(np.float32))
             file.create_dataset(f"terminated_{i}", data=terminated)
@@ -160,6 +171,15 @@ def export_d3rlpy(replay: Replay, target: Path, *, splits: Sequence[int], ignore
     target.with_name(target.name + ".columns.json").write_text(json.dumps(columns, indent=1))
     beside.replace(target)
     return Export("d3rlpy", target, len(chosen), counts.n_steps, counts.n_unknown_ends, counts.n_finals)
+
+
+def _d3rlpy_observations(replay: Replay, encoder: Encoder, steps: NDArray[np.int64]) -> NDArray[Any]:
+    observations = replay.observations.take(steps)
+    image = replay.contract.image
+    if image is None or len(replay.contract.features) > 1 or image[1].nullable:
+        return encoder.encode(observations)
+    name, feature = image
+    return channels_first(observations.columns[name], feature.shape)
 
 
 @dataclass
@@ -200,8 +220,21 @@ def _minari_episodes(
                 "behavior_prob": np.append(replay.behavior_prob[steps], np.nan),
                 "available_actions": np.array(replay.available[rows]),
                 "final_observation_logged": logged,
+                **_missing_images(replay, rows),
             },
         )
+
+
+def _missing_images(replay: Replay, rows: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
+    if replay.contract.image is None or not replay.contract.image[1].nullable:
+        return {}
+    name, _ = replay.contract.image
+    return {missing_info(name): is_missing(replay.observations.columns[name][rows])}
+
+
+def missing_info(name: str) -> str:
+    """Under which of Minari's infos it stands whether an image is missing: bytes have no NaN."""
+    return f"{name}_missing"
 
 
 def _column(replay: Replay, name: str, rows: NDArray[np.int64], labels: dict[str, tuple[str, ...]]) -> NDArray[Any]:
@@ -213,6 +246,9 @@ def _column(replay: Replay, name: str, rows: NDArray[np.int64], labels: dict[str
         coded: NDArray[Any] = codes[values]
         assert MISSING_CODE == -1  # which has picked the last, "missing"
         return coded
+    if isinstance(feature, ImageFeature):
+        pictures: NDArray[Any] = values[:, :-1].reshape(-1, *feature.shape)
+        return pictures
     if isinstance(feature, BooleanFeature):
         return np.where(np.isnan(values), 2, values).astype(np.int64)
     return values if values.ndim == 2 else values[:, None]
@@ -242,6 +278,8 @@ def _observation_space(contract: Contract, labels: dict[str, tuple[str, ...]]) -
             found[name] = spaces.Box(low, high, (1,), np.float64)
         elif isinstance(feature, VectorFeature):
             found[name] = spaces.Box(-np.inf, np.inf, (feature.length,), np.float64)
+        elif isinstance(feature, ImageFeature):
+            found[name] = spaces.Box(0, 255, feature.shape, np.uint8)
     space: gymnasium.spaces.Dict = spaces.Dict(found)
     return space
 

@@ -6,7 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from datasets.contract import BooleanFeature, CategoricalFeature, Contract, Feature, NumericFeature, VectorFeature
+from datasets.contract import (
+    BooleanFeature,
+    CategoricalFeature,
+    Contract,
+    Feature,
+    ImageFeature,
+    NumericFeature,
+    VectorFeature,
+)
 from datasets.duck import FEATURE_TYPES, literal, quoted
 from datasets.validate_config import Severity, ValidateConfig
 
@@ -18,6 +26,7 @@ _COLUMN_TYPES = {
     "episode_id": "VARCHAR",
     "timestamp": "TIMESTAMPTZ",
     "action": "VARCHAR",
+    "action_value": "DOUBLE",
     "reward": "DOUBLE",
     "terminated": "BOOLEAN",
     "truncated": "BOOLEAN",
@@ -178,6 +187,8 @@ def _rules(contract: Contract, stored: frozenset[str]) -> Iterator[Expectation]:
         "Mend the log, or add the action to actions.names in the contract.",
         {"value_set": list(contract.actions.names)},
     )
+    if (bins := contract.actions.bins) is not None:
+        yield _between("action_value", _sql("action_value", stored), bins[0], bins[-1], "", "actions.bins")
     yield _between(
         "reward", _sql("reward", stored), contract.reward.min, contract.reward.max, "", "[reward] in the contract"
     )
@@ -240,6 +251,24 @@ def _feature(name: str, feature: Feature, config: ValidateConfig, stored: frozen
                 "ExpectColumnValuesToBeInSet",
                 f"components of {column} that are no finite number",
                 f"len(list_filter({sql}, lambda x: x IS NULL OR NOT isfinite(x)))",
+                "number 0",
+                "Mend the log.",
+                {"value_set": [0]},
+            )
+        case ImageFeature():
+            yield Expectation(
+                "ExpectColumnValuesToBeInSet",
+                f"numbers of {column}",
+                f"len({sql})",
+                f"are {feature.size} ({feature.shown_shape})",
+                f"Mend the log, or features.{name}.shape in the contract.",
+                {"value_set": [feature.size]},
+            )
+            yield Expectation(
+                "ExpectColumnValuesToBeInSet",
+                f"numbers of {column} that are not from 0 to 255",
+                f"CASE WHEN list_count({sql}) = len({sql}) AND list_min({sql}) >= 0 AND list_max({sql}) <= 255 THEN 0 "
+                f"ELSE len(list_filter({sql}, lambda x: x IS NULL OR x NOT BETWEEN 0 AND 255)) END",
                 "number 0",
                 "Mend the log.",
                 {"value_set": [0]},

@@ -64,15 +64,22 @@ def fast_number(low: float | None, high: float | None) -> FastRule:
     )
 
 
+def without(raw: str, *texts: str) -> str:
+    """SQL that is true where none of some short texts is in a JSON value as it was written."""
+    return " AND ".join(f"NOT contains({raw}::VARCHAR, {literal(text)})" for text in texts)
+
+
+NO_NUMBERS = ('"', "u", "a", "y")
+"""A cast would take "1.5" and true for numbers: a list that holds a quote, or a letter of true, false, null, NaN or
+Infinity, holds something else."""
+
+
 def fast_vector(feature: VectorFeature) -> FastRule:
-    # A cast would take "1.5" and true for numbers: a list that holds a quote, or a letter of true, false, null, NaN or
-    # Infinity, is in doubt.
-    words = " AND ".join(f"NOT contains({{0}}::VARCHAR, '{letter}')" for letter in ('"', "u", "a", "y"))
     return FastRule(
         "JSON",
         lambda raw: f"TRY_CAST({raw} AS DOUBLE[])",
         lambda raw, typed: (
-            f"{words.format(raw)} AND len({typed}) = {feature.length} "
+            f"{without(raw, *NO_NUMBERS)} AND len({typed}) = {feature.length} "
             f"AND list_bool_and(list_transform({typed}, lambda e: coalesce(isfinite(e), false)))"
         ),
     )

@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from datasets.contract import BooleanFeature, CategoricalFeature, Contract, Feature, NumericFeature, VectorFeature
+from datasets.contract import (
+    BooleanFeature,
+    CategoricalFeature,
+    Contract,
+    Feature,
+    ImageFeature,
+    NumericFeature,
+    VectorFeature,
+)
 from datasets.duck import literal, quoted
 from datasets.fast_rules import (
     FAST_BOOLEAN,
@@ -23,6 +31,7 @@ from datasets.fast_rules import (
     fast_vector,
     instant_sql,
 )
+from datasets.image_sql import image_problem, image_typed
 
 _NUMBER_TYPES = "('DOUBLE', 'BIGINT', 'UBIGINT', 'HUGEINT')"
 _LABEL_TYPES = "('VARCHAR', 'BIGINT', 'UBIGINT', 'HUGEINT', 'DOUBLE', 'BOOLEAN')"
@@ -101,8 +110,11 @@ def timestamp_field(contract: Contract, paths: tuple[str, ...], textual: bool, *
     return Field("timestamp", paths, typed, problem, required, fast_timestamp(contract))
 
 
-def action_field(contract: Contract, paths: tuple[str, ...]) -> Field:
-    """One of the contract's actions."""
+def action_field(contract: Contract, paths: tuple[str, ...], textual: bool) -> Field:
+    """One of the contract's actions; the number itself where they are bins."""
+    if (bins := contract.actions.bins) is not None:
+        fast = fast_number(bins[0], bins[-1])
+        return Field("action", paths, _number(textual), _binned_problem(bins), True, fast)
     known = ", ".join(literal(name) for name in contract.actions.names)
     fast = FastRule("VARCHAR", lambda raw: raw, lambda raw, _: f"{raw} IN ({known})")
     return Field("action", paths, _label, _action_problem(contract), True, fast)
@@ -134,14 +146,43 @@ def feature_field(name: str, feature: Feature, paths: tuple[str, ...], textual: 
     if isinstance(feature, VectorFeature):
         typed, problem = _list("DOUBLE", textual), _vector_problem(name, feature)
         return Field(name, paths, typed, problem, required, fast_vector(feature))
+    if isinstance(feature, ImageFeature):
+        return image_field(name, feature, paths, textual, required=required)
     assert isinstance(feature, CategoricalFeature)
     return label_field(name, paths, required=required)
 
 
+def image_field(name: str, feature: ImageFeature, paths: tuple[str, ...], textual: bool, *, required: bool) -> Field:
+    """The numbers of an image."""
+    return Field(
+        name,
+        paths,
+        # In CSV a list is written as JSON text inside the field.
+        lambda raw: image_typed(feature, f"TRY_CAST({_text(raw)} AS JSON)" if textual else raw),
+        lambda raw, typed: cases(*image_problem(name, feature, raw, typed)),
+        required,
+    )
+
+
 def logged_position(contract: Contract) -> str:
-    """Place of the logged action among the contract's, from 1."""
-    labels = "[" + ", ".join(literal(name) for name in contract.actions.names) + "]"
-    return f"list_position({labels}, {typed_of('action')})"
+    """Place of the logged action among the contract's, from 1; NULL for a number outside their bins."""
+    action, bins = typed_of("action"), contract.actions.bins
+    if bins is None:
+        return f"list_position({_labels(contract)}, {action})"
+    inner = " ".join(f"WHEN {action} < {edge!r}::DOUBLE THEN {i}" for i, edge in enumerate(bins[1:-1], start=1))
+    last = f"WHEN {action} <= {bins[-1]!r}::DOUBLE THEN {len(bins) - 1}"
+    return f"CASE WHEN {action} < {bins[0]!r}::DOUBLE THEN NULL {inner} {last} END"
+
+
+def logged_label(contract: Contract) -> str:
+    """Label of the logged action."""
+    if contract.actions.bins is None:
+        return typed_of("action")
+    return f"list_extract({_labels(contract)}, {logged_position(contract)})"
+
+
+def _labels(contract: Contract) -> str:
+    return "[" + ", ".join(literal(name) for name in contract.actions.names) + "]"
 
 
 # --- what is exactly right, and what is wrong in words
@@ -289,9 +330,18 @@ def _action_problem(contract: Contract) -> Callable[[str, str], str]:
     )
 
 
+def _binned_problem(bins: tuple[float, ...]) -> Callable[[str, str], str]:
+    number = _number_problem("action", None, None)
+    outside = literal(f", outside the contract's bins from {bins[0]} to {bins[-1]}")
+    return lambda raw, typed: (
+        f"coalesce({number(raw, typed)}, "
+        + cases((f"{typed} NOT BETWEEN {bins[0]!r} AND {bins[-1]!r}", f"'action is ' || {typed} || {outside}"))
+        + ")"
+    )
+
+
 def _mask_problem(contract: Contract) -> Callable[[str, str], str]:
-    known = "[" + ", ".join(literal(name) for name in contract.actions.names) + "]"
-    action = typed_of("action")
+    known, action = _labels(contract), logged_label(contract)
     return lambda raw, typed: cases(
         (
             f"{raw} IS NOT NULL AND {typed} IS NULL",

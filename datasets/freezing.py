@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from datasets.contract import CategoricalFeature, Contract, VectorFeature
+from datasets.contract import CategoricalFeature, Contract, ImageFeature, VectorFeature
 from datasets.coverage import write_coverage
 from datasets.duck import duck, literal
 from datasets.episodes import episodes_sql, lost_rows_sql, transitions_sql
@@ -320,6 +320,12 @@ def _observations(contract: Contract, rows: pa.StructArray) -> Observations:
             present = pc.is_valid(values).to_numpy(zero_copy_only=False)
             table[present] = values.drop_null().flatten().to_numpy().reshape(-1, feature.length)
             columns[name] = table
+        elif isinstance(feature, ImageFeature):
+            present = pc.is_valid(values).to_numpy(zero_copy_only=False)
+            images = np.zeros((len(values), feature.size + 1), dtype=np.uint8)
+            images[present, :-1] = values.drop_null().flatten().to_numpy().reshape(-1, feature.size)
+            images[:, -1] = ~present
+            columns[name] = images
         else:
             columns[name] = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
     return Observations(columns, vocabularies)

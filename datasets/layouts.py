@@ -16,6 +16,7 @@ from datasets.fields import (
     cases,
     feature_field,
     label_field,
+    logged_label,
     logged_position,
     mask_field,
     number_field,
@@ -155,7 +156,7 @@ def _step_fields(contract: Contract, textual: bool) -> list[Field]:
         label_field("episode_id", paths("episode_id"), required=sequence),
         step_field(paths("step"), textual),
         timestamp_field(contract, paths("timestamp"), textual, required=sequence),
-        action_field(contract, paths("action")),
+        action_field(contract, paths("action"), textual),
         mask_field(contract, paths("available_actions"), textual),
         number_field(
             "reward", paths("reward"), textual, low=reward.min, high=reward.max, required=contract.outcomes is None
@@ -269,7 +270,8 @@ def _step_outputs(contract: Contract) -> dict[str, str]:
         "step": f"coalesce({step}, 0)" if one_step else step,
         "timestamp": typed_of("timestamp"),
         "observation": struct("observation"),
-        "action": typed_of("action"),
+        "action": logged_label(contract),
+        **({"action_value": typed_of("action")} if contract.actions.bins is not None else {}),
         "available_actions": typed_of("available_actions"),
         "reward": typed_of("reward"),
         "terminated": f"coalesce({typed_of('terminated')}, {str(one_step).lower()})",

@@ -426,7 +426,8 @@ def _csv_table(
 def _typed_rows(log: LogFile) -> Iterator[pa.Table]:
     number = 1
     if log.format == "parquet":
-        batches: Iterable[pa.RecordBatch] = pq.ParquetFile(log.path).iter_batches(batch_size=_CHUNK_ROWS)
+        file = pq.ParquetFile(log.path)
+        batches: Iterable[pa.RecordBatch] = file.iter_batches(batch_size=_rows_per_chunk(file.metadata))
     else:
         batches = _arrow_batches(log.path)
     for batch in batches:
@@ -437,6 +438,12 @@ def _typed_rows(log: LogFile) -> Iterator[pa.Table]:
             table = table.append_column(RAW, pa.nulls(len(table), pa.large_string()))
             yield table.append_column(PROBLEM, pa.nulls(len(table), pa.string()))
         number += len(table)
+
+
+def _rows_per_chunk(metadata: pq.FileMetaData) -> int:
+    n_bytes = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    n_fitting: int = _CHUNK_BYTES * metadata.num_rows // max(1, n_bytes)
+    return max(256, min(_CHUNK_ROWS, n_fitting))
 
 
 def _arrow_batches(path: Path) -> Iterator[pa.RecordBatch]:

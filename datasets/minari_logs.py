@@ -16,12 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from datasets.contract import Contract, contract_from_text
-from datasets.exchange import ORIGIN, ExchangeError, check_installed
+from datasets.contract import Contract, contract_from_json, contract_from_text
+from datasets.exchange import ORIGIN, ExchangeError, check_installed, missing_info
 
 _STEPS_PER_FILE_GROUP = 100_000
+_GROUP_BYTES = 64_000_000
+"""Of images that wait to be written; fewer steps than the above then make a group."""
 _MOST_NUMBERS = 16
 """Components of a box that become features of their own; a longer one is one vector."""
+_MOST_CHANNELS = 4
+"""Of an image whose channels stand first."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +73,12 @@ def import_minari(dataset: Path, folder: Path, *, first_day: date) -> MinariLogs
     if not opened.total_episodes:
         raise ExchangeError(f"{dataset} holds no episode.")
     origin = opened.storage.metadata.get(ORIGIN)
-    described = json.loads(origin) if origin else None
+    described = _description(origin, dataset) if origin else None
     ours = described["contract"]["features"] if described else {}
     vectors = {name for name, feature in ours.items() if feature["type"] == "vector"}
     features = _features(opened.observation_space, vectors)
-    infos = _infos_of_all(opened)
+    _refuse_two_images(features, dataset)
+    infos = _infos_of_all(opened, features)
     actions = _action_labels(opened.action_space, described, dataset)
     if described:
         features = {name: f.with_labels(described["labels"].get(name)) for name, f in features.items()}
@@ -101,8 +106,10 @@ class _Feature:
     Attributes:
         path: keys into nested dictionaries.
         component: of the last axis; None takes all of it.
-        kind: "numeric", "vector", "categorical" or "boolean".
+        kind: "numeric", "vector", "categorical", "boolean" or "image".
         size: length of a vector; codes of a category, the last of which is "missing" where there are labels.
+        shape: (height, width, channels) of an image.
+        channels_first: whether the dataset has its channels before its rows.
     """
 
     path: tuple[str, ...]
@@ -111,6 +118,8 @@ class _Feature:
     size: int
     first_code: int = 0
     labels: tuple[str, ...] | None = None
+    shape: tuple[int, ...] = ()
+    channels_first: bool = False
 
     def with_labels(self, labels: list[str] | None) -> _Feature:
         """As exported by us: codes stand for labels, and three codes without labels for a boolean."""
@@ -124,7 +133,11 @@ class _Feature:
         for key in self.path:
             observations = observations[key]
         found = np.asarray(observations)
+        if self.channels_first:
+            found = np.moveaxis(found, 1, 3)
         found = found.reshape(len(found), -1)
+        if self.kind == "image":
+            return list(found)
         if self.kind == "vector":
             return [None if np.isnan(row).any() else row.tolist() for row in found.astype(np.float64)]
         column = found[:, self.component or 0]
@@ -138,7 +151,12 @@ class _Feature:
 
     @property
     def arrow_type(self) -> pa.DataType:
-        types = {"numeric": pa.float64(), "vector": pa.list_(pa.float64()), "boolean": pa.bool_()}
+        types = {
+            "numeric": pa.float64(),
+            "vector": pa.list_(pa.float64()),
+            "boolean": pa.bool_(),
+            "image": pa.list_(pa.uint8()),
+        }
         return types.get(self.kind, pa.string())
 
 
@@ -162,6 +180,11 @@ def _features(space: Any, vectors: Set[str], path: tuple[str, ...] = ()) -> dict
         if size <= _MOST_NUMBERS and name not in vectors:
             return {f"{name}{i}": _Feature(path, i, "numeric", 1) for i in range(size)}
         return {name: _Feature(path, None, "vector", size)}
+    if isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) in (2, 3):
+        height, width, *channels = space.shape
+        first = bool(channels) and height <= _MOST_CHANNELS < channels[0]
+        shape = (width, channels[0], height) if first else (height, width, *(channels or [1]))
+        return {name: _Feature(path, None, "image", int(np.prod(shape)), shape=shape, channels_first=first)}
     if isinstance(space, spaces.Discrete):
         return {name: _Feature(path, 0, "categorical", int(space.n), int(space.start))}
     if isinstance(space, spaces.MultiBinary) and len(space.shape) == 1:
@@ -172,8 +195,8 @@ def _features(space: Any, vectors: Set[str], path: tuple[str, ...] = ()) -> dict
         return {f"{name}{i}": _Feature(path, i, "categorical", n, starts[i]) for i, n in enumerate(sizes)}
     where = f"observation['{'.'.join(path)}']" if path else "the observation"
     raise ExchangeError(
-        f"{where} is a {space}, which no feature of a contract describes. Numbers, vectors, codes and flags can be "
-        "imported, and dictionaries of them."
+        f"{where} is a {space}, which no feature of a contract describes. Numbers, vectors, codes, flags and images of "
+        "bytes can be imported, and dictionaries of them."
     )
 
 
@@ -187,9 +210,31 @@ def _action_labels(space: Any, described: Mapping[str, Any] | None, dataset: Pat
     return dict(zip(codes, names, strict=True))
 
 
-def _infos_of_all(opened: Any) -> set[str]:
+def _description(origin: str, dataset: Path) -> dict[str, Any]:
+    """What an export of ours says of itself. Its actions have names, though the log it came from had numbers in bins:
+    the dataset holds the bins alone."""
+    described: dict[str, Any] = json.loads(origin)
+    actions = contract_from_json(described["contract"], f"the contract of {dataset}").actions
+    described["contract"]["actions"] = {
+        "names": list(actions.names),
+        **({"safe": actions.safe} if actions.safe is not None else {}),
+    }
+    return described
+
+
+def _refuse_two_images(features: Mapping[str, _Feature], dataset: Path) -> None:
+    images = [name for name, feature in features.items() if feature.kind == "image"]
+    if len(images) > 1:
+        raise ExchangeError(
+            f"{dataset} has the images {', '.join(images)}, and an observation holds one at most. Put them into one, "
+            "as more channels."
+        )
+
+
+def _infos_of_all(opened: Any, features: Mapping[str, _Feature]) -> set[str]:
     """Which of the infos that a log can hold every episode has."""
     found = {"behavior_prob", "available_actions", "final_observation_logged"}
+    found |= {missing_info(name) for name, feature in features.items() if feature.kind == "image"}
     for episode in opened.iterate_episodes():
         found &= (episode.infos or {}).keys()
         if not found:
@@ -232,6 +277,8 @@ class _LogWriter:
             ]
         )
         self._rows: list[dict[str, Any]] = []
+        largest = max([feature.size for feature in features.values() if feature.kind == "image"], default=1)
+        self._group = min(_STEPS_PER_FILE_GROUP, max(1, _GROUP_BYTES // largest))
         self._file = pq.ParquetWriter(self._beside, self._schema, compression="zstd")
         self.n_episodes = self.n_steps = self.n_cut = self.n_unknown_ends = 0
 
@@ -239,7 +286,7 @@ class _LogWriter:
         n = len(episode.rewards)
         if n == 0:
             return
-        columns = {name: feature.values(episode.observations) for name, feature in self._features.items()}
+        columns = {name: self._values(name, episode) for name in self._features}
         observations = [{name: values[t] for name, values in columns.items()} for t in range(n + 1)]
         terminated, truncated = np.array(episode.terminations, bool), np.array(episode.truncations, bool)
         if not terminated[-1] and not truncated[-1]:
@@ -265,8 +312,14 @@ class _LogWriter:
             )
         self.n_episodes += 1
         self.n_steps += n
-        if len(self._rows) >= _STEPS_PER_FILE_GROUP:
+        if len(self._rows) >= self._group:
             self._flush()
+
+    def _values(self, name: str, episode: Any) -> list[Any]:
+        values = self._features[name].values(episode.observations)
+        if missing_info(name) not in self._infos:
+            return values
+        return [None if gone else v for v, gone in zip(values, episode.infos[missing_info(name)], strict=True)]
 
     def _info(self, infos: Mapping[str, NDArray[Any]] | None, t: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -303,6 +356,8 @@ def _derived_toml(dataset_id: str, features: Mapping[str, _Feature], actions: Ma
         lines += [f"[features.{name}]", f'type = "{feature.kind}"']
         if feature.kind == "vector":
             lines.append(f"length = {feature.size}")
+        if feature.kind == "image":
+            lines.append(f"shape = {json.dumps(list(feature.shape))}")
         if feature.kind == "categorical":
             codes = [str(feature.first_code + i) for i in range(feature.size)]
             lines.append(f"values = {json.dumps(codes)}")

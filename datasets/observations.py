@@ -11,8 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.contract import BooleanFeature, CategoricalFeature, Contract, NumericFeature, VectorFeature
+from datasets.contract import (
+    BooleanFeature,
+    CategoricalFeature,
+    Contract,
+    ImageFeature,
+    NumericFeature,
+    VectorFeature,
+)
 from datasets.errors import OfflineDqnError
+from datasets.images import image_problem, image_rows
 
 MISSING_CODE = -1
 """Categorical code of a missing value."""
@@ -28,7 +36,9 @@ class Observations:
 
     Attributes:
         columns: by feature name. Numeric and boolean: float64 (M,), NaN where missing. Vector: float64 (M, L), a row
-            of NaN where missing. Categorical: int32 (M,) codes into `vocabularies[name]`, -1 where missing.
+            of NaN where missing. Categorical: int32 (M,) codes into `vocabularies[name]`, -1 where missing. Image:
+            uint8 (M, H * W * C + 1), its numbers row by row as [row][column][channel], then 1 where it is missing
+            (and zeros before), else 0.
         vocabularies: labels of each categorical feature, by feature name.
     """
 
@@ -76,6 +86,8 @@ def observations_from_records(contract: Contract, records: Sequence[Mapping[str,
             blank = [math.nan] * feature.length
             rows = [blank if value is None else value for value in values]
             columns[name] = np.array(rows, dtype=np.float64).reshape(len(records), feature.length)
+        elif isinstance(feature, ImageFeature):
+            columns[name] = image_rows(values, feature)
         else:
             columns[name] = np.array([math.nan if value is None else value for value in values], dtype=np.float64)
     return Observations(columns, vocabularies)
@@ -113,6 +125,8 @@ def _problem(feature: object, value: object) -> str | None:
         if not isinstance(value, list) or len(value) != feature.length:
             return f"wants a list of {feature.length} numbers, found {str(value)[:60]}"
         return next((_number_problem(v) for v in value if _number_problem(v)), None)
+    if isinstance(feature, ImageFeature):
+        return image_problem(feature, value)
     problem = _number_problem(value)
     if problem is None and isinstance(feature, NumericFeature):
         number = float(value)  # type: ignore[arg-type]  # _number_problem has checked that it is a number

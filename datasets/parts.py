@@ -54,6 +54,7 @@ def _write_steps(stage: Stage, folder: Path, batch_id: str, default_date: str) -
         f"SELECT coalesce(log_date, DATE {today}) AS day, count(*) FROM {kept} GROUP BY 1 ORDER BY 1"
     ).fetchall()
     columns = ", ".join(quoted(name) for name in stage.columns if name != "log_date")
+    group = f", ROW_GROUP_SIZE {stage.rows_per_group}" if stage.rows_per_group else ""
 
     def write(day: Any, n_rows: int) -> StagedFile:
         name = f"log_date={day}/{batch_id}.parquet"
@@ -66,7 +67,7 @@ def _write_steps(stage: Stage, folder: Path, batch_id: str, default_date: str) -
                 f"""COPY (
                     SELECT {columns}, {literal(batch_id)} AS batch_id FROM {kept}
                     WHERE log_date = DATE '{day}'{undated} ORDER BY episode_id, step, timestamp
-                ) TO {literal(str(path))} (FORMAT parquet, COMPRESSION zstd)"""
+                ) TO {literal(str(path))} (FORMAT parquet, COMPRESSION zstd{group})"""
             )
         return StagedFile(path, name, {"log_date": str(day)}, n_rows)
 

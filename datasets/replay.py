@@ -103,10 +103,11 @@ class Replay:
         replay = self
         for block, start in enumerate(range(0, self.n_steps, size)):
             if block % 8 == 7:
-                replay = self._mapped_anew()
+                replay = self.mapped_anew()
             yield np.arange(start, min(start + size, self.n_steps)), replay
 
-    def _mapped_anew(self) -> Replay:
+    def mapped_anew(self) -> Replay:
+        """The same, without the pages of memory-mapped arrays that were read so far, once `self` is let go."""
         columns = {name: _mapped_anew(values) for name, values in self.observations.columns.items()}
         changes: dict[str, Any] = {name: _mapped_anew(getattr(self, name)) for name in STEP_ARRAYS}
         return replace(self, observations=Observations(columns, self.observations.vocabularies), **changes)

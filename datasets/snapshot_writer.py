@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import DTypeLike, NDArray
 
-from datasets.contract import CategoricalFeature, Contract, VectorFeature
+from datasets.contract import CategoricalFeature, Contract, Feature, ImageFeature, VectorFeature
 from datasets.durable import flush_to_disk, write_durably
 from datasets.locking import exclusive_lock
 from datasets.observations import MISSING_CODE, Observations
@@ -100,8 +101,7 @@ class SnapshotWriter:
         self._columns: dict[str, _ArrayFile] = {}
         self._finals: dict[str, _ArrayFile] = {}
         for i, (name, feature) in enumerate(contract.features.items()):
-            dtype = np.int32 if isinstance(feature, CategoricalFeature) else np.float64
-            row = (feature.length,) if isinstance(feature, VectorFeature) else ()
+            dtype, row = _stored_as(feature)
             self._columns[name] = _ArrayFile(folder, f"observation.{i}", dtype, row)
             self._finals[name] = _ArrayFile(folder, f".finals.{i}", dtype, row)
         self._files["offsets"].append(np.concatenate([[0], np.cumsum(lengths)]))
@@ -264,8 +264,19 @@ def count_splits(replay: Replay) -> dict[str, int]:
 
 def rows_per_block(contract: Contract) -> int:
     """Steps of a block of about 32 MB."""
-    width = sum(f.length if isinstance(f, VectorFeature) else 1 for f in contract.features.values())
-    return max(256, min(100_000, _BLOCK_BYTES // (8 * (width + 16))))
+    # DuckDB and Arrow hold the numbers of an image in two bytes each, and they are copied on their way.
+    features = contract.features.values()
+    n_bytes = sum(4 * f.size if isinstance(f, ImageFeature) else 8 * math.prod(_stored_as(f)[1]) for f in features)
+    return max(256, min(100_000, _BLOCK_BYTES // (n_bytes + 128)))
+
+
+def _stored_as(feature: Feature) -> tuple[type[np.generic], tuple[int, ...]]:
+    """Type and shape of a row of a feature's array."""
+    if isinstance(feature, ImageFeature):
+        return np.uint8, (feature.size + 1,)
+    if isinstance(feature, VectorFeature):
+        return np.float64, (feature.length,)
+    return (np.int32 if isinstance(feature, CategoricalFeature) else np.float64), ()
 
 
 @contextmanager

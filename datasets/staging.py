@@ -46,6 +46,7 @@ DIGEST_DIGITS = 16
 """Of the SHA-256 of a file, as it stands in the names of rows that have none of their own."""
 
 _SAMPLED_LINES = 1000
+_GROUP_BYTES = 64 << 20
 _CHUNK_ROWS = 100_000
 
 
@@ -135,6 +136,12 @@ class Stage:
         """Stored columns that are known before the batch has settled, with their types."""
         columns = table_columns(self._contract)[self.kind]
         return {name: type_ for name, type_ in columns.items() if name != "batch_id"}
+
+    @property
+    def rows_per_group(self) -> int | None:
+        """Rows of a Parquet row group, which its writer holds in memory, where images make rows large."""
+        image = self._contract.image
+        return None if image is None else max(2048, _GROUP_BYTES // (2 * image[1].size))
 
     def _layout(self, *, textual: bool = False) -> Layout:
         layout = step_layout if self.kind == "steps" else outcome_layout

@@ -36,6 +36,7 @@ def table_columns(contract: Contract) -> dict[str, dict[str, str]]:
     observation = ", ".join(f"{quoted(name)} {FEATURE_TYPES[f.type]}" for name, f in contract.features.items())
     hashed = ", ".join(f"{quoted(name)} VARCHAR" for name in contract.privacy.hash)
     keys = {"keys": f"STRUCT({hashed})"} if hashed else {}
+    number = {"action_value": "DOUBLE"} if contract.actions.bins is not None else {}
     return {
         "quarantine": {
             "raw": "VARCHAR",
@@ -105,6 +106,7 @@ def table_columns(contract: Contract) -> dict[str, dict[str, str]]:
             "timestamp": "TIMESTAMPTZ",
             "observation": f"STRUCT({observation})",
             "action": "VARCHAR",
+            **number,
             "available_actions": "VARCHAR[]",
             "reward": "DOUBLE",
             "terminated": "BOOLEAN",

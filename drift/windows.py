@@ -9,8 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.contract import CategoricalFeature
+from datasets.contract import CategoricalFeature, ImageFeature
 from datasets.errors import OfflineDqnError
+from datasets.images import mean_brightness
 from datasets.replay import Replay
 
 ColumnKind = Literal["numeric", "boolean", "categorical", "vector"]
@@ -121,6 +122,8 @@ class DriftWindow:
 def window_from_replay(replay: Replay, weights: NDArray[np.float64] | None = None) -> DriftWindow:
     """The steps of a replay dataset as a window: `observation.<feature>`, `action` and `reward`.
 
+    Of an image only its mean brightness is compared, as `observation.<feature>.brightness`.
+
     Args:
         replay: T steps of N episodes.
         weights: (T,) not negative, what each step counts under the acting policy; None counts all alike.
@@ -128,6 +131,10 @@ def window_from_replay(replay: Replay, weights: NDArray[np.float64] | None = Non
     columns: dict[str, DriftColumn] = {}
     for name, feature in replay.contract.features.items():
         values = replay.observations.columns[name][: replay.n_steps]
+        if isinstance(feature, ImageFeature):
+            brightness = mean_brightness(values)
+            columns[f"observation.{name}.brightness"] = DriftColumn("numeric", brightness, exogenous=feature.exogenous)
+            continue
         vocabulary = replay.observations.vocabularies[name] if isinstance(feature, CategoricalFeature) else ()
         columns[f"observation.{name}"] = DriftColumn(feature.type, values, vocabulary, feature.exogenous)
     columns["action"] = DriftColumn("categorical", replay.actions, replay.contract.actions.names)

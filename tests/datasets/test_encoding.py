@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasets.encoding import Encoder, fit_encoder
+from datasets.encoding import Encoder, fit_encoder, fit_encoder_to_blocks
 from datasets.observations import Observations, observations_from_records
 from tests.datasets.builders import tiny
 
@@ -117,3 +118,33 @@ def test_nothing_cannot_be_fitted_and_lost_features_are_named() -> None:
     encoder = fit_encoder(WIDE, of([{}]))
     with pytest.raises(ValueError, match="observations lack the features zone, busy, load"):
         encoder.encode(Observations({"cpu": np.zeros(1)}, {}))
+
+
+@given(RECORDS, st.lists(st.integers(0, 12), max_size=4))
+def test_blocks_give_the_encoder_of_all_rows_to_rounding(records: list[dict[str, Any]], cuts: list[int]) -> None:
+    rows = of([{**r, "cpu": r["cpu"] and round(r["cpu"] % 1e6, 3), "load": r["load"] and [1e8, 0.1]} for r in records])
+    bounds = [0, *sorted(min(cut, len(records)) for cut in cuts), len(records)]
+    blocks = [rows.take(np.arange(start, stop)) for start, stop in pairwise(bounds)]
+    wanted, found = fit_encoder(WIDE, rows), fit_encoder_to_blocks(WIDE, iter(blocks))
+
+    assert found.names == wanted.names
+    for name, encoding in wanted.features.items():
+        np.testing.assert_allclose(found.features[name].mean, encoding.mean, rtol=1e-12, atol=1e-9)
+        np.testing.assert_allclose(found.features[name].scale, encoding.scale, rtol=1e-9)
+
+
+def test_one_block_gives_the_same_bits_and_huge_values_merge_without_overflow() -> None:
+    values = np.array([1.0, -3.0, 2e200, np.nan, 5e-3, 1e160])
+    rows = Observations(
+        {"cpu": values, "zone": np.zeros(6, np.int32), "busy": values % 2, "load": np.stack([values, -values], axis=1)},
+        {"zone": ("a",)},
+    )
+    wanted = fit_encoder(WIDE, rows)
+    parts = [rows.take(np.array(chosen)) for chosen in ([0, 1], [3], [2, 4], [5])]
+    found = fit_encoder_to_blocks(WIDE, parts)
+
+    assert fit_encoder_to_blocks(WIDE, [rows]) == wanted
+    assert wanted.features["cpu"].scale == pytest.approx((np.std(values[[0, 1, 2, 4, 5]] / 1e200) * 1e200,))
+    for name in ("cpu", "busy", "load"):
+        np.testing.assert_allclose(found.features[name].mean, wanted.features[name].mean, rtol=1e-12)
+        np.testing.assert_allclose(found.features[name].scale, wanted.features[name].scale, rtol=1e-12)

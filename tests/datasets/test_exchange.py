@@ -18,14 +18,14 @@ from gymnasium import spaces  # noqa: E402
 from minari.data_collector.episode_buffer import EpisodeBuffer  # noqa: E402
 from minari.dataset.minari_storage import MinariStorage  # noqa: E402
 
-from datasets.contract import contract_from_text  # noqa: E402
+from datasets.contract import contract_from_json, contract_from_text  # noqa: E402
 from datasets.encoding import fit_encoder  # noqa: E402
 from datasets.exchange import ExchangeError, export_d3rlpy, export_minari  # noqa: E402
 from datasets.freezing import read_episodes  # noqa: E402
 from datasets.minari_logs import import_minari  # noqa: E402
 from datasets.replay import GATE, SELECT, TRAIN, Replay  # noqa: E402
 from datasets.snapshot_config import SnapshotConfig  # noqa: E402
-from tests.datasets.builders import NOON, episode, lake_at, step_row, take_in, tiny, write_rows  # noqa: E402
+from tests.datasets.builders import NOON, ask, episode, lake_at, step_row, take_in, tiny, write_rows  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("quick_suite")
 
@@ -73,6 +73,20 @@ def test_minari_reads_what_was_logged(tmp_path: Path) -> None:
     assert done.n_unknown_ends == 1
 
 
+def test_bins_come_back_as_actions_with_their_labels(tmp_path: Path) -> None:
+    rows = [step_row(name, action=value, truncated=True) for name, value in (("a", 3), ("b", 70.0))]
+    replay = replay_of(tmp_path, rows, actions={"names": None, "safe": 3, "bins": [0, 10, 50, 100]})
+    export_minari(replay, tmp_path / "out", splits=EVERY, snapshot="d" * 64)
+
+    logs = import_minari(tmp_path / "out", tmp_path / "logs", first_day=date(2024, 1, 1))
+
+    assert (logs.contract.actions.bins, logs.contract.actions.safe) == (None, "[0, 10)")
+    assert logs.contract.actions.names == ("[0, 10)", "[10, 50)", "[50, 100]")
+    take_in(lake_at(tmp_path / "again", logs.contract), logs.path)
+    again = lake_at(tmp_path / "again", logs.contract)
+    assert sorted(ask(again, "SELECT action FROM {steps}")) == [("[0, 10)",), ("[50, 100]",)]
+
+
 def test_an_export_comes_back_as_the_same_episodes(tmp_path: Path) -> None:
     replay = replay_of(tmp_path, ROWS)
     export_minari(replay, tmp_path / "out", splits=EVERY, snapshot="d" * 64)
@@ -91,6 +105,69 @@ def test_an_export_comes_back_as_the_same_episodes(tmp_path: Path) -> None:
         np.testing.assert_array_equal(back.observations.columns[name], replay.observations.columns[name])
     assert back.observations.labels("zone").tolist() == replay.observations.labels("zone").tolist()
     assert take_in(lake, logs.path, as_of="newest").batch is None  # exactly once
+
+
+PIXELS = {"name": "pixels", "gamma": 0.9, "actions": {"names": ["down", "hold"]}}
+
+
+def images_of(folder: Path, frames: list[Any], *, nullable: bool) -> Replay:
+    """One episode a frame, the frame (2, 3, 1) being the only feature."""
+    feature = {"type": "image", "shape": [2, 3, 1], "nullable": nullable}
+    contract = contract_from_json({**PIXELS, "features": {"frame": feature}}, "test")
+    rows = [{**step_row(f"e{n}", 0, terminated=True), "observation": {"frame": f}} for n, f in enumerate(frames)]
+    lake = lake_at(folder, contract)
+    take_in(lake, write_rows(folder / "log.jsonl", rows))
+    replay = read_episodes(lake, SnapshotConfig(train_share=0.98, select_share=0.01), as_of=NOON)
+    assert replay is not None
+    return replay
+
+
+def test_images_come_back_as_the_same_bytes_and_missing_ones_as_missing(tmp_path: Path) -> None:
+    replay = images_of(tmp_path, [list(range(250, 256)), None], nullable=True)
+    export_minari(replay, tmp_path / "out", splits=EVERY, snapshot="d" * 64)
+
+    dataset = minari.MinariDataset(str(tmp_path / "out" / "data"))
+    assert dataset.observation_space["frame"] == spaces.Box(0, 255, (2, 3, 1), np.uint8)
+    first = next(e for e in dataset.iterate_episodes() if e.observations["frame"].any())
+    assert first.observations["frame"][0, :, :, 0].tolist() == [[250, 251, 252], [253, 254, 255]]
+    logs = import_minari(tmp_path / "out", tmp_path / "logs", first_day=date(2024, 1, 1))
+    assert logs.contract.features == replay.contract.features
+    again = lake_at(tmp_path / "again", logs.contract)
+    take_in(again, logs.path)
+    assert sorted(ask(again, "SELECT observation.frame FROM {steps}"), key=str) == [(None,), (list(range(250, 256)),)]
+
+
+@pytest.mark.parametrize(("shape", "wanted"), [((3, 8, 9), (8, 9, 3)), ((8, 9, 3), (8, 9, 3)), ((8, 9), (8, 9, 1))])
+def test_a_box_of_bytes_is_an_image_wherever_its_channels_stand(
+    shape: tuple[int, ...], wanted: tuple[int, ...], tmp_path: Path
+) -> None:
+    frames = np.arange(4 * np.prod(shape)).reshape(4, *shape).astype(np.uint8)
+    made = minari_dataset(tmp_path / "set", spaces.Box(0, 255, shape, np.uint8), [buffer(frames, 3)])
+
+    logs = import_minari(made, tmp_path / "logs", first_day=date(2024, 1, 1))
+
+    name, feature = logs.contract.image or ("", None)
+    assert (name, feature and feature.shape) == ("x", wanted)
+    lake = lake_at(tmp_path, logs.contract)
+    take_in(lake, logs.path)
+    rows_first = np.moveaxis(frames, 1, 3) if shape[0] == 3 else frames
+    assert ask(lake, "SELECT observation.x FROM {steps} WHERE step = 2") == [(rows_first[2].ravel().tolist(),)]
+
+
+def test_d3rlpy_gets_an_image_as_bytes_and_with_anything_else_encoded(tmp_path: Path) -> None:
+    import h5py
+
+    replay = images_of(tmp_path / "a", [list(range(6))], nullable=False)
+    export_d3rlpy(replay, tmp_path / "bytes.h5", splits=EVERY)
+    export_d3rlpy(images_of(tmp_path / "b", [[255] * 6, None], nullable=True), tmp_path / "b.h5", splits=EVERY)
+
+    with h5py.File(tmp_path / "bytes.h5") as file:
+        found = file["observations_0"]
+        assert (found.dtype, found.shape) == (np.uint8, (1, 1, 2, 3))
+        assert found[0].tolist() == [[[0, 1, 2], [3, 4, 5]]]
+    with h5py.File(tmp_path / "b.h5") as file:
+        rows = sorted(file[f"observations_{n}"][0].tolist() for n in range(2))
+    assert rows == [[0.0] * 6 + [1.0], [1.0] * 6 + [0.0]]
 
 
 def test_only_the_chosen_splits_leave(tmp_path: Path) -> None:
@@ -250,7 +327,14 @@ def test_spaces_become_features_and_the_log_is_ingested(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("observation_space", "action_space", "said"),
     [
-        (spaces.Box(0, 255, (8, 8, 3), np.uint8), None, r"the observation is a Box.*\(8, 8, 3\).* no feature"),
+        (spaces.Box(0, 1, (8, 8, 3)), None, r"the observation is a Box.*\(8, 8, 3\).* no feature"),
+        (
+            spaces.Dict(
+                {"front": spaces.Box(0, 255, (4, 4, 3), np.uint8), "back": spaces.Box(0, 255, (4, 4), np.uint8)}
+            ),
+            None,
+            "the images (front, back|back, front), and an observation holds one at most",
+        ),
         (spaces.Dict({"a": spaces.Text(5)}), None, r"observation\['a'\] is a Text"),
         (spaces.Box(0, 1, (2,)), spaces.Box(0, 1, (1,)), "learns from Discrete actions only"),
     ],

@@ -23,6 +23,9 @@ CONTRACTS = {
     "strptime": tiny(time={"format": "%Y-%m-%dT%H:%M:%SZ", "zone": "UTC"}),
     "epoch": tiny(time={"format": "epoch_s"}, columns={"timestamp": "step"}),
     "shared": tiny(columns={"decision_id": "action", "step": "observation.cpu"}, episodes={"cluster": "action"}),
+    "bins": tiny(
+        actions={"names": None, "safe": None, "bins": [0, 1, 1.5, 10]}, columns={"action": "step", "step": "no"}
+    ),
     "outcomes": tiny(outcomes={"attribution_window": "1h"}),
 }
 
@@ -73,15 +76,24 @@ def test_both_readers_take_the_same_rows_and_give_the_same_reasons(
         assert fast[1] == exact[1]
 
 
-def test_a_clean_log_never_meets_the_exact_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("contract", "changes"),
+    [
+        (tiny(), {}),
+        (tiny(actions={"names": None, "safe": 3, "bins": [0, 10, 50, 100]}), {"action": 12}),
+    ],
+)
+def test_a_clean_log_never_meets_the_exact_reader(
+    contract: Contract, changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log = tmp_path / "a.jsonl"
-    log.write_text(text_of(row for i in range(50) for row in episode(f"e{i}")))
+    log.write_text(text_of(row for i in range(50) for row in episode(f"e{i}", **changes)))
 
     def met(*_: Any, **__: Any) -> None:
         raise AssertionError("a clean line went to the exact reader")
 
     monkeypatch.setattr(Stage, "judge", met)
-    good, bad = staged(tiny(), tmp_path / "stage", [log])
+    good, bad = staged(contract, tmp_path / "stage", [log])
     assert len(good) == 150
     assert bad == []
 
