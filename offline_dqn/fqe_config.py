@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,14 @@ from datasets.settings import Settings
 class FqeConfig(Settings):
     """How the value of a policy is fitted."""
 
+    model: Literal["linear", "network"] = "linear"
+    """`linear` in random features is exact and quick, and sees an image coarsely; `network`, on the training loop, sees
+    every pixel and takes minutes."""
+    network_updates: int = Field(5_000, gt=0)
+    """Gradient updates of the network; its target is copied every fiftieth of them, and an episode of more steps than
+    that is not carried back to its start."""
+    network_hidden: tuple[Annotated[int, Field(gt=0)], ...] = (128, 128)
+    """Its units in each hidden layer."""
     n_random_features: int = Field(400, ge=0)
     """Cosines of random directions of observation and time (Rahimi and Recht 2007): what lets values be curved."""
     max_coefficients: int = Field(2_400, gt=0)

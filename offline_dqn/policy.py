@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,19 +15,20 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from datasets.compatibility import IncompatibleContractError, policy_incompatibilities
-from datasets.contract import Contract, contract_from_json
+from datasets.contract import Contract
 from datasets.durable import write_durably
-from datasets.encoding import Encoder
-from datasets.errors import OfflineDqnError
 from datasets.observations import Observations
-from datasets.settings import build_settings
-from offline_dqn.architecture import Architecture, Weights
+from offline_dqn.description import KINDS, AnyPolicy, PolicyArtifactError, along, build, describe, tensors_of
+from offline_dqn.mixture import MixturePolicy
 from offline_dqn.q_policy import QPolicy
 from offline_dqn.rule_policy import Rule, RulePolicy
 
 __all__ = [
+    "GRAPH_FILE",
     "MANIFEST_FILE",
     "WEIGHTS_FILE",
+    "AnyPolicy",
+    "MixturePolicy",
     "Policy",
     "PolicyArtifactError",
     "QPolicy",
@@ -39,11 +41,8 @@ __all__ = [
 
 MANIFEST_FILE = "policy.json"
 WEIGHTS_FILE = "policy.safetensors"
-_FORMAT = 1
-
-
-class PolicyArtifactError(OfflineDqnError):
-    """A policy folder that is missing, altered, or of another format."""
+GRAPH_FILE = "policy.onnx"
+_FORMAT = 2
 
 
 class Policy(Protocol):
@@ -67,45 +66,42 @@ class Policy(Protocol):
     def q_values(self, observations: Observations) -> NDArray[np.float64] | None:
         """(n, A) float64 in reward units; None for a policy without values."""
 
+    def disagreement(self, observations: Observations) -> NDArray[np.float64] | None:
+        """(n, A) float64 standard deviation over an ensemble's values, reward units; None where there is none."""
 
-def save_policy(directory: Path, policy: QPolicy | RulePolicy) -> str:
-    """Write `policy.json` (and `policy.safetensors` for a learned one) and return the artifact's digest.
+
+def save_policy(directory: Path, policy: AnyPolicy) -> str:
+    """Write `policy.json`, `policy.safetensors` where there are weights and `policy.onnx` where there can be one.
 
     The same policy gives the same bytes. The manifest is written last: without it there is no artifact.
+
+    Returns:
+        The artifact's digest.
+
+    Raises:
+        PolicyArtifactError: a weight is not a finite number, or the graph does not say what the policy says.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    manifest: dict[str, Any] = {
-        "format": _FORMAT,
-        "kind": "q" if isinstance(policy, QPolicy) else "rules",
-        "code_version": _code_version(),
-        "contract": policy.contract.to_json(),
-        "contract_digest": policy.contract.digest,
-        "actions": list(policy.contract.actions.names),
-        "exploration": policy.exploration,
-    }
-    if isinstance(policy, QPolicy):
-        content = safetensors.numpy.save({name: np.ascontiguousarray(w) for name, w in policy.weights.items()})
-        write_durably(directory / WEIGHTS_FILE, content)
-        manifest |= {
-            "architecture": policy.architecture.model_dump(mode="json"),
-            "encoder": policy.encoder.to_json(),
-            "reward_scale": policy.reward_scale,
-            "snapshot_digest": policy.snapshot_digest,
-            "config": dict(policy.config),
-            "weights_sha256": hashlib.sha256(content).hexdigest(),
-        }
-    else:
-        manifest |= {
-            "rules": [{"when": rule.when, "action": rule.action} for rule in policy.rules],
-            "otherwise": policy.otherwise,
-        }
+    from offline_dqn.onnx_export import export_graph  # needs onnx, which acting does not
+
+    policy = along(policy, policy.contract.actions.names)
+    contents: dict[str, bytes] = {}
+    manifest: dict[str, Any] = {"format": _FORMAT, "code_version": _code_version(), **describe(policy)}
+    tensors = tensors_of(policy)
+    if tensors:
+        _check_finite(tensors)
+        contents[WEIGHTS_FILE] = safetensors.numpy.save({n: np.ascontiguousarray(t) for n, t in tensors.items()})
+    graph = export_graph(policy)
+    if graph is not None:
+        contents[GRAPH_FILE], manifest["graph"] = graph
+    manifest["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    for name, content in contents.items():
+        write_durably(directory / name, content)
     digest = _digest(manifest)
-    text = json.dumps(manifest | {"digest": digest}, indent=1)
-    write_durably(directory / MANIFEST_FILE, text.encode())
+    write_durably(directory / MANIFEST_FILE, json.dumps(manifest | {"digest": digest}, indent=1))
     return digest
 
 
-def load_policy(directory: Path, *, actions: tuple[str, ...] | None = None) -> QPolicy | RulePolicy:
+def load_policy(directory: Path, *, actions: tuple[str, ...] | None = None) -> AnyPolicy:
     """The policy that `save_policy` wrote.
 
     Args:
@@ -114,8 +110,8 @@ def load_policy(directory: Path, *, actions: tuple[str, ...] | None = None) -> Q
             it never takes one that it does not know. Without them, those of its own contract.
 
     Raises:
-        PolicyArtifactError: a file is missing or altered, or its format or kind is not known here; or the policy has an
-            action that is not among `actions`.
+        PolicyArtifactError: a file is missing, altered or malformed, or its format or kind is not known here; or the
+            policy has an action that is not among `actions`.
     """
     path = directory / MANIFEST_FILE
     try:
@@ -125,34 +121,9 @@ def load_policy(directory: Path, *, actions: tuple[str, ...] | None = None) -> Q
     except (OSError, ValueError) as error:
         raise PolicyArtifactError(f"{path} cannot be read: {error}. Restore the release from its copy.") from error
     _check_manifest(manifest, path)
-    contract = contract_from_json(manifest["contract"], str(path))
-    lost = [name for name in contract.actions.names if actions is not None and name not in actions]
-    if lost:
-        raise PolicyArtifactError(
-            f"{path}: the policy's actions {', '.join(lost)} are not among {', '.join(actions or ())}."
-        )
-    if manifest["kind"] == "rules":
-        return RulePolicy(
-            contract=contract,
-            rules=tuple(Rule(when=rule["when"], action=rule["action"]) for rule in manifest["rules"]),
-            otherwise=manifest["otherwise"],
-            exploration=manifest["exploration"],
-            actions=actions or (),
-            digest=manifest["digest"],
-        )
-    architecture = build_settings(Architecture, manifest["architecture"], str(path))
-    return QPolicy(
-        contract=contract,
-        encoder=Encoder.from_json(manifest["encoder"]),
-        architecture=architecture,
-        weights=_read_weights(directory / WEIGHTS_FILE, manifest["weights_sha256"], architecture),
-        reward_scale=manifest["reward_scale"],
-        exploration=manifest["exploration"],
-        snapshot_digest=manifest["snapshot_digest"],
-        config=manifest["config"],
-        actions=actions or (),
-        digest=manifest["digest"],
-    )
+    contents = {name: _read_file(directory / name, wanted) for name, wanted in manifest["files"].items()}
+    tensors = _tensors(contents[WEIGHTS_FILE], directory / WEIGHTS_FILE) if WEIGHTS_FILE in contents else {}
+    return replace(build(manifest, tensors, str(path), actions), digest=manifest["digest"])
 
 
 def check_compatible(policy_contract: Contract, current: Contract) -> None:
@@ -171,6 +142,15 @@ def check_compatible(policy_contract: Contract, current: Contract) -> None:
         )
 
 
+def _check_finite(tensors: dict[str, NDArray[Any]]) -> None:
+    bad = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
+    if bad:
+        raise PolicyArtifactError(
+            f"the weights {', '.join(bad)} are not finite numbers: training diverged. Nothing was written; lower "
+            "train.learning_rate or raise train.penalty_weights."
+        )
+
+
 def _check_manifest(manifest: Any, path: Path) -> None:
     if not isinstance(manifest, dict) or "format" not in manifest:
         raise PolicyArtifactError(f"{path} is no policy manifest.")
@@ -179,17 +159,29 @@ def _check_manifest(manifest: Any, path: Path) -> None:
             f"{path} has format {manifest['format']!r}; this version ({_code_version()}) of offline-dqn reads "
             f"{_FORMAT}."
         )
-    if manifest.get("kind") not in {"q", "rules"}:
-        raise PolicyArtifactError(f"{path} has kind {manifest.get('kind')!r}; known are 'q' and 'rules'.")
+    if manifest.get("kind") not in KINDS:
+        raise PolicyArtifactError(f"{path} has kind {manifest.get('kind')!r}; known are {', '.join(KINDS)}.")
     found, wanted = _digest(manifest), manifest.get("digest")
     if found != wanted:
         raise PolicyArtifactError(
             f"{path} was altered after it was written: its content has the digest {found}, it says {wanted}. "
             "Restore the release from its copy."
         )
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not set(files) <= {WEIGHTS_FILE, GRAPH_FILE}:
+        raise PolicyArtifactError(
+            f"{path} has files = {files!r}; a policy has {WEIGHTS_FILE} and {GRAPH_FILE}, each with its SHA-256."
+        )
 
 
-def _read_weights(path: Path, wanted: str, architecture: Architecture) -> Weights:
+def _tensors(content: bytes, path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        return safetensors.numpy.load(content)
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:  # KeyError: a type that numpy lacks
+        raise PolicyArtifactError(f"{path} holds no tensors: {error}. Restore the release from its copy.") from error
+
+
+def _read_file(path: Path, wanted: str) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -200,15 +192,11 @@ def _read_weights(path: Path, wanted: str, architecture: Architecture) -> Weight
             f"{path} was altered after it was written: its SHA-256 is {found}, the manifest says {wanted}. "
             "Restore the release from its copy."
         )
-    weights: Weights = safetensors.numpy.load(content)
-    shapes = {name: weight.shape for name, weight in weights.items()}
-    if shapes != architecture.parameter_shapes():
-        raise PolicyArtifactError(f"{path} holds {shapes}, the manifest describes {architecture.parameter_shapes()}.")
-    return weights
+    return content
 
 
 def _digest(manifest: dict[str, Any]) -> str:
-    """SHA-256 of the manifest's content without its own digest; it covers the weights through theirs."""
+    """SHA-256 of the manifest's content without its own digest; it covers the other files through theirs."""
     content = {key: value for key, value in manifest.items() if key != "digest"}
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 

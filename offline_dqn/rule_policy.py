@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import duckdb
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from datasets.contract import BooleanFeature, CategoricalFeature, Contract, Feature, VectorFeature
+from datasets.contract import Contract
 from datasets.errors import OfflineDqnError
 from datasets.observations import Observations
-from offline_dqn.exploration import explore
+from offline_dqn.exploration import allowed_actions, explore
+from offline_dqn.observation_sql import evaluate_sql, observation_table, sql_problem
 
 
 class PolicyRuleError(OfflineDqnError):
-    """Rules that cannot be used; lists every problem."""
+    """Rules that cannot be used, with every problem, or one that fails on an observation."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +65,17 @@ class RulePolicy:
             for action in [*(rule.action for rule in self.rules), self.otherwise]
             if action not in self.contract.actions.names
         ]
-        nothing = _empty_table(self.contract)
-        problems += [f"rule {i + 1}: {text}" for i, rule in enumerate(self.rules) if (text := _problem(rule, nothing))]
+        found = [sql_problem(self.contract, rule.when, "BOOLEAN") for rule in self.rules]
+        problems += [f"rule {i}: {text}" for i, text in enumerate(found, start=1) if text is not None]
         if problems:
             raise PolicyRuleError("the rules cannot be used:\n" + "\n".join(f"  {text}" for text in problems))
 
     def q_values(self, observations: Observations) -> None:  # noqa: ARG002  # part of the protocol
         """None: rules have no values."""
+        return
+
+    def disagreement(self, observations: Observations) -> None:  # noqa: ARG002  # part of the protocol
+        """None: nothing can disagree."""
         return
 
     def action_probs(self, observations: Observations, available: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -84,13 +87,12 @@ class RulePolicy:
 
         Raises:
             NoAvailableActionError: a row allows no action of the contract.
+            PolicyRuleError: a condition fails on a row, such as by a cast of a text that is no number.
         """
-        if available.shape != (len(observations), len(self.actions)):
-            wanted = (len(observations), len(self.actions))
-            raise ValueError(f"available wants the shape (n, A) = {wanted}, found {available.shape}")
-        allowed = available & np.isin(self.actions, self.contract.actions.names)
+        known = np.isin(self.actions, self.contract.actions.names)
+        allowed = allowed_actions(available, known, len(observations))
         choices = [*(rule.action for rule in self.rules), self.otherwise]
-        matches = _matches([rule.when for rule in self.rules], _table(self.contract, observations))
+        matches = self._matches(observations)
         matches.append(np.ones(len(observations), dtype=bool))
         preferred = np.zeros_like(allowed)
         undecided = np.ones(len(observations), dtype=bool)
@@ -100,64 +102,37 @@ class RulePolicy:
             preferred[decides, column] = True
             undecided &= ~decides
         preferred[undecided] = allowed[undecided]
-        return explore(preferred, allowed, self.exploration)
+        return explore(preferred / preferred.sum(axis=1, keepdims=True), allowed, self.exploration)
 
-
-def _matches(conditions: Sequence[str], table: pa.Table) -> list[NDArray[np.bool_]]:
-    """For each condition (n,) bool, in the order of the table's rows."""
-    if not conditions or not len(table):
-        return [np.zeros(len(table), dtype=bool) for _ in conditions]
-    columns = ", ".join(
-        f"coalesce(CAST(({condition}\n) AS BOOLEAN), false) AS match_{i}" for i, condition in enumerate(conditions)
-    )
-    with duckdb.connect(config={"enable_external_access": "false"}) as connection:
-        connection.register("steps", table)
-        connection.execute("SET lock_configuration = true")
-        found = connection.execute(f"SELECT {columns} FROM steps ORDER BY row").fetchnumpy()
-    return [np.asarray(matches, dtype=bool) for matches in found.values()]
-
-
-def _problem(rule: Rule, nothing: pa.Table) -> str | None:
-    """What DuckDB says against a condition, tried on a table without rows."""
-    with duckdb.connect(config={"enable_external_access": "false"}) as connection:
-        connection.register("steps", nothing)
+    def _matches(self, observations: Observations) -> list[NDArray[np.bool_]]:
+        """For each rule (n,) bool."""
+        if not self.rules or not len(observations):
+            return [np.zeros(len(observations), dtype=bool) for _ in self.rules]
         try:
-            statements = connection.extract_statements(f"SELECT CAST(({rule.when}\n) AS BOOLEAN) FROM steps")
-            if len(statements) != 1:
-                return f"`{rule.when}` is not one condition"
-            connection.execute(statements[0])
+            found = evaluate_sql(self.contract, observations, [rule.when for rule in self.rules], "BOOLEAN")
         except duckdb.Error as error:
-            return f"`{rule.when}`: {str(error).splitlines()[0]}"
-    return None
+            raise PolicyRuleError(self._failure(observations, str(error).splitlines()[0])) from error
+        return [np.ma.filled(np.ma.asarray(matches, dtype=bool), False) for matches in found]
 
+    def _failure(self, observations: Observations, message: str) -> str:
+        """What to say of rules that fail on some row: names the first such rule, and its first such row."""
+        for i, rule in enumerate(self.rules, start=1):
+            if not self._fails(rule, observations, 0, len(observations)):
+                continue
+            first, end = 0, len(observations)  # the first failing row lies in [first, end)
+            while end - first > 1:
+                middle = (first + end) // 2
+                first, end = (first, middle) if self._fails(rule, observations, first, middle) else (middle, end)
+            row = observation_table(self.contract, observations.take(np.array([first])))["observation"][0].as_py()
+            return (
+                f"rule {i}, `{rule.when}`, fails in row {first} of {len(observations)}, {row}: {message}. Write it so "
+                "that it holds for every observation, for instance with TRY_CAST."
+            )
+        return f"the rules fail on {len(observations)} rows: {message}."
 
-def _table(contract: Contract, observations: Observations) -> pa.Table:
-    """The observations as DuckDB sees them: one struct column, missing values null."""
-    n_rows = len(observations)
-    fields = [_column(feature, name, observations) for name, feature in contract.features.items()]
-    struct = pa.StructArray.from_arrays(fields, names=list(contract.features))
-    return pa.table({"row": pa.array(np.arange(n_rows)), "observation": struct})
-
-
-def _column(feature: Feature, name: str, observations: Observations) -> pa.Array:
-    values = observations.columns[name]
-    if isinstance(feature, CategoricalFeature):
-        return pa.array(observations.labels(name), type=pa.string())
-    if isinstance(feature, VectorFeature):
-        rows = [None if np.isnan(row).all() else row for row in values]
-        return pa.array(rows, type=pa.list_(pa.float64()))
-    missing = np.isnan(values)
-    if isinstance(feature, BooleanFeature):
-        return pa.array(np.where(missing, 0.0, values) != 0.0, mask=missing)
-    return pa.array(values, mask=missing)
-
-
-def _empty_table(contract: Contract) -> pa.Table:
-    columns: dict[str, NDArray[np.float64] | NDArray[np.int32]] = {}
-    for name, feature in contract.features.items():
-        if isinstance(feature, CategoricalFeature):
-            columns[name] = np.zeros(0, dtype=np.int32)
-        else:
-            columns[name] = np.zeros((0, feature.length) if isinstance(feature, VectorFeature) else 0)
-    vocabularies = {n: () for n, f in contract.features.items() if isinstance(f, CategoricalFeature)}
-    return _table(contract, Observations(columns, vocabularies))
+    def _fails(self, rule: Rule, observations: Observations, first: int, end: int) -> bool:
+        try:
+            evaluate_sql(self.contract, observations.take(np.arange(first, end)), [rule.when], "BOOLEAN")
+        except duckdb.Error:
+            return True
+        return False

@@ -9,7 +9,7 @@ import pytest
 from datasets.contract import Contract
 from datasets.encoding import fit_encoder
 from datasets.observations import Observations
-from offline_dqn.fqe import FqeConfig, FqeError, fit_q_evaluation
+from offline_dqn.fqe import FqeConfig, FqeError, QEvaluation, fit_q_evaluation
 from tests.offline_dqn.worlds import TabularWorld, make_replay, states_of
 
 CONFIG = FqeConfig()
@@ -171,3 +171,72 @@ def test_bad_input_is_refused() -> None:
     broken = replace(replay, rewards=np.where(np.arange(50) == 7, np.nan, replay.rewards))
     with pytest.raises(FqeError, match="reward is not finite in 1 of 50 steps"):
         fit_q_evaluation(broken, np.full((50, 2), 0.5), CONFIG, encoder=encoder, seed=0)
+
+
+def test_one_preparation_serves_every_policy() -> None:
+    world = TabularWorld.random(n_states=5, n_actions=2, gamma=0.9, end_prob=0.2, seed=2)
+    behavior, evaluation = policies(5, 2)
+    replay = world.roll(behavior, 300, horizon=50, seed=0)
+    encoder = fit_encoder(replay.contract, replay.observations)
+    prepared = QEvaluation(replay, CONFIG, encoder=encoder, seed=3)
+    for policy in (behavior, evaluation):
+        probs = policy[states_of(replay)]
+        alone = fit_q_evaluation(replay, probs, CONFIG, encoder=encoder, seed=3)
+        np.testing.assert_array_equal(prepared.fit(probs).q_values(replay), alone.q_values(replay))
+
+
+def test_value_and_its_standard_error_match_the_truth_over_many_logs() -> None:
+    world = TabularWorld.random(n_states=5, n_actions=2, gamma=0.9, end_prob=0.2, seed=2)
+    behavior, evaluation = policies(5, 2)
+    truth = float((world.values(evaluation) * evaluation).sum(axis=1).mean())
+    values, errors = [], []
+    for seed in range(30):
+        replay = world.roll(behavior, 200, horizon=100, seed=seed, noise=0.5)
+        encoder = fit_encoder(replay.contract, replay.observations)
+        prepared = QEvaluation(replay, FqeConfig(n_random_features=20, n_time_knots=4), encoder=encoder, seed=0)
+        _, found = prepared.value(evaluation[states_of(replay)])
+        values.append(found.value)
+        errors.append(float(np.sqrt((found.influence**2).sum())))
+    spread = np.std(values, ddof=1)
+    assert np.mean(values) == pytest.approx(truth, abs=4 * spread / np.sqrt(30) + 0.05)
+    assert 0.7 < np.mean(errors) / spread < 1.4
+
+
+def test_episodes_count_as_their_weights_say() -> None:
+    rates = np.array([0.5, 0.5])
+    replay = one_step_clicks(rates, 400, seed=0)
+    high = replace(replay, rewards=np.where(np.arange(400) < 200, 1.0, 0.0))
+    probs = np.full((400, 2), 0.5)
+    weights = np.where(np.arange(400) < 200, 3.0, 1.0)
+    encoder = fit_encoder(replay.contract, replay.observations)
+    prepared = QEvaluation(high, CONFIG, encoder=encoder, seed=0, episode_weights=weights)
+    assert prepared.value(probs)[1].value == pytest.approx(0.75, abs=0.02)
+
+
+def test_a_picture_is_seen_coarsely() -> None:
+    """What stands in its upper half is worth a reward; single pixels would be too many inputs."""
+    rng = np.random.default_rng(0)
+    contract = Contract.model_validate(
+        {
+            "name": "dots",
+            "gamma": 0.9,
+            "features": {"frame": {"type": "image", "shape": [40, 50, 1]}},
+            "actions": {"names": ["a", "b"]},
+            "episodes": {"kind": "one_step"},
+        }
+    )
+    n = 400
+    upper = rng.random(n) < 0.5
+    pictures = np.zeros((n, 40 * 50 + 1), dtype=np.uint8)
+    for row, is_upper in zip(pictures, upper, strict=True):
+        start = rng.integers(0, 700) if is_upper else rng.integers(1000, 1700)
+        row[start : start + 200] = 255
+    actions = rng.integers(2, size=n)
+    rewards = np.where(upper, 1.0, 0.0) * (actions == 1)
+    replay = make_replay(contract, Observations({"frame": pictures}, {}), actions, rewards, np.ones(n, dtype=int))
+    encoder = fit_encoder(contract, replay.observations)
+    fitted = fit_q_evaluation(replay, np.full((n, 2), 0.5), CONFIG, encoder=encoder, seed=0)
+    q_values = fitted.q_values(replay)
+    assert len(fitted.coefficients) < 600
+    assert q_values[upper, 1].mean() > 0.9
+    assert np.abs(q_values[~upper]).mean() < 0.1

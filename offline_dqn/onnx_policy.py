@@ -1,0 +1,67 @@
+"""A policy as another engine runs it: `policy.onnx` in onnxruntime, for one row or many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from datasets.contract import CategoricalFeature, Contract, ImageFeature
+from datasets.observations import Observations
+
+AVAILABLE, Q_VALUES, PROBS, OWN_PROBS = "available_actions", "q_values", "probabilities", "own_probabilities"
+_RESERVED = {AVAILABLE, Q_VALUES, PROBS, OWN_PROBS}
+
+
+def input_name(feature: str) -> str:
+    """The input of the graph that takes a feature: its name, unless the graph uses that for something else."""
+    return f"observation.{feature}" if feature in _RESERVED else feature
+
+
+class OnnxPolicy:
+    """Scores observations with a graph that `onnx_export.export_graph` made.
+
+    Args:
+        contract: the one the policy was trained under.
+        content: the bytes of `policy.onnx`.
+        description: of its inputs and outputs, as `policy.json` holds it under "graph".
+    """
+
+    def __init__(self, contract: Contract, content: bytes, description: Mapping[str, Any]) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1  # networks this small gain nothing from more
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        self._contract = contract
+        self.actions: tuple[str, ...] = tuple(description["actions"])
+        self._features = [entry["feature"] for entry in description["inputs"] if entry["feature"] is not None]
+        self._outputs: list[str] = list(description["outputs"])
+
+    def score(
+        self, observations: Observations, available: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        """(n, A) probabilities and (n, A) Q-values in reward units, None where the policy has none.
+
+        Args:
+            observations: n rows, n at least 1.
+            available: (n, A) bool; the probabilities of a row without any are NaN.
+        """
+        feeds = {input_name(name): _fed(self._contract, observations, name) for name in self._features}
+        found = self._session.run(self._outputs, feeds | {AVAILABLE: available})
+        outputs = dict(zip(self._outputs, found, strict=True))
+        q_values = outputs.pop(Q_VALUES, None)
+        (probs,) = outputs.values()
+        return probs, q_values
+
+
+def _fed(contract: Contract, observations: Observations, name: str) -> NDArray[Any]:
+    """A feature as the graph takes it: numbers with NaN, labels with "" where missing, images as bytes."""
+    if isinstance(contract.features[name], ImageFeature):
+        return observations.columns[name]
+    if isinstance(contract.features[name], CategoricalFeature):
+        labels = observations.labels(name)
+        return np.where(labels == None, "", labels).astype(object)  # noqa: E711  # element by element
+    return np.asarray(observations.columns[name], dtype=np.float64)
