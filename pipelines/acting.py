@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from datasets.compatibility import IncompatibleContractError
 from datasets.contract import Contract
 from datasets.errors import OfflineDqnError
-from datasets.observations import ObservationError, observation_problems, observations_from_records
-from offline_dqn.policy import QPolicy, RulePolicy, check_compatible, load_policy
+from datasets.observations import ObservationError, Observations, observation_problems, observations_from_records
+from offline_dqn.exploration import allowed_actions
+from offline_dqn.policy import GRAPH_FILE, MANIFEST_FILE, AnyPolicy, check_compatible, load_policy
 from pipelines.workspace import Workspace
 from reports.manifest import read_manifest
 
@@ -23,7 +24,7 @@ class ReleaseError(OfflineDqnError):
     """A release that is not there, not whole, or made for another problem."""
 
 
-def load_release(workspace: Workspace, release: int, contract: Contract | None = None) -> QPolicy | RulePolicy:
+def load_release(workspace: Workspace, release: int, contract: Contract | None = None) -> AnyPolicy:
     """A release's policy, once every byte of its folder is what was registered. Needs no MLflow, so anybody can act.
 
     Its actions follow `contract`: by default the current one, otherwise that of the snapshot it is asked about.
@@ -47,36 +48,75 @@ def load_release(workspace: Workspace, release: int, contract: Contract | None =
         raise ReleaseError(f"Release {release} cannot act under this contract: {error}") from error
 
 
-def act(workspace: Workspace, release: int, path: Path) -> list[dict[str, Any]]:
+Engine = Literal["numpy", "onnx"]
+
+
+def act(workspace: Workspace, release: int, path: Path, engine: Engine = "numpy") -> list[dict[str, Any]]:
     """What a release would do on each observation of a JSON Lines file: action, probabilities and Q-values.
 
     A line is an observation, or an object with `observation` and, optionally, `available_actions`. The action is the
-    most probable one; what is served draws from the probabilities.
+    most probable one; what is served draws from the probabilities. `action_value` is the number to act with where
+    actions are bins. `disagreement` is the standard deviation of that action's value over the networks of an ensemble,
+    in reward units.
+
+    Args:
+        workspace: of the release.
+        release: its number.
+        path: of the observations.
+        engine: "numpy" is what is evaluated; "onnx" runs the release's policy.onnx, which says the same to rounding.
 
     Raises:
         ObservationError: a line is no JSON object or does not fit the contract; every problem is named, nothing acts.
+        ReleaseError: the release cannot act, or has no graph that holds all of it.
     """
     policy = load_release(workspace, release)
     records, masks = _read_observations(path, policy)
     if not records:
         return []
     observations = observations_from_records(policy.contract, records)
-    probs = policy.action_probs(observations, masks)
-    q = policy.q_values(observations)
-    names = policy.actions
+    if engine == "onnx":
+        probs, q = _score_with_graph(workspace.release_path(release), policy, observations, masks)
+    else:
+        probs, q = policy.action_probs(observations, masks), policy.q_values(observations)
+    spread = policy.disagreement(observations)
+    names, chosen = policy.actions, probs.argmax(axis=1)
     return [
         {
-            "action": names[int(probs[i].argmax())],
+            "action": names[chosen[i]],
+            "action_value": policy.contract.actions.value_of(names[chosen[i]]),
             "probabilities": dict(zip(names, probs[i].round(6).tolist(), strict=True)),
             "q_values": None if q is None else dict(zip(names, q[i].round(6).tolist(), strict=True)),
+            "disagreement": None if spread is None else round(float(spread[i, chosen[i]]), 6),
         }
         for i in range(len(records))
     ]
 
 
-def _read_observations(
-    path: Path, policy: QPolicy | RulePolicy
-) -> tuple[list[Mapping[str, object]], NDArray[np.bool_]]:
+def _score_with_graph(
+    folder: Path, policy: AnyPolicy, observations: Observations, masks: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+    """(n, A) probabilities and Q-values by policy.onnx, along the policy's actions."""
+    from offline_dqn.onnx_policy import OnnxPolicy  # onnxruntime takes a moment that acting with numpy does not need
+
+    described = json.loads((folder / MANIFEST_FILE).read_text()).get("graph")
+    if described is None or not described["whole"]:
+        holder = "acts by rules" if described is None else "mixes in a policy of rules"
+        raise ReleaseError(
+            f"Release {folder.name} {holder}, and these have no graph: leave out --engine onnx, and it acts as it is."
+        )
+    allowed = allowed_actions(masks, np.isin(policy.actions, described["actions"]), len(observations))
+    columns = [policy.actions.index(name) for name in described["actions"]]
+    graph = OnnxPolicy(policy.contract, (folder / GRAPH_FILE).read_bytes(), described)
+    own_probs, own_q = graph.score(observations, allowed[:, columns])
+    probs, q = np.zeros(masks.shape), np.full(masks.shape, -np.inf)
+    probs[:, columns] = own_probs
+    if own_q is None:
+        return probs, None
+    q[:, columns] = own_q
+    return probs, q
+
+
+def _read_observations(path: Path, policy: AnyPolicy) -> tuple[list[Mapping[str, object]], NDArray[np.bool_]]:
     """The observations of a file, and (n, A) which actions are available to each."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -108,7 +148,7 @@ _SHOWN = 10
 """Problems that a message lists."""
 
 
-def _read_line(line: str, policy: QPolicy | RulePolicy) -> tuple[Mapping[str, object], list[bool], list[str]]:
+def _read_line(line: str, policy: AnyPolicy) -> tuple[Mapping[str, object], list[bool], list[str]]:
     """The observation of one line, which actions it allows, and what is wrong with it."""
     try:
         row = json.loads(line)

@@ -9,7 +9,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,6 +31,7 @@ from pipelines.command import (
     user_name,
 )
 from pipelines.erase_command import add_erase_command
+from pipelines.policy_commands import policy_app
 from pipelines.quarantine_commands import quarantine_app
 from pipelines.sign_command import add_sign_command
 from pipelines.snapshot_commands import import_command, snapshot_app
@@ -38,7 +39,8 @@ from pipelines.upkeep_commands import upkeep_app
 
 if TYPE_CHECKING:  # the stages load torch and more; a command loads what it needs when it runs
     from datasets.ingest import IngestReport
-    from pipelines.stages import DriftOutcome, EvaluateOutcome, TrainOutcome
+    from pipelines.stages import DriftOutcome, EvaluateOutcome
+    from pipelines.training import TrainOutcome
     from pipelines.workspace import Workspace
 
 app = typer.Typer(
@@ -51,6 +53,7 @@ app = typer.Typer(
 )
 app.add_typer(batches_app, name="batches")
 app.add_typer(snapshot_app, name="snapshot")
+app.add_typer(policy_app)
 app.add_typer(upkeep_app)
 app.add_typer(quarantine_app, name="quarantine")
 app.command("import")(import_command)
@@ -328,35 +331,58 @@ def _print_drift(outcome: DriftOutcome) -> None:
 
 @command(app, "train")
 def train(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> None:
-    """Train on the newest snapshot: a candidate release."""
-    from pipelines import stages
+    """Train on the newest snapshot and choose: a candidate release."""
+    from pipelines.training import train as train_release
 
     opened = open_workspace_of(workspace)
     with (
         exclusive_lock(opened.root / ".lock", f"The workspace {opened.root}", wait_s=0.0),
-        console.progress("training", opened.config.train.n_updates) as advance,
+        console.progress("training", opened.config.train.n_updates, "updates") as advance,
     ):
-        outcome = stages.train(opened, on_metrics=lambda step, _: advance(step))
+        outcome = train_release(opened, on_metrics=lambda step, m: advance(step, m["updates_per_s"]))
     if as_json:
         console.print_json(outcome.to_json())
     else:
-        _print_training(outcome)
+        print_training(outcome)
 
 
-def _print_training(outcome: TrainOutcome) -> None:
-    metrics = outcome.last_metrics
+def print_training(outcome: TrainOutcome) -> None:
+    selection, chosen = outcome.selection, outcome.chosen
     console.print_account(
         f"Release {outcome.release} {'was trained from this before' if outcome.repeated else 'trained'}",
         {
             "snapshot": outcome.snapshot,
             "steps": f"{outcome.n_steps:,} learned from, {outcome.n_unusable_steps:,} without a known next observation",
             "seconds": f"{outcome.seconds:.1f}",
-            **{name: console.number(metrics.get(name)) for name in ("td_error_abs", "q_logged", "q_greedy")},
+            "chosen": f"{chosen}, of {len(selection['candidates'])} candidates on {selection['n_episodes']:,} episodes",
             "next": f"offline-dqn evaluate {outcome.release}",
         },
     )
+    print_candidates(selection)
+    for name, why in outcome.diverged.items():
+        console.warn(f"{name} {why}; it is no candidate")
     if outcome.q_exceeds_feasible:
         console.warn("the network promises more than can be earned at all; the gate checks it on its own episodes")
+
+
+def print_candidates(selection: Mapping[str, Any]) -> None:
+    """Every candidate of a training, the best lower bound first."""
+    rows = [
+        (
+            ("* " if c["chosen"] else "  ") + c["name"],
+            console.number(c["value"]),
+            console.number(c["difference"] if c["estimator"] == "direct" else c["weighted_difference"]),
+            console.number(c["lower_bound"]),
+            console.number(c["upper_bound"]),
+            c["estimator"],
+            c["why"],
+        )
+        for c in selection["candidates"]
+    ]
+    heads = ["candidate", "value", "difference", "low", "high", "by", "why"]
+    baseline = console.number(selection["baseline_value"])
+    title = f"Above the baseline's {baseline}; bounds at {selection['level']:.0%} each"
+    console.print_table(title, heads, rows, right=heads[1:5])
 
 
 @command(app, "evaluate")
@@ -436,24 +462,6 @@ def plan(
         console.out.print(f"- {sentence}", markup=False)
 
 
-@command(app, "act")
-def act(
-    version: Annotated[int, typer.Argument(help="Number of the release.")],
-    file: Annotated[Path, typer.Argument(help="Observations, one JSON object per line.")],
-    workspace: WorkspaceOption = Path(),
-    as_json: JsonOption = False,
-) -> None:
-    """What a release would do: action, probabilities and Q-values, one JSON line per observation."""
-    from pipelines.acting import act as act_on
-
-    rows = act_on(open_workspace_of(workspace), version, file)
-    if as_json:
-        console.print_json({"release": version, "decisions": rows})
-        return
-    for row in rows:
-        console.print_json(row)
-
-
 @command(app, "nightly")
 def nightly(
     workspace: WorkspaceOption = Path(),
@@ -464,11 +472,16 @@ def nightly(
     """The whole night, in order."""
     from pipelines.running import run_night
 
-    record = run_night(open_workspace_of(workspace, as_of), force_train=force_train)
+    opened = open_workspace_of(workspace, as_of)
+    record = run_night(opened, force_train=force_train)
     if as_json:
         console.print_json(record.to_json())
         return
     print_nights(workspace, [record])
+    if record.release is not None:
+        from pipelines.training import read_selection
+
+        print_candidates(read_selection(opened, record.release))
 
 
 @command(app, "nights")

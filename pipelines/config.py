@@ -18,6 +18,7 @@ from offline_dqn.policy import Rule, RulePolicy
 from offline_dqn.train_config import TrainConfig
 from reports.evaluate_config import EvaluateConfig
 from reports.gate import GateConfig
+from reports.select_config import SelectConfig
 
 
 class SimulateConfig(Settings):
@@ -66,6 +67,7 @@ class PipelineConfig(Settings):
     snapshot: SnapshotConfig = SnapshotConfig()
     drift: DriftConfig = DriftConfig()
     train: TrainConfig = TrainConfig()
+    select: SelectConfig = SelectConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     gate: GateConfig = GateConfig()
     baseline: BaselineConfig | None = None

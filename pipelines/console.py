@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from reports.formatting import duration
 
 _PLAIN_WIDTH = 160
 """Columns where the output goes to a file or a pipe, which have no width of their own."""
@@ -89,27 +91,54 @@ def number(value: float | None, digits: int = 4) -> str:
     return "-" if value is None else f"{value:.{digits}g}"
 
 
+class Advance(Protocol):
+    """Takes how far a step has come in all, and how many units a second it does, where that is known."""
+
+    def __call__(self, done: int, per_s: float | None = None, /) -> None: ...
+
+
 @contextmanager
-def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+def progress(what: str, total: int | None, unit: str = "") -> Iterator[Advance]:
     """Progress of a long step: yields a function that takes how far it has come in all.
 
     A bar on a terminal; elsewhere a line at the start and every ten seconds.
+
+    Args:
+        what: the step's name.
+        total: how far it will come; None where that is not known.
+        unit: of what is counted, such as "updates"; named beside a measured rate.
     """
     if err.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, TimeRemainingColumn(), console=err, transient=True) as bar:
-            task = bar.add_task(what, total=total)
-            yield lambda done: bar.update(task, completed=done)
+        with Progress(*columns, TextColumn("{task.fields[pace]}"), console=err, transient=True) as bar:
+            task = bar.add_task(what, total=total, pace="")
+
+            def move(done: int, per_s: float | None = None) -> None:
+                bar.update(task, completed=done, pace=pace(done, total, per_s, unit))
+
+            yield move
         return
     began = last = time.monotonic()
     err.print(f"{what} ...")
 
-    def line(done: int) -> None:
+    def line(done: int, per_s: float | None = None) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last >= _LINE_EVERY_S:
             last = now
             of = f" of {total}" if total else ""
-            err.print(f"{what}: {done}{of} after {now - began:.0f} s")
+            parts = [f"{what}: {done}{of} after {now - began:.0f} s", pace(done, total, per_s, unit)]
+            err.print(", ".join(part for part in parts if part))
 
     yield line
+
+
+def pace(done: int, total: int | None, per_s: float | None, unit: str) -> str:
+    """Rate and time left in words; "" where the rate is not known.
+
+    The rate is the step's own: of a training that was resumed, the bar would count updates of the day before.
+    """
+    if not per_s:
+        return ""
+    rate = f"{per_s:,.0f} {unit}/s" if per_s >= 10 else f"{per_s:.2g} {unit}/s"
+    return f"{rate}, {duration((total - done) / per_s)} left" if total is not None and total > done else rate

@@ -21,10 +21,11 @@ from datasets.errors import OfflineDqnError
 from datasets.ingest import IngestReport
 from datasets.journal import LakeError
 from datasets.locking import exclusive_lock
-from offline_dqn.learner import Metrics
+from offline_dqn.trained import Metrics
 from pipelines import stages
 from pipelines.nights import COLUMNS, NightRecord, append_night, read_nights
-from pipelines.stages import DriftOutcome, EvaluateOutcome, TrainOutcome
+from pipelines.stages import DriftOutcome, EvaluateOutcome
+from pipelines.training import TrainOutcome, train
 from pipelines.upkeep import Retained, retain
 from pipelines.workspace import Workspace, open_workspace
 
@@ -72,7 +73,7 @@ def freeze_replay_dataset(workspace: Workspace, changed: date | None) -> Path:
 @task(name="train", cache_policy=NO_CACHE)
 def train_candidate(workspace: Workspace, snapshot: Path) -> TrainOutcome:
     """Snapshot to candidate release."""
-    return stages.train(workspace, snapshot, on_metrics=watch.get().on_metrics)
+    return train(workspace, snapshot, on_metrics=watch.get().on_metrics)
 
 
 @task(name="evaluate", cache_policy=NO_CACHE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def run_night(workspace: Workspace, *, force_train: bool) -> NightRecord:
 
     with ExitStack() as shown:
         watching = _Watching(shown)
-        token = watch.set(Watch(watching.stage, watching.on_rows, lambda step, _: watching.advance(step)))
+        token = watch.set(Watch(watching.stage, watching.on_rows, watching.on_metrics))
         as_of = workspace.given_as_of.isoformat() if workspace.given_as_of else None
         try:
             record = nightly(str(workspace.root), force_train, as_of)
@@ -63,12 +63,15 @@ class _Watching:
     def __init__(self, shown: ExitStack) -> None:
         self._shown = shown
         self._n_rows = 0
-        self.advance: Callable[[int], None] = lambda _: None
+        self.advance: console.Advance = lambda _, __=None: None
 
     def stage(self, name: str, total: int | None) -> None:
         self._shown.close()
-        self.advance = self._shown.enter_context(console.progress(name, total))
+        self.advance = self._shown.enter_context(console.progress(name, total, "updates"))
 
     def on_rows(self, n: int) -> None:
         self._n_rows += n
         self.advance(self._n_rows)
+
+    def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.advance(step, metrics["updates_per_s"])

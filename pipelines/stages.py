@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from datasets.batches import Batch, list_batches
 from datasets.coverage import read_coverage
 from datasets.data_docs import docs_folder, docs_path, drop_old_docs, write_docs
-from datasets.encoding import fit_encoder
-from datasets.errors import OfflineDqnError
 from datasets.freezing import freeze_snapshot, read_episodes
 from datasets.ingest import IngestReport, ingest_logs
 from datasets.journal import LakeError
 from datasets.lake import Lake, open_lake
 from datasets.logfiles import holds_logs
 from datasets.quarantine_replay import ReplayReport, replay_quarantine
-from datasets.replay import GATE, TRAIN, Replay
+from datasets.replay import GATE, Replay
 from datasets.simulators.autoscaler_logs import SimulatedLogs, simulate_logs
 from datasets.snapshot import SnapshotError, SnapshotSummary, current_snapshot, erased_mark, open_snapshot
 from datasets.splits import gate_share, last_night_over
@@ -37,10 +32,9 @@ from drift.decision import LivePerformance, RetrainDecision, decide_retrain
 from drift.detection import measure_drift
 from drift.records import DriftReport
 from drift.windows import window_from_replay
-from offline_dqn.learner import Metrics, fit
-from offline_dqn.policy import Policy, QPolicy, RulePolicy, save_policy
-from offline_dqn.train_config import TrainConfig
+from offline_dqn.policy import AnyPolicy, Policy
 from pipelines.acting import load_release
+from pipelines.training import VERSION_ZERO, StageError, written_by
 from pipelines.upkeep import compact_lake
 from pipelines.workspace import Workspace
 from reports.crossfit import step_probs
@@ -50,16 +44,6 @@ from reports.manifest import read_manifest
 from reports.plan import LogPlan, plan_log
 from reports.records import Estimate, Evaluation, evaluation_from_json, evaluation_to_json
 from reports.render import ReportData, render_report
-
-VERSION_ZERO = 0
-
-_SAME_PROBABILITY = 1e-4
-"""Difference up to which a logged probability is the policy's own: logs round."""
-
-
-class StageError(OfflineDqnError):
-    """A stage that lacks what an earlier one makes."""
-
 
 # --- ingest, validate
 
@@ -293,19 +277,6 @@ def _newest_nights(workspace: Workspace, live: Replay | None, as_of: datetime) -
     return live.subset(np.isin(live.nights, newest)) if len(newest) else None
 
 
-def _written_by(policy: Policy | None, release: int | None, replay: Replay) -> NDArray[np.bool_]:
-    """(N,) whether a release wrote each episode: logged under its number, with the probabilities that it gives.
-
-    The number alone is no proof: a log may well call a policy of its own "0" or "1".
-    """
-    if policy is None or release is None:
-        return np.zeros(replay.n_episodes, dtype=bool)
-    taken = step_probs(policy, replay)[np.arange(replay.n_steps), replay.actions]
-    differs = ~(np.abs(taken - replay.behavior_prob) <= _SAME_PROBABILITY)  # not known (NaN) differs
-    n_differing = np.bincount(replay.episode_of_step[differs], minlength=replay.n_episodes)
-    return np.asarray((replay.policy_versions == str(release)) & (n_differing == 0))
-
-
 def _weights_to(policy: Policy, gate: Replay) -> Any:
     """(T,) weight of each step of the log as `policy` would have visited it; None where the log cannot say."""
     if np.isnan(gate.behavior_prob).any():
@@ -336,122 +307,6 @@ def _performance(workspace: Workspace, champion: int, own: Replay) -> LivePerfor
         live_standard_error=float(spread / len(returns)),
         n_episodes=n_clusters,
     )
-
-
-# --- train
-
-
-@dataclass(frozen=True)
-class TrainOutcome:
-    """A trained candidate release."""
-
-    release: int
-    snapshot: str
-    n_steps: int
-    n_unusable_steps: int
-    seconds: float
-    last_metrics: Mapping[str, float]
-    q_exceeds_feasible: bool
-    repeated: bool = False
-    """Whether this release stood there already, from the same data and settings."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {**self.__dict__, "last_metrics": dict(self.last_metrics)}
-
-
-def train(
-    workspace: Workspace,
-    snapshot_path: Path | None = None,
-    *,
-    on_metrics: Callable[[int, Metrics], None] = lambda *_: None,
-) -> TrainOutcome:
-    """Trains on a snapshot's `train` split and registers the policy as the candidate release.
-
-    Killed anywhere and repeated on the same snapshot, it goes on from its last checkpoint and ends in the same bits.
-    What was trained from the same data with the same settings before is that release, not a new one: a twin would meet
-    the gate a second time and spend error that its level does not hold.
-    """
-    _ensure_version_zero(workspace)
-    path = snapshot_path or _newest_snapshot(workspace)
-    replay, summary = open_snapshot(path)
-    train_split = replay.of_split(TRAIN)
-    if not train_split.n_episodes:
-        raise StageError(
-            f"No episode of {path.name} is in the training split ({replay.n_episodes} in all). Wait for more nights."
-        )
-    config = workspace.config.train
-    known = _trained_before(workspace, replay.digest, config)
-    if known is not None:
-        return known
-    checkpoints = workspace.root / "checkpoints" / path.name
-    began = time.perf_counter()
-    encoder = fit_encoder(replay.contract, train_split.observations)
-    trained = fit(train_split, config, encoder=encoder, checkpoint_dir=checkpoints, on_metrics=on_metrics)
-    seconds = time.perf_counter() - began
-    staged = workspace.registry.new_staging()
-    save_policy(staged, trained.to_policy())
-    (staged / "training.json").write_text(
-        json.dumps(
-            {
-                "config": config.model_dump(mode="json"),
-                "history": [dict(metrics) for metrics in trained.history],
-                "n_steps": trained.n_steps,
-                "n_unusable_steps": trained.n_unusable_steps,
-                "seconds": seconds,
-                "snapshot": path.name,
-                "snapshot_digest": replay.digest,
-                "q_exceeds_feasible": trained.q_exceeds_feasible,
-                "as_of": summary.as_of,
-            },
-            indent=1,
-        )
-    )
-    release = workspace.registry.register(staged, gate="not evaluated", tags={"snapshot": path.name})
-    curves = [(int(m["step"]), {k: v for k, v in m.items() if k != "step"}) for m in trained.history]
-    workspace.registry.log_training(release, curves, config.model_dump(mode="json"))
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    return TrainOutcome(
-        release=release,
-        snapshot=path.name,
-        n_steps=trained.n_steps,
-        n_unusable_steps=trained.n_unusable_steps,
-        seconds=seconds,
-        last_metrics=trained.history[-1] if trained.history else {},
-        q_exceeds_feasible=trained.q_exceeds_feasible,
-    )
-
-
-def _trained_before(workspace: Workspace, snapshot_digest: str, config: TrainConfig) -> TrainOutcome | None:
-    """The newest intact release that these data and settings gave."""
-    for release in reversed(workspace.releases_on_disk()):
-        path = workspace.release_path(release) / "training.json"
-        manifest = read_manifest(path.parent)
-        if manifest is None or manifest.damage(path.parent) or not path.exists():
-            continue
-        training = json.loads(path.read_text())
-        if training["snapshot_digest"] == snapshot_digest and training["config"] == config.model_dump(mode="json"):
-            return TrainOutcome(
-                release=release,
-                snapshot=training["snapshot"],
-                n_steps=training["n_steps"],
-                n_unusable_steps=training["n_unusable_steps"],
-                seconds=0.0,
-                last_metrics=training["history"][-1] if training["history"] else {},
-                q_exceeds_feasible=training["q_exceeds_feasible"],
-                repeated=True,
-            )
-    return None
-
-
-def _ensure_version_zero(workspace: Workspace) -> None:
-    """Registers the configured rules as version 0, where there are rules and no version 0 yet."""
-    rules = workspace.config.baseline
-    if rules is None or workspace.release_path(VERSION_ZERO).exists():
-        return
-    staged = workspace.registry.new_staging()
-    save_policy(staged, rules.to_policy(workspace.contract))
-    workspace.registry.register(staged, gate="baseline", tags={})
 
 
 # --- evaluate
@@ -528,8 +383,8 @@ def evaluate(workspace: Workspace, release: int, drift: DriftOutcome | None = No
             candidate_name=f"release {release}",
             baseline_name="the logging policy" if champion is None else f"release {champion}, the champion",
             version_zero_name="version 0, the rules" if version_zero is not None else None,
-            baseline_wrote_gate=bool(_written_by(baseline, champion, gate).all()),
-            version_zero_wrote_gate=bool(_written_by(version_zero, VERSION_ZERO, gate).all()),
+            baseline_wrote_gate=bool(written_by(baseline, champion, gate).all()),
+            version_zero_wrote_gate=bool(written_by(version_zero, VERSION_ZERO, gate).all()),
             excluded=_excluded(summary),
             config=workspace.config.evaluate,
             gate_config=workspace.config.gate,
@@ -688,7 +543,7 @@ def simulate(
     )
 
 
-def _acting_policy(workspace: Workspace, release: int) -> QPolicy | RulePolicy | None:
+def _acting_policy(workspace: Workspace, release: int) -> AnyPolicy | None:
     """What writes the simulated log: the release, or the configured rules before they are registered as version 0."""
     if workspace.release_path(release).exists():
         return load_release(workspace, release)
@@ -709,10 +564,3 @@ def _snapshot_of(workspace: Workspace, release: int) -> Path:
     if not path.exists():
         raise StageError(f"Release {release} was not trained on a snapshot, so there is nothing to judge it on.")
     return workspace.snapshots_path / str(json.loads(path.read_text())["snapshot"])
-
-
-def _newest_snapshot(workspace: Workspace) -> Path:
-    found = sorted(workspace.snapshots_path.glob("*/snapshot.json"), key=lambda p: p.stat().st_mtime)
-    if not found:
-        raise StageError("There is no snapshot to train on. `offline-dqn snapshot` freezes one from the lake.")
-    return found[-1].parent

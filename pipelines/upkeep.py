@@ -129,6 +129,8 @@ def _remove_snapshots(workspace: Workspace, names: tuple[str, ...]) -> None:
         (workspace.snapshots_path / name).rename(workspace.snapshots_path / (_LEAVING + name))
     for path in workspace.snapshots_path.glob(f"{_LEAVING}*"):  # also what a process that died has left
         shutil.rmtree(path)
+        for beside in ("tensorboard", "checkpoints"):  # of trainings on it
+            shutil.rmtree(workspace.root / beside / path.name.removeprefix(_LEAVING), ignore_errors=True)
 
 
 def _snapshot_of(workspace: Workspace, release: int) -> Path | None:

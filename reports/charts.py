@@ -185,21 +185,28 @@ class Series:
     name: str
     xs: Sequence[float]
     ys: Sequence[float]
-    kind: str = "line-a"
+    kind: str = "line-1"
 
 
 def line_chart(series: Sequence[Series], label: str, *, height: int = 150) -> Markup | None:
-    """Lines over a shared axis, values at the left, first and last place below; None with fewer than two points."""
+    """Lines over a shared axis, values at the left, first and last place below; None with fewer than two points.
+
+    The axis holds the last three quarters of all lines that stay finite; what lies far beyond is drawn at its edge.
+    """
     lines = [s for s in map(_finite, series) if len(s.xs) >= 2]
     if not lines:
         return None
     xs = [x for s in lines for x in s.xs]
     x_low, x_high = min(xs), max(xs)
-    y_scale = scale_over([y for s in lines for y in s.ys])
+    # A line that ran away must not flatten the others, nor the first updates the rest.
+    whole = [s for s in series if all(map(math.isfinite, s.ys))] or lines
+    core = [y for s in whole for y in s.ys[len(s.ys) // 4 :] if math.isfinite(y)]
+    y_scale = scale_over(core, [y for s in lines for y in s.ys])
     span = (x_high - x_low) or 1.0
 
     def place(y: float) -> float:
-        return height * (1 - (y - y_scale.low) / (y_scale.high - y_scale.low))
+        inside = min(max(y, y_scale.low), y_scale.high)
+        return height * (1 - (inside - y_scale.low) / (y_scale.high - y_scale.low))
 
     ticks = y_scale.ticks(4)
     rules = [_horizontal(0, 100, place(tick), "grid") for tick in ticks]

@@ -100,7 +100,7 @@ def cross_fit(
                 values[id(policy)] = np.asarray(fitted.q_values(held), dtype=np.float64)
             q[role][steps] = values[id(policy)]
         if estimated:
-            behavior_probs[steps] = _estimated_probs(outside, held, encoder, propensity, seed + fold)
+            behavior_probs[steps] = estimated_probs(outside, held, encoder, propensity, seed + fold)
     return q, behavior_probs
 
 
@@ -110,7 +110,7 @@ def step_probs(policy: Policy, replay: Replay) -> Floats:
     return np.asarray(policy.action_probs(replay.observations.take(rows), replay.available[rows]), dtype=np.float64)
 
 
-def _estimated_probs(outside: Replay, held: Replay, encoder: Encoder, config: PropensityConfig, seed: int) -> Floats:
+def estimated_probs(outside: Replay, held: Replay, encoder: Encoder, config: PropensityConfig, seed: int) -> Floats:
     """(T,) estimated probability of each held step's action, one model per policy version; NaN where none can be."""
     features = encoder.encode(outside.observations)[: outside.n_steps]
     held_features = encoder.encode(held.observations)[: held.n_steps]

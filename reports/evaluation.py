@@ -12,6 +12,7 @@ from datasets.errors import OfflineDqnError
 from datasets.replay import GATE, Replay
 from offline_dqn.fqe import fit_q_evaluation
 from offline_dqn.fqe_config import FqeConfig
+from offline_dqn.fqe_network import fit_q_network
 from offline_dqn.policy import Policy
 from reports.assessment import DECIDING_RULE, assess, night_episodes_upper
 from reports.crossfit import QFitter, QFunction, cross_fit, deal_folds, step_probs
@@ -19,7 +20,7 @@ from reports.estimators import Floats
 from reports.evaluate_config import EvaluateConfig
 from reports.gate import GateConfig, decide
 from reports.records import Counts, Evaluation
-from reports.trial import Arm, Role, Trial, feasible_range
+from reports.trial import Arm, Role, Trial, feasible_range, masked
 
 
 class EvaluationError(OfflineDqnError):
@@ -124,7 +125,7 @@ def evaluate_candidate(
         agreement=found.agreement,
         overlaps=found.overlaps,
         propensities=found.propensities,
-        q_claim=found.q_claim,
+        q_claim=found.q_claim and replace(found.q_claim, disagreement=_disagreement(candidate, gate, trial)),
         design_effects=found.design_effects,
         action_shares=found.action_shares,
         feasible=trial.feasible,
@@ -155,9 +156,19 @@ def _with_known_probabilities(replay: Replay) -> tuple[Replay, int]:
 
 def _fqe_fitter(config: FqeConfig) -> QFitter:
     def fit(replay: Replay, evaluation_probs: Floats, *, encoder: Encoder, seed: int) -> QFunction:
-        return fit_q_evaluation(replay, evaluation_probs, config, encoder=encoder, seed=seed)
+        fit_model = fit_q_network if config.model == "network" else fit_q_evaluation
+        return fit_model(replay, evaluation_probs, config, encoder=encoder, seed=seed)
 
     return fit
+
+
+def _disagreement(candidate: Policy, gate: Replay, trial: Trial) -> float | None:
+    """Mean over the gate steps of the greedy action's spread over the candidate's networks, in reward units."""
+    spread = candidate.disagreement(gate.observations.take(np.arange(gate.n_steps)))
+    if spread is None or trial.own_q is None:
+        return None
+    greedy = masked(trial.own_q, trial.available).argmax(axis=1)
+    return float(spread[np.arange(gate.n_steps), greedy].mean())
 
 
 def _largest_change(trial: Trial) -> float | None:

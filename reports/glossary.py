@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from offline_dqn.metrics import METRICS
+
 
 @dataclass(frozen=True)
 class Term:
@@ -22,6 +24,9 @@ class TermGroup:
     title: str
     terms: tuple[Term, ...]
 
+
+UNSEEN = ("td_loss", "learning_rate", "updates_per_s")
+"""Metrics of training that the report leaves to MLflow and TensorBoard."""
 
 GLOSSARY: tuple[TermGroup, ...] = (
     TermGroup(
@@ -158,7 +163,8 @@ GLOSSARY: tuple[TermGroup, ...] = (
                 "q_claim",
                 "Q-values against evaluation",
                 "What the policy's own Q-values promise at the first step. Above what the log supports is suspicious; "
-                "below is normal, because the penalty makes them cautious.",
+                "below is normal, because the penalty makes them cautious. Networks of an ensemble disagree by the "
+                "mean standard deviation of the greedy action's value over them.",
                 "reports.assessment.assess",
             ),
         ),
@@ -221,29 +227,14 @@ GLOSSARY: tuple[TermGroup, ...] = (
     TermGroup(
         "Training",
         (
+            *(Term(m.name, m.title, m.meaning, m.computed_by) for m in METRICS if m.name not in UNSEEN),
             Term(
-                "td_error",
-                "TD error",
-                "Mean distance between the Double DQN target and the Q-value of the logged action, in reward units.",
-                "offline_dqn.losses.double_dqn_target",
-            ),
-            Term(
-                "penalty",
-                "conservative penalty",
-                "Mean of logsumexp Q − Q of the logged action: grows when actions that were never logged look better.",
-                "offline_dqn.losses.conservative_penalty",
-            ),
-            Term(
-                "q_values",
-                "Q of the logged and the greedy action",
-                "Mean Q-value of the action in the log and of the best available one. A widening gap is a warning.",
-                "offline_dqn.learner.fit",
-            ),
-            Term(
-                "gradient_norm",
-                "gradient norm",
-                "Size of the gradient before it is clipped.",
-                "offline_dqn.learner.fit",
+                "selection_bound",
+                "how candidates were compared",
+                "Lower bound of a candidate's value above the baseline's, before any meets the gate: by a model of the "
+                "values in which training episodes count less than those of select, or by doubly robust weighting on "
+                "select where the log covers the candidate and weighting is more precise or contradicts the model.",
+                "reports.selection.select_candidate",
             ),
             Term(
                 "unusable_steps",

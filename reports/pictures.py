@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,8 +69,6 @@ class Panel:
     chart: Markup | None
     term: str = ""
     note: str = ""
-    legend: tuple[tuple[str, str], ...] = ()
-    """(CSS class, name) of each series."""
 
 
 def policy_name(evaluation: Evaluation, policy: str) -> str:
@@ -146,28 +144,6 @@ def action_pictures(evaluation: Evaluation) -> tuple[Panel, ...]:
         said = ", ".join(f"{policy_name(evaluation, role)} {share(value)}" for role, value in bars)
         panels.append(Panel(action, charts.share_bars(bars, f"{action}: {said}")))
     return tuple(panels)
-
-
-def training_pictures(history: Sequence[Mapping[str, Any]]) -> tuple[Panel, ...]:
-    """Small multiples over the updates; a panel without numbers says so."""
-    logged = _series(history, "q_logged", "Q of the logged action", "line-a")
-    greedy = _series(history, "q_greedy", "Q of the greedy action", "line-b")
-    panels = (
-        ("TD error", "td_error", "reward units", (_series(history, "td_error_abs", "TD error", "line-a"),)),
-        ("Conservative penalty", "penalty", "", (_series(history, "conservative_penalty", "penalty", "line-a"),)),
-        ("Q-values", "q_values", "reward units", (logged, greedy)),
-        ("Gradient norm", "gradient_norm", "", (_series(history, "gradient_norm", "gradient norm", "line-a"),)),
-    )
-    return tuple(
-        Panel(
-            title=title,
-            term=term,
-            note=unit,
-            chart=charts.line_chart(series, f"{title} over the updates: {_from_to(series)}"),
-            legend=tuple((s.kind, s.name) for s in series) if len(series) > 1 else (),
-        )
-        for title, term, unit, series in panels
-    )
 
 
 def drift_picture(drift: Mapping[str, Any]) -> Picture:
@@ -260,15 +236,6 @@ def _pair(estimators: str) -> str:
 
 def _place(policy: str) -> int:
     return POLICIES.index(policy) if policy in POLICIES else len(POLICIES)
-
-
-def _series(history: Sequence[Mapping[str, Any]], key: str, name: str, kind: str) -> charts.Series:
-    points = [(m["step"], m[key]) for m in history if m.get(key) is not None and m.get("step") is not None]
-    return charts.Series(name, [float(x) for x, _ in points], [float(y) for _, y in points], kind)
-
-
-def _from_to(series: Iterable[charts.Series]) -> str:
-    return "; ".join(f"{s.name} from {number(s.ys[0])} to {number(s.ys[-1])}" for s in series if s.ys) or "not measured"
 
 
 def _is_judged(column: Mapping[str, Any]) -> bool:

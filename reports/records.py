@@ -145,6 +145,8 @@ class QClaim:
     """Largest possible discounted return, beyond truncated ends too; None: unbounded."""
     n_nonfinite: int
     note: str = ""
+    disagreement: float | None = None
+    """Mean over the gate steps of the greedy action's standard deviation over an ensemble; None for one network."""
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ MLflow from learning, the next operation tells it.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,6 +24,9 @@ from datasets.locking import exclusive_lock
 from reports.history import Promotion, append_promotion, line_of_champions, read_history
 from reports.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from reports.tracking import Tracking
+
+TRAINING = "training.json"
+"""A trained release's file with its "config" and its "history": metrics by update, each with its "step"."""
 
 Gate = Literal["passed", "refused", "baseline", "not evaluated"]
 _LOCK_WAIT_S = 60.0
@@ -96,13 +101,24 @@ class Registry:
         path.mkdir()
         return path
 
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """A folder from `new_staging`, which is gone at the end unless it was registered."""
+        path = self.new_staging()
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
     def register(
         self, staged_path: Path, *, gate: Gate = "not evaluated", tags: Mapping[str, object], at: datetime | None = None
     ) -> int:
         """Turns a fully written staging folder into the next release and makes it the candidate.
 
+        Its `training.json`, if there is one, becomes an MLflow run that belongs to the release.
+
         Args:
-            staged_path: folder on the releases' own file system, best from `new_staging`; it is moved.
+            staged_path: folder on the releases' own file system, best from `staging`; it is moved.
             gate: "baseline" makes release 0, of which there is one and which is no candidate.
             tags: what the registry shall say of it, such as the snapshot's digest.
             at: when it was made; default now.
@@ -130,6 +146,7 @@ class Registry:
             self._tracking.add(manifest)
             if gate != "baseline":
                 self._tracking.set_alias("candidate", number)
+            self._log_trainings()
         return number
 
     def record_evaluation(
@@ -241,21 +258,6 @@ class Registry:
             self._known(to)
             return self._make_champion("rollback", to, reviewer, note, at)
 
-    def log_training(
-        self, number: int, curves: Sequence[tuple[int, Mapping[str, float]]], params: Mapping[str, object]
-    ) -> str:
-        """Stores a training's curves and settings as an MLflow run that belongs to a release.
-
-        Args:
-            curves: (update step, metric name -> value) in the order in which they were measured.
-
-        Returns:
-            The id of the run.
-        """
-        with self._opened():
-            self._known(number)
-            return self._tracking.log_run(number, curves, params)
-
     def _make_champion(
         self, action: Literal["promote", "rollback"], number: int, reviewer: str, note: str, at: datetime | None
     ) -> Promotion:
@@ -293,7 +295,18 @@ class Registry:
             self._tracking.add(manifest)
             if manifest.gate != "baseline" and number == max(numbers):
                 self._tracking.set_alias("candidate", number)
+        self._log_trainings()
         self._repair_aliases()
+
+    def _log_trainings(self) -> None:
+        """The curves and settings of every release that was trained, as MLflow runs; once each."""
+        for number in self._tracking.without_run():
+            path, manifest = self._path(number), read_manifest(self._path(number))
+            if manifest is None or TRAINING not in manifest.files or manifest.damage(path, without_evaluation=True):
+                continue
+            training = json.loads((path / TRAINING).read_text(encoding="utf-8"))
+            curves = [(int(m["step"]), {k: v for k, v in m.items() if k != "step"}) for m in training["history"]]
+            self._tracking.log_run(number, curves, training["config"])
 
     def _repair_aliases(self) -> None:
         aliases, champion = self._tracking.aliases(), self.champion()

@@ -9,10 +9,10 @@ from reports.formatting import NOT_MEASURED, number
 from reports.records import Check, Comparison, Evaluation
 
 _STAY_CLOSER = (
-    "Let the candidate stay closer to what was logged (raise train.penalty_weight), or let the acting policy explore "
+    "Let the candidate stay closer to what was logged (raise train.penalty_weights), or let the acting policy explore "
     "more, so that the next nights show what the candidate would do."
 )
-_CAUTIOUS_Q = "Raise train.penalty_weight, or lower train.learning_rate, and train again."
+_CAUTIOUS_Q = "Raise train.penalty_weights, or lower train.learning_rate, and train again."
 _BY_NAME = {
     "behavior probabilities": (
         'Correct what the logger writes as behavior_prob, or set behavior.propensity = "estimated" in the contract.'

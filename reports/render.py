@@ -14,7 +14,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from reports import charts, formatting, pictures
+from reports import charts, formatting, pictures, training_pictures
 from reports.glossary import GLOSSARY
 from reports.records import Evaluation
 from reports.remedies import remedies
@@ -82,7 +82,7 @@ def render_report(data: ReportData) -> str:
         propensity=pictures.propensity_picture(evaluation),
         actions=pictures.action_pictures(evaluation),
         certified_meter=charts.meter(certified, f"{formatting.share(certified)} certified"),
-        training=pictures.training_pictures(data.training["history"]) if data.training else (),
+        training=training_pictures.training_picture(data.training["history"] if data.training else ()),
         drift=pictures.drift_picture(data.drift) if data.drift else None,
         distributions=pictures.distribution_pictures(data.drift) if data.drift else (),
         expectations=_expectations(validation),

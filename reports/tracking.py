@@ -88,18 +88,24 @@ class Tracking:
         """Takes an alias away."""
         self._client.delete_registered_model_alias(self._name, alias)
 
+    def without_run(self) -> list[int]:
+        """Releases that no finished run belongs to."""
+        return sorted(int(v.tags["release"]) for v in self._versions() if "run_id" not in v.tags)
+
     def log_run(
         self, release: int, curves: Sequence[tuple[int, Mapping[str, float]]], params: Mapping[str, object]
     ) -> str:
-        """One finished run with its metrics and parameters; returns its id."""
+        """One finished run with its metrics and parameters, in place of one that a crash cut off; returns its id."""
         from mlflow.entities import Metric, Param
 
         now_ms = int(time.time() * 1000)
         metrics = [Metric(name, float(v), now_ms, step) for step, values in curves for name, v in values.items()]
         settings = [Param(name, str(value)[:_PARAM_LENGTH]) for name, value in params.items()]
-        client = self._client
+        client, experiment = self._client, self._experiment()
+        for cut_off in client.search_runs([experiment], filter_string=f"tags.release = '{release}'"):
+            client.delete_run(cut_off.info.run_id)
         run_id: str = client.create_run(
-            self._experiment(), tags={"release": str(release)}, run_name=f"release {release}"
+            experiment, tags={"release": str(release)}, run_name=f"release {release}"
         ).info.run_id
         for start in range(0, len(settings), _PARAMS_PER_BATCH):
             client.log_batch(run_id, params=settings[start : start + _PARAMS_PER_BATCH])

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from datasets.locking import exclusive_lock
 from pipelines import stages
 from pipelines.cli import app, quiet_libraries
+from pipelines.training import train
 from pipelines.workspace import Workspace, open_workspace, write_workspace
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that run as processes of their own
@@ -39,7 +40,9 @@ select_share = 0.05
 [train]
 n_updates = 800
 hidden = [32, 32]
-penalty_weight = 0.1
+penalty_weights = 0.1
+bcq_thresholds = []
+candidates_at = 1.0
 exploration = 0.7
 n_threads = 1
 checkpoint_every = 100
@@ -95,7 +98,7 @@ def first_night(tmp_path_factory: pytest.TempPathFactory) -> Path:
             stages.simulate(workspace)
             stages.ingest(workspace)
             snapshot, _ = stages.snapshot(workspace)
-            release = stages.train(workspace, snapshot).release
+            release = train(workspace, snapshot).release
             assert stages.evaluate(workspace, release).passed
             workspace.registry.promote(release, reviewer="Ada", note="the first one")
             made.replace(root)

@@ -9,8 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from datasets.contract import contract_from_json
+from offline_dqn.rule_policy import Rule, RulePolicy
+from pipelines import acting
 from pipelines.acting import load_release
-from pipelines.workspace import Workspace
+from pipelines.training import ensure_version_zero
+from pipelines.workspace import Workspace, open_workspace
 from tests.pipelines.conftest import Run, edit
 
 OBSERVATION = {"cpu": 0.9, "request_rate": 90.0, "replicas": 2, "pending": 0, "p95_ms": 300, "hour": 3.0, "zone": "a"}
@@ -42,6 +46,61 @@ def test_a_line_is_an_observation_or_holds_one(workspace: Workspace, run: Run, l
     assert run(workspace, "act", 1, path, "--json").json == {"release": 1, "decisions": rows}
     assert sorted(rows[0]["probabilities"].values()) == pytest.approx([0.7 / 3, 0.7 / 3, 0.3 + 0.7 / 3], abs=1e-6)
     assert rows[0]["action"] == max(rows[0]["q_values"], key=rows[0]["q_values"].get)
+
+
+def test_a_bin_acts_with_its_number(tmp_path: Path, lines: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    contract = contract_from_json(
+        {
+            "name": "pool",
+            "gamma": 0.9,
+            "features": {"load": {"type": "numeric"}},
+            "actions": {"bins": [0, 10, 50, 100], "values": [1, 20, 60]},
+        },
+        "test",
+    )
+    policy = RulePolicy(contract, (Rule("observation.load > 1", "[50, 100]"),), otherwise="[0, 10)")
+    monkeypatch.setattr(acting, "load_release", lambda *_: policy)
+
+    found = acting.act(Workspace(tmp_path), 1, lines({"load": 2.0}, {"load": 0.0}))
+
+    assert [(row["action"], row["action_value"]) for row in found] == [("[50, 100]", 60.0), ("[0, 10)", 1.0)]
+
+
+def test_onnxruntime_says_the_same(workspace: Workspace, run: Run, lines: Write) -> None:
+    edit(workspace.root / "contract.toml", '"scale_up"]\n', '"scale_up", "restart"]\n')
+    path = lines(
+        OBSERVATION, {"observation": {**OBSERVATION, "zone": "unheard of"}, "available_actions": ["hold", "scale_up"]}
+    )
+
+    ours, theirs = (
+        run(workspace, "act", 1, path, "--engine", engine, "--json").json["decisions"] for engine in ("numpy", "onnx")
+    )
+
+    for row, other in zip(ours, theirs, strict=True):
+        assert other["action"] == row["action"]
+        assert other["probabilities"] == pytest.approx(row["probabilities"], abs=1e-5)
+        assert (row["q_values"] is None) == (other["q_values"] is None)
+        if row["q_values"]:
+            assert other["q_values"].pop("restart") is row["q_values"].pop("restart") is None
+            assert other["q_values"] == pytest.approx(row["q_values"], rel=1e-4)
+
+
+def test_version_zero_says_the_same_in_onnxruntime(workspace: Workspace, run: Run, lines: Write) -> None:
+    path = lines(OBSERVATION, {**OBSERVATION, "cpu": 0.5}, {**OBSERVATION, "cpu": 0.2, "replicas": 3})
+
+    ours, theirs = (run(workspace, "act", 0, path, "--engine", engine, "--json").json for engine in ("numpy", "onnx"))
+
+    assert theirs == ours
+
+
+def test_rules_without_a_graph_say_so(fresh: Workspace, run: Run, lines: Write) -> None:
+    edit(fresh.root / "offline_dqn.toml", '"observation.cpu > 0.6"', '"sqrt(observation.cpu) > 0.8"')
+    ensure_version_zero(open_workspace(fresh.root))
+
+    answer = run(fresh, "act", 0, lines(OBSERVATION), "--engine", "onnx")
+
+    assert answer.code == 1
+    assert "Release 0 acts by rules, and these have no graph" in answer.err
 
 
 def test_masks_hold(workspace: Workspace, run: Run, lines: Write) -> None:

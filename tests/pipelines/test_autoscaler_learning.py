@@ -13,6 +13,7 @@ from datasets.simulators.simulation import simulate_night, true_value, weekly_re
 from datasets.simulators.threshold_rule import logging_policy
 from pipelines import stages
 from pipelines.acting import load_release
+from pipelines.training import train
 from pipelines.workspace import open_workspace, write_workspace
 from tests.pipelines.conftest import edit
 
@@ -36,14 +37,14 @@ overlap = { largest_tail_index = 0.99, largest_share = 1.0 }
 def test_one_night_makes_a_policy_that_earns_more(seed: int, tmp_path: Path) -> None:
     settings = write_workspace(tmp_path / "workspace", "autoscaler").root / "offline_dqn.toml"
     edit(settings, "n_episodes = 4000", f"n_episodes = 4000\nseed = {seed}")
-    edit(settings, "n_updates = 6000", f"n_updates = 2000\nseed = {seed}")
+    edit(settings, "n_updates = 4000", f"n_updates = 2000\nseed = {seed}")
     edit(settings, "hidden = [128, 128]", "hidden = [64, 64]")
     settings.write_text(f"{settings.read_text()}\n{EVALUATION}")
     workspace = open_workspace(tmp_path / "workspace")
     stages.simulate(workspace)
     stages.ingest(workspace)
     snapshot, _ = stages.snapshot(workspace)
-    outcome = stages.evaluate(workspace, stages.train(workspace, snapshot).release)
+    outcome = stages.evaluate(workspace, train(workspace, snapshot).release)
     policy, gamma = as_simulated(load_release(workspace, 1)), workspace.contract.gamma
 
     parameters = ServiceParameters()

@@ -12,7 +12,7 @@ import pytest
 from datasets.batches import reject_batch
 from datasets.splits import last_night_over
 from pipelines import flow, stages
-from pipelines.stages import StageError
+from pipelines.training import StageError
 from pipelines.workspace import Workspace, open_workspace, write_workspace
 from tests.datasets.builders import step_row, suite_says, tiny, write_rows
 from tests.pipelines.conftest import Run

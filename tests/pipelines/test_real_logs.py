@@ -16,9 +16,10 @@ import pytest
 from datasets.batches import list_batches
 from datasets.replay import GATE, TRAIN, Replay
 from datasets.snapshot import open_snapshot
+from offline_dqn.streaming import training_source
 from pipelines import stages
-from pipelines.acting import load_release
 from pipelines.stages import EvaluateOutcome
+from pipelines.training import train
 from pipelines.workspace import Workspace, open_workspace, write_workspace
 from tests.pipelines.conftest import Run, edit
 
@@ -59,7 +60,7 @@ def judged(example: str, root: Path, *logs: Path) -> Judged:
     workspace = open_workspace(root)
     stages.ingest(workspace, logs)
     path, _ = stages.snapshot(workspace)
-    release = stages.train(workspace, path).release
+    release = train(workspace, path).release
     return Judged(workspace, open_snapshot(path)[0], stages.evaluate(workspace, release))
 
 
@@ -220,11 +221,11 @@ def test_each_impression_is_an_episode_that_ended(bandit: Judged) -> None:
 
 @needs_logs
 def test_hashed_labels_are_learned_from_the_training_split(bandit: Judged, impressions: pd.DataFrame) -> None:
-    release = load_release(bandit.workspace, bandit.outcome.release)
+    source = training_source(bandit.replay, bandit.replay.split == TRAIN, bandit.workspace.config.train)
     codes = bandit.replay.of_split(TRAIN).observations.columns["user_feature_2"]
     vocabulary = bandit.replay.observations.vocabularies["user_feature_2"]
     assert set(vocabulary) == set(impressions.user_feature_2)
-    known = release.encoder.features["user_feature_2"].labels  # type: ignore[union-attr]  # a trained policy has one
+    known = source.encoder.features["user_feature_2"].labels
     assert set(known) == {vocabulary[code] for code in np.unique(codes)}
 
 

@@ -62,7 +62,18 @@ def test_bytes_that_changed_are_neither_promoted_nor_evaluated(workspace: Worksp
     assert workspace.registry.champion() == 0
 
 
+def test_a_damaged_champion_is_told_before_anything_is_trained(workspace: Workspace, run: Run) -> None:
+    (workspace.release_path(1) / "policy.safetensors").unlink()
+
+    refused = run(workspace, "train", "--json")
+
+    assert (refused.code, refused.out) == (1, "")
+    assert "Release 1 is not what was registered: policy.safetensors is missing" in refused.err
+    assert not (workspace.root / "checkpoints").exists()
+
+
 def test_a_damaged_release_is_trained_anew(workspace: Workspace, run: Run) -> None:
+    assert run(workspace, "rollback").code == 0
     (workspace.release_path(1) / "policy.safetensors").unlink()
 
     trained = run(workspace, "train", "--json").json

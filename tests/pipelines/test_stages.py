@@ -13,6 +13,7 @@ import pytest
 from datasets.snapshot import open_snapshot
 from pipelines import stages
 from pipelines.acting import load_release
+from pipelines.training import train, written_by
 from pipelines.workspace import Workspace
 from tests.datasets.builders import tiny
 from tests.pipelines.conftest import Run
@@ -50,16 +51,16 @@ def test_a_version_number_alone_does_not_make_an_episode_the_rules_own(workspace
     replay, _ = open_snapshot(next(workspace.snapshots_path.glob("*/snapshot.json")).parent)
     rules = load_release(workspace, 0, replay.contract)
 
-    assert stages._written_by(rules, 0, replay).all()
+    assert written_by(rules, 0, replay).all()
     other = replace(replay, behavior_prob=np.full(replay.n_steps, 1 / 3))
-    assert not stages._written_by(rules, 0, other).any()
+    assert not written_by(rules, 0, other).any()
 
 
 def test_an_evaluation_that_the_registry_does_not_know_is_no_evaluation(workspace: Workspace) -> None:
     # The same data with another seed give a new release; its evaluation dies between its files and its record.
     settings = workspace.root / "offline_dqn.toml"
     settings.write_text(settings.read_text().replace("[train]", "[train]\nseed = 5"))
-    release = stages.train(Workspace(workspace.root)).release
+    release = train(Workspace(workspace.root)).release
     first = workspace.release_path(1) / "evaluation.json"
     (workspace.release_path(release) / "evaluation.json").write_bytes(first.read_bytes())
 

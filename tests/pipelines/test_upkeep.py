@@ -83,6 +83,9 @@ def test_old_snapshots_go_unless_something_rests_on_them(workspace: Workspace, r
         rests_on(opened, release, path)
     promoted(opened, 2, 4)
     everything = sorted(opened.snapshots_path.iterdir())
+    curves = [opened.root / "tensorboard" / path.name for path in (unused, champion)]
+    for folder in curves:
+        folder.mkdir(parents=True)
 
     would = run(opened, "retain", "--dry-run", "--json").json
     assert sorted(opened.snapshots_path.iterdir()) == everything
@@ -91,6 +94,7 @@ def test_old_snapshots_go_unless_something_rests_on_them(workspace: Workspace, r
     assert would["snapshots"] == done["snapshots"] == [unused.name, rejected.name]
     assert sorted(opened.snapshots_path.iterdir()) == [p for p in everything if p not in (unused, rejected)]
     assert run(opened, "retain", "--json").json["snapshots"] == []
+    assert [folder.exists() for folder in curves] == [False, True]
 
 
 def test_rows_go_by_the_age_of_their_night_and_queries_see_it(workspace: Workspace, run: Run) -> None:

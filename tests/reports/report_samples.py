@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -200,22 +201,33 @@ def drift_report() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def history(n: int = 40) -> list[dict[str, float]]:
-    found = []
-    for i in range(1, n + 1):
-        wobble = math.sin(i * 2.3) * 0.04
-        found.append(
-            {
-                "step": 500.0 * i,
-                "td_error_abs": 0.31 + 1.9 * math.exp(-i / 6) + wobble,
-                "conservative_penalty": 0.42 + 0.66 * math.exp(-i / 9) + wobble / 3,
-                "q_logged": -6.6 - 1.2 * math.exp(-i / 7) + wobble,
-                "q_greedy": -6.1 - 0.9 * math.exp(-i / 7) + wobble,
-                "gradient_norm": 1.1 + 6 * math.exp(-i / 5) + 5 * abs(wobble),
-                "td_loss": 0.2,
-            }
-        )
-    return found
+LEARNERS = ("dqn", "cql 1", "cql 4", "bcq 0.3", "bc")
+
+
+def history(n: int = 40, learners: Sequence[str] = LEARNERS) -> list[dict[str, float]]:
+    return [
+        {"step": 500.0 * i, "learning_rate": 3e-4, "updates_per_s": 280.0}
+        | {f"{name}/{metric}": value for k, name in enumerate(learners) for metric, value in _measured(name, i, k)}
+        for i in range(1, n + 1)
+    ]
+
+
+def _measured(learner: str, i: int, k: int) -> list[tuple[str, float]]:
+    wobble = math.sin(i * 2.3 + k) * 0.04
+    every = [
+        ("conservative_penalty", 0.42 + 0.1 * k + 0.66 * math.exp(-i / 9) + wobble / 3),
+        ("gradient_norm", 1.1 + k / 2 + 6 * math.exp(-i / 5) + 5 * abs(wobble)),
+    ]
+    if learner == "bc":
+        return every
+    return [
+        *every,
+        ("td_error_abs", 0.31 + k / 9 + 1.9 * math.exp(-i / 6) + wobble),
+        ("td_loss", 0.2),
+        ("q_logged", -6.6 + k / 4 - 1.2 * math.exp(-i / 7) + wobble),
+        ("q_greedy", -6.1 + k / 5 - 0.9 * math.exp(-i / 7) + wobble),
+        ("q_logged_minus_return", 0.2 + k / 4 - 1.2 * math.exp(-i / 7) + wobble),
+    ]
 
 
 def expectation(column: str, says: str, **more: Any) -> dict[str, Any]:
@@ -283,6 +295,26 @@ def batch() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def selection() -> dict[str, Any]:
+    """What the candidate was chosen from."""
+    found = {
+        "origin": "network", "value": -21.4, "difference": 1.02, "standard_error": 0.2, "weights_refused": None,
+        "lower_bound": 0.76, "upper_bound": 1.28, "gate_bound": 0.5, "cannot_certify": None, "same_as": None,
+    }  # fmt: skip
+    weighted = {"weighted_difference": 0.94, "weighted_low": 0.51, "weighted_error": 0.33}
+    names = {"cql 1, softmax <0.1>": ("direct", True), "tree of the log": ("dr", False)}
+    return {
+        "baseline_value": -22.42,
+        "level": 0.9,
+        "n_episodes": 420,
+        "n_reused": 1542,
+        "candidates": [
+            {**found, **weighted, "name": name, "estimator": by, "chosen": chosen, "why": "a reason"}
+            for name, (by, chosen) in names.items()
+        ],
+    }
+
+
 def report(evaluation: Evaluation, **more: Any) -> ReportData:
     """A whole report around an evaluation."""
     sections: dict[str, Any] = {
@@ -300,6 +332,8 @@ def report(evaluation: Evaluation, **more: Any) -> ReportData:
             "n_steps": 15012,
             "n_unusable_steps": 22,
             "seconds": 192.4,
+            "diverged": {"dqn": "diverged before update 900: td_loss = nan"},
+            "selection": selection(),
         },
         "drift": drift_report(),
         "retrain": {

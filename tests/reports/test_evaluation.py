@@ -44,6 +44,7 @@ class TablePolicy:
 
     table: NDArray[np.float64]
     q: NDArray[np.float64] | None = None
+    spread: NDArray[np.float64] | None = None
     digest: str = ""
     actions: tuple[str, ...] = ("left", "right")
 
@@ -57,6 +58,9 @@ class TablePolicy:
 
     def q_values(self, observations: Observations) -> NDArray[np.float64] | None:
         return None if self.q is None else self.q[observations.columns["state"]]
+
+    def disagreement(self, observations: Observations) -> NDArray[np.float64] | None:
+        return None if self.spread is None else self.spread[observations.columns["state"]]
 
 
 def make_replay(log: Log, behavior: NDArray[np.float64], *, text: str = CONTRACT) -> Replay:
@@ -105,9 +109,9 @@ def known_q(
     return TableQ(WORLD.q(table))
 
 
-def evaluate(replay: Replay, candidate: NDArray[np.float64], **changes: Any) -> Evaluation:
+def evaluate(replay: Replay, candidate: NDArray[np.float64] | TablePolicy, **changes: Any) -> Evaluation:
     arguments: dict[str, Any] = {
-        "candidate": TablePolicy(candidate),
+        "candidate": candidate if isinstance(candidate, TablePolicy) else TablePolicy(candidate),
         "baseline": None,
         "version_zero": None,
         "candidate_name": "7",
@@ -155,6 +159,17 @@ def test_fitted_q_evaluation_is_the_default_model(replay: Replay) -> None:
     assert robust is not None
     assert direct.value == pytest.approx(WORLD.value(candidate), abs=0.15)
     assert robust.value == pytest.approx(WORLD.value(candidate), abs=0.15)
+
+
+def test_the_spread_of_an_ensemble_is_that_of_its_greedy_actions(replay: Replay) -> None:
+    table, q = greedy(WORLD, 0.6), np.array([[1.0, 0.0]] * 4)
+    spread = np.array([[0.5, 9.0]] * 4)
+    ensemble = evaluate(replay, TablePolicy(table, q=q, spread=spread))
+    single = evaluate(replay, TablePolicy(table, q=q))
+    assert ensemble.q_claim is not None
+    assert single.q_claim is not None
+    assert ensemble.q_claim.disagreement == pytest.approx(0.5)
+    assert single.q_claim.disagreement is None
 
 
 def test_a_champion_that_wrote_the_gate_episodes_is_worth_their_plain_mean(replay: Replay) -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,8 +38,12 @@ def open_registry(workspace: Path) -> Registry:
     return Registry(workspace / "mlflow.db", workspace / "releases", "autoscaler")
 
 
-def add_release(registry: Registry, gate: Gate = "passed", content: str = "{}") -> int:
+def add_release(
+    registry: Registry, gate: Gate = "passed", content: str = "{}", training: dict[str, Any] | None = None
+) -> int:
     staged = registry.new_staging()
+    if training is not None:
+        (staged / "training.json").write_text(json.dumps(training))
     (staged / "policy.json").write_text(content)
     (staged / "contract.toml").write_text("name = 'autoscaler'")
     return registry.register(staged, gate=gate, tags={"snapshot": "abc"}, at=AT)
@@ -261,8 +266,7 @@ def test_everything_works_after_the_workspace_moved(workspace: Path, tmp_path: P
     registry = open_registry(moved)
     assert registry.promote(1, reviewer="Ada").from_release == 0
     assert registry.rollback(reviewer="Ada").to_release == 0
-    assert add_release(registry) == 2
-    registry.log_training(2, [(0, {"loss": 1.0})], {"gamma": 0.99})
+    assert add_release(registry, training={"config": {}, "history": [{"step": 1.0, "loss": 1.0}]}) == 2
     assert all(release.intact for release in registry.releases())
     assert not workspace.exists()
 
@@ -350,22 +354,48 @@ def test_two_registrations_at_once_get_two_numbers(workspace: Path) -> None:
     assert sorted(numbers) == [1, 2, 3, 4]
 
 
+LONG_TRAINING = {
+    "config": {"gamma": 0.99, "hidden": [256, 256], "long": "x" * 10_000},
+    "history": [{"step": i, "dqn/td_loss": 1.0 / (i + 1), "cql 0.5/q_greedy": -float(i)} for i in range(600)],
+}
+
+
 def test_training_run_belongs_to_its_release(workspace: Path) -> None:
     from mlflow import MlflowClient
 
     registry = open_registry(workspace)
-    add_release(registry)
-    curves = [(step, {"loss": 1.0 / (step + 1), "q_mean": -float(step)}) for step in range(600)]
-    run_id = registry.log_training(1, curves, {"gamma": 0.99, "hidden": [256, 256], "long": "x" * 10_000})
+    add_release(registry, "baseline")
+    add_release(registry, training=LONG_TRAINING)
     client = MlflowClient(tracking_uri=f"sqlite:///{workspace / 'mlflow.db'}")
-    run = client.get_run(run_id)
+    (version,) = (v for v in client.search_model_versions("name = 'autoscaler'") if v.tags["release"] == "1")
+    run = client.get_run(version.tags["run_id"])
     assert run.data.tags["release"] == "1"
     assert run.data.params["gamma"] == "0.99"
-    assert run.data.metrics["q_mean"] == -599.0
-    assert [m.step for m in client.get_metric_history(run_id, "loss")] == list(range(600))
-    assert registry.releases()[0].intact
-    with pytest.raises(RegistryError, match="There is no release 7"):
-        registry.log_training(7, curves, {})
+    assert run.data.metrics["cql 0.5/q_greedy"] == -599.0
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "dqn/td_loss")] == list(range(600))
+    assert all(release.intact for release in registry.releases())
+    assert len(client.search_runs([run.info.experiment_id])) == 1  # once, however often the registry is opened
+
+
+@pytest.mark.parametrize("cut_off_by", ["log_run", "_version"])
+def test_curves_that_a_crash_cut_off_are_logged_at_the_next_opening(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, cut_off_by: str
+) -> None:
+    from mlflow import MlflowClient
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    registry = open_registry(workspace)
+    monkeypatch.setattr(Tracking, "set_alias", lambda *_: None)  # it looks for the version, too
+    monkeypatch.setattr(Tracking, cut_off_by, crash)
+    with pytest.raises(KeyboardInterrupt):
+        add_release(registry, training={"config": {"seed": 3}, "history": [{"step": 1.0, "bc/gradient_norm": 2.0}]})
+    monkeypatch.undo()
+    open_registry(workspace).releases()
+    client = MlflowClient(tracking_uri=f"sqlite:///{workspace / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("autoscaler").experiment_id])
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"bc/gradient_norm": 2.0})
 
 
 def test_line_of_champions_forgets_what_was_rolled_back() -> None:
@@ -385,9 +415,8 @@ from pathlib import Path
 from reports.registry import Registry
 registry = Registry(Path("w/mlflow.db"), Path("w/releases"), "a/b: c")
 staged = registry.new_staging()
-(staged / "policy.json").write_text("{}")
+(staged / "training.json").write_text('{"config": {}, "history": [{"step": 1.0, "loss": 1.0}]}')
 registry.promote(registry.register(staged, gate="baseline", tags={}), reviewer="Ada")
-registry.log_training(0, [(0, {"loss": 1.0})], {})
 """
     root = str(Path(__file__).resolve().parents[2])
     done = subprocess.run(

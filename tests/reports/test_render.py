@@ -78,7 +78,7 @@ def extreme_report() -> ReportData:
     drift["columns"][0] |= {"name": samples.HOSTILE, "psi": math.nan}
     drift["columns"][1] |= {"name": long, "psi": 1e9, "bins": [long] * 40, "reference_probs": [0.025] * 40}
     drift["columns"][1]["live_probs"] = [0.0] * 39 + [1.0]
-    broken = {"step": 500.0, "td_error_abs": math.nan, "q_logged": None, "q_greedy": math.inf}
+    broken = {"step": 500.0, "bc/td_error_abs": math.nan, f"{samples.HOSTILE}/q_logged": None, "a/q_greedy": math.inf}
     validation = samples.validation(failing=True)
     validation["records"][0] |= {"success": False, "says": samples.HOSTILE, "observed_value": math.nan}
     shares = replace(evaluation.action_shares[0], shares={samples.HOSTILE: 1.0, long: 0.0})
