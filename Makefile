@@ -3,11 +3,12 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
+PEERS := .venv-peers/.ready
 WORKSPACE ?= workspace
 WORK ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup nightly test lint format bench calibrate clean
+.PHONY: help setup nightly test lint format bench peers calibrate clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -38,8 +39,13 @@ format: $(READY) ## Format the code
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: $(READY) ## Measure speed against peers and write docs/benchmarks.json (WORK=ingest for one group)
-	@$(BIN)/python -m tests.benchmarks.bench $(if $(WORK),--work $(WORK))
+bench: $(READY) $(PEERS) ## Measure speed against peers and write docs/benchmarks.json (WORK=ingest for one group)
+	@$(BIN)/python -m tests.benchmarks.bench $(if $(WORK),--work $(WORK)) $(ARGS)
+
+peers: $(PEERS) ## Create .venv-peers, the environment of the benchmark's peers
+
+$(PEERS): tests/benchmarks/peers-requirements.txt | $(READY)
+	@$(BIN)/python -m tests.benchmarks.peers
 
 calibrate: $(READY) ## Measure the gate's error rates and write docs/calibration.json
 	@$(BIN)/python -m tests.benchmarks.calibrate $(ARGS)

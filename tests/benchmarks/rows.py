@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-WORKS = ("ingest", "suite", "query", "snapshot", "updates", "estimators", "drift", "decision", "idle")
+WORKS = ("ingest", "suite", "query", "snapshot", "updates", "streaming", "estimators", "drift", "decision", "idle")
 """The words that a row's `work` may begin with."""
 
 
