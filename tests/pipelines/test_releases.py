@@ -69,7 +69,7 @@ def test_a_damaged_champion_is_told_before_anything_is_trained(workspace: Worksp
 
     assert (refused.code, refused.out) == (1, "")
     assert "Release 1 is not what was registered: policy.safetensors is missing" in refused.err
-    assert not (workspace.root / "checkpoints").exists()
+    assert not list((workspace.root / "checkpoints").glob("*"))
 
 
 def test_a_damaged_release_is_trained_anew(workspace: Workspace, run: Run) -> None:
