@@ -42,10 +42,18 @@ class Observed:
     codes: Codes
 
 
-def count_observations(replay: Replay, encoder: Encoder, *, largest: int) -> Observed | None:
+SMALLEST_VISITS = 3.0
+"""By default."""
+
+
+def count_observations(
+    replay: Replay, encoder: Encoder, *, largest: int, smallest_visits: float = SMALLEST_VISITS
+) -> Observed | None:
     """The distinct observations of a replay; None where there are more than `largest`, and of images.
 
-    Few enough that they fit into 32 MB: long vectors are counted only where they repeat often.
+    None, too, where there are fewer than `smallest_visits` steps on average for each observation and action: a model
+    that has seen most of these pairs once or never says more of its pessimism than of the world. Few enough that they
+    fit into 32 MB: long vectors are counted only where they repeat often.
     """
     row_bytes = 4 * encoder.size
     largest = min(largest, _MOST_BYTES // row_bytes)
@@ -62,7 +70,8 @@ def count_observations(replay: Replay, encoder: Encoder, *, largest: int) -> Obs
         codes[:done] = renumbered[: len(keys)][codes[:done]]
         codes[rows] = renumbered[len(keys) :][codes[rows]]
         keys, done, size = merged, done + len(rows), 4 * size
-    return Observed(keys, codes)
+    repeats = replay.n_steps >= smallest_visits * replay.n_actions * len(keys)
+    return Observed(keys, codes) if repeats else None
 
 
 def _distinct(encoded: NDArray[np.float32]) -> tuple[NDArray[np.float32], Codes]:

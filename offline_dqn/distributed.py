@@ -138,5 +138,6 @@ def joined_ranks() -> Iterator[Ranks]:
     dist.init_process_group("nccl" if gpus else "gloo")
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())
+        dist.barrier()  # nobody leaves while another still speaks to it
     finally:
         dist.destroy_process_group()

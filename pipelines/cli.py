@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import csv
 import io
 import os
@@ -28,6 +26,7 @@ from pipelines.command import (
     WorkspaceOption,
     command,
     open_workspace_of,
+    run_to_exit,
     user_name,
 )
 from pipelines.erase_command import add_erase_command
@@ -36,6 +35,7 @@ from pipelines.quarantine_commands import quarantine_app
 from pipelines.sign_command import add_sign_command
 from pipelines.snapshot_commands import import_command, snapshot_app
 from pipelines.upkeep_commands import upkeep_app
+from reports.candidate_table import candidate_rows, compared_on
 
 if TYPE_CHECKING:  # the stages load torch and more; a command loads what it needs when it runs
     from datasets.ingest import IngestReport
@@ -65,25 +65,7 @@ def main() -> None:
     """Entry point of `offline-dqn`."""
     quiet_libraries()
     signal.signal(signal.SIGTERM, _stop)
-    code: int | str | None = 0
-    try:
-        app()
-    except SystemExit as end:
-        code = end.code
-    _leave(code if isinstance(code, int) else int(bool(code)))
-
-
-def _leave(code: int) -> None:
-    """Ends the process once what is registered for its end has run.
-
-    An interpreter that is taken down while an exception still holds a DuckDB connection prints a page of "leaked"
-    warnings behind our message; the operating system takes everything back without a word.
-    """
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(code)
+    run_to_exit(app)
 
 
 def _stop(*_: object) -> None:
@@ -354,7 +336,8 @@ def print_training(outcome: TrainOutcome) -> None:
             "snapshot": outcome.snapshot,
             "steps": f"{outcome.n_steps:,} learned from, {outcome.n_unusable_steps:,} without a known next observation",
             "seconds": f"{outcome.seconds:.1f}",
-            "chosen": f"{chosen}, of {len(selection['candidates'])} candidates on {selection['n_episodes']:,} episodes",
+            "training": _beginning(outcome),
+            "chosen": f"{chosen}, of {len(selection['candidates'])} candidates",
             "next": f"offline-dqn evaluate {outcome.release}",
         },
     )
@@ -365,23 +348,27 @@ def print_training(outcome: TrainOutcome) -> None:
         console.warn("the network promises more than can be earned at all; the gate checks it on its own episodes")
 
 
+def _beginning(outcome: TrainOutcome) -> str | None:
+    return None if outcome.began_with is None else f"began with release {outcome.began_with}, the champion"
+
+
 def print_candidates(selection: Mapping[str, Any]) -> None:
     """Every candidate of a training, the best lower bound first."""
     rows = [
         (
-            ("* " if c["chosen"] else "  ") + c["name"],
-            console.number(c["value"]),
-            console.number(c["difference"] if c["estimator"] == "direct" else c["weighted_difference"]),
-            console.number(c["lower_bound"]),
-            console.number(c["upper_bound"]),
-            c["estimator"],
-            c["why"],
+            ("* " if row.chosen else "  ") + row.name,
+            console.number(row.value),
+            console.number(row.difference),
+            console.number(row.low),
+            console.number(row.high),
+            row.by,
+            row.why,
         )
-        for c in selection["candidates"]
+        for row in candidate_rows(selection)
     ]
     heads = ["candidate", "value", "difference", "low", "high", "by", "why"]
-    baseline = console.number(selection["baseline_value"])
-    title = f"Above the baseline's {baseline}; bounds at {selection['level']:.0%} each"
+    above = f"above the baseline's {console.number(selection['baseline_value'])}"
+    title = f"Compared on {compared_on(selection)}; {above}, bounds at {selection['level']:.0%} each"
     console.print_table(title, heads, rows, right=heads[1:5])
 
 
@@ -479,9 +466,12 @@ def nightly(
         return
     print_nights(workspace, [record])
     if record.release is not None:
-        from pipelines.training import read_selection
+        from pipelines.training import read_outcome
 
-        print_candidates(read_selection(opened, record.release))
+        trained = read_outcome(opened, record.release)
+        if trained.began_with is not None:
+            console.out.print(f"Training {_beginning(trained)}.")
+        print_candidates(trained.selection)
 
 
 @command(app, "nights")

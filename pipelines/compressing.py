@@ -16,7 +16,7 @@ from pipelines.acting import ReleaseError, load_release
 from pipelines.known_releases import intact_trainings
 from pipelines.workspace import Workspace
 
-_OF_ORIGINAL = ("chosen", "selection", "history", "diverged", "q_exceeds_feasible", "compressed_from")
+_OF_ORIGINAL = ("chosen", "selection", "history", "diverged", "q_exceeds_feasible", "began_with", "compressed_from")
 """What a release's `training.json` says of that release and of none that is made from it."""
 
 

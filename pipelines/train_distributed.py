@@ -15,7 +15,7 @@ import typer
 from datasets.locking import exclusive_lock
 from pipelines import console
 from pipelines.cli import print_training
-from pipelines.command import JsonOption, WorkspaceOption, command, open_workspace_of
+from pipelines.command import JsonOption, WorkspaceOption, command, open_workspace_of, run_to_exit
 
 if TYPE_CHECKING:  # what loads torch waits until the command runs
     from offline_dqn.distributed import Ranks
@@ -58,4 +58,5 @@ def _lead(workspace: Workspace, ranks: Ranks) -> TrainOutcome:
 
 
 if __name__ == "__main__":
-    app(prog_name=f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', 'N')} -m pipelines.train_distributed")
+    started = f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', 'N')}"
+    run_to_exit(app, prog_name=f"{started} -m pipelines.train_distributed")

@@ -77,6 +77,7 @@ class TrainOutcome:
         selection: every candidate (`Selection.to_json`).
         diverged: learners that are no candidates, and why.
         q_exceeds_feasible: whether the chosen network promises more than can be earned.
+        began_with: the champion whose networks training began with; None where it began afresh.
         repeated: whether this release stood there already, from the same data and settings.
     """
 
@@ -90,6 +91,7 @@ class TrainOutcome:
     selection: Mapping[str, Any]
     diverged: Mapping[str, str] = field(default_factory=dict)
     q_exceeds_feasible: bool = False
+    began_with: int | None = None
     repeated: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -144,7 +146,7 @@ def train(
             write(step, metrics)
             on_metrics(step, metrics)
 
-        trained = _train_networks(workspace, path, replay, parent, report, ranks)
+        trained, began_with = _train_networks(workspace, path, replay, parent, report, ranks)
     selection = choose(workspace, replay, trained, acting, judge_since)
     seconds = time.perf_counter() - began
     chosen = next((n for n in trained.networks if _named_after(selection, n.name, n.step)), None)
@@ -160,6 +162,7 @@ def train(
         "selection": selection.to_json(),
         "diverged": dict(trained.diverged),
         "q_exceeds_feasible": chosen is not None and trained.exceeds_feasible(chosen),
+        "began_with": began_with,
         "as_of": summary.as_of,
     }
     outcome = _register(workspace, selection.policy, record)
@@ -206,7 +209,8 @@ def _train_networks(
     parent: Parent | None,
     on_metrics: Callable[[int, Metrics], None],
     ranks: Ranks,
-) -> TrainedQ:
+) -> tuple[TrainedQ, int | None]:
+    """The networks, and the release whose own they began with."""
     config = workspace.config.train
     source = training_source(
         replay,
@@ -218,7 +222,8 @@ def _train_networks(
     )
     first = first_parameters(workspace, parent, source)
     checkpoints = _checkpoints(workspace, path)
-    return fit(source, config, warm_start=first, checkpoint_dir=checkpoints, on_metrics=on_metrics, ranks=ranks)
+    trained = fit(source, config, warm_start=first, checkpoint_dir=checkpoints, on_metrics=on_metrics, ranks=ranks)
+    return trained, parent.release if parent is not None and first is not None else None
 
 
 def _checkpoints(workspace: Workspace, path: Path) -> Path:
@@ -340,15 +345,14 @@ def _outcome(release: int, record: Mapping[str, Any], *, repeated: bool = False)
         selection=record["selection"],
         diverged=record["diverged"],
         q_exceeds_feasible=record["q_exceeds_feasible"],
+        began_with=record.get("began_with"),  # releases of older versions do not name it
         repeated=repeated,
     )
 
 
-def read_selection(workspace: Workspace, release: int) -> dict[str, Any]:
-    """What a trained release was chosen from (`Selection.to_json`)."""
-    record = json.loads((workspace.release_path(release) / "training.json").read_text())
-    selection: dict[str, Any] = record["selection"]
-    return selection
+def read_outcome(workspace: Workspace, release: int) -> TrainOutcome:
+    """How a release was trained and what it was chosen from."""
+    return _outcome(release, json.loads((workspace.release_path(release) / "training.json").read_text()))
 
 
 def ensure_version_zero(workspace: Workspace) -> None:

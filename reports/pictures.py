@@ -63,12 +63,13 @@ class Picture:
 
 @dataclass(frozen=True)
 class Panel:
-    """A chart on its own."""
+    """A chart on its own; `instead` stands in the place of one that cannot be drawn."""
 
     title: str
     chart: Markup | None
     term: str = ""
     note: str = ""
+    instead: str = "not measured"
 
 
 def policy_name(evaluation: Evaluation, policy: str) -> str:

@@ -6,6 +6,7 @@ through the escaping. The same data gives the same bytes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,13 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from reports import charts, formatting, pictures, training_pictures
+from reports.candidate_table import candidate_rows, compared_on
 from reports.glossary import GLOSSARY
 from reports.records import Evaluation
 from reports.remedies import remedies
 
 _TEMPLATES = Path(__file__).parent / "templates"
+
+_MINUS = re.compile(r"(?<![\w.-])-(?=\.?\d)|(?<=\de)-(?=\d)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +74,7 @@ def render_report(data: ReportData) -> str:
         raise ValueError("The evaluation holds no decision: pass what `evaluate_candidate` returned.")
     certified = decision.certified_share
     validation = data.validation or (data.batch or {}).get("validation")
+    selection = data.training.get("selection") if data.training else None
     text = _environment().get_template("report.html").render(
         data=data,
         evaluation=evaluation,
@@ -83,6 +89,8 @@ def render_report(data: ReportData) -> str:
         actions=pictures.action_pictures(evaluation),
         certified_meter=charts.meter(certified, f"{formatting.share(certified)} certified"),
         training=training_pictures.training_picture(data.training["history"] if data.training else ()),
+        candidates=candidate_rows(selection) if selection else (),
+        compared_on=compared_on(selection) if selection else "",
         drift=pictures.drift_picture(data.drift) if data.drift else None,
         distributions=pictures.distribution_pictures(data.drift) if data.drift else (),
         expectations=_expectations(validation),
@@ -107,12 +115,20 @@ def _environment() -> Environment:
         duration=formatting.duration,
         instant=formatting.instant,
         setting=_setting,
+        prose=_prose,
         shortened=charts.shortened,
     )
     environment.globals.update(
         with_interval=formatting.with_interval, policy_name=pictures.policy_name, estimator_names=pictures.ESTIMATORS
     )
     return environment
+
+
+def _prose(text: str) -> Markup:
+    """A sentence that was written for a terminal: `code` becomes an element, and the minus of a number a true one."""
+    parts = re.split(r"`([^`]+)`", text)
+    shown = [Markup("<code>{}</code>").format(p) if i % 2 else escape(_MINUS.sub("−", p)) for i, p in enumerate(parts)]
+    return Markup("").join(shown)
 
 
 def _expectations(validation: Mapping[str, Any] | None) -> dict[str, list[Any]]:

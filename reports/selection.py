@@ -106,7 +106,7 @@ class Selection:
         candidates: best first.
         baseline_value: what differences are measured against.
         level: one-sided, of the bounds.
-        n_episodes: of `select`; n_reused of `train` that the model also used.
+        n_episodes: of `select`; n_reused of `train` that the model also used, each counting `reuse_weight`.
     """
 
     policy: AnyPolicy
@@ -115,6 +115,7 @@ class Selection:
     level: float
     n_episodes: int
     n_reused: int
+    reuse_weight: float
 
     @property
     def chosen(self) -> Judged:
@@ -128,6 +129,7 @@ class Selection:
             "level": self.level,
             "n_episodes": self.n_episodes,
             "n_reused": self.n_reused,
+            "reuse_weight": self.reuse_weight,
             "candidates": [candidate.to_json() for candidate in self.candidates],
         }
 
@@ -170,6 +172,7 @@ def select_candidate(
         level=judge.config.level,
         n_episodes=judge.select.n_episodes,
         n_reused=judge.train.n_episodes,
+        reuse_weight=judge.config.reuse_weight,
     )
 
 

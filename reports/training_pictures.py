@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +39,8 @@ def training_picture(history: Sequence[Mapping[str, Any]]) -> TrainingPicture:
         for metric in METRICS
         if metric.name not in UNSEEN and (measured := [n for n in names if split_name(n)[1] == metric.name])
     ]
-    return TrainingPicture(tuple(panels), tuple((kind, learner) for learner, kind in kinds.items()))
+    drawn = any(panel.chart is not None for panel in panels)
+    return TrainingPicture(tuple(panels), tuple((kind, name) for name, kind in kinds.items()) if drawn else ())
 
 
 def _panel(metric: Metric, series: Sequence[charts.Series]) -> Panel:
@@ -47,6 +49,7 @@ def _panel(metric: Metric, series: Sequence[charts.Series]) -> Panel:
         term=metric.name,
         note=metric.unit,
         chart=charts.line_chart(series, f"{metric.title} over the updates: {_from_to(series)}"),
+        instead=_at_once(series),
     )
 
 
@@ -55,6 +58,16 @@ def _series(history: Sequence[Mapping[str, Any]], name: str, kinds: Mapping[str,
     points = [(m["step"], m[name]) for m in history if m.get(name) is not None and m.get("step") is not None]
     kind = kinds.get(learner, "line-1")
     return charts.Series(learner or "all", [float(x) for x, _ in points], [float(y) for _, y in points], kind)
+
+
+def _at_once(series: Iterable[charts.Series]) -> str:
+    """What a panel says that has no curve: the one measurement of each learner, where there is one."""
+    measured = [(s.name, s.xs[0], s.ys[0]) for s in series if len(s.ys) == 1 and math.isfinite(s.ys[0])]
+    if not measured:
+        return "not measured"
+    updates = ", ".join(dict.fromkeys(number(x) for _, x, _ in measured))
+    values = ", ".join(f"{name} = {number(y)}" for name, _, y in measured)
+    return f"measured once, at update {updates}: {values}; lower train.log_every to see a curve"
 
 
 def _from_to(series: Iterable[charts.Series]) -> str:

@@ -33,7 +33,7 @@ def gates(opened: list[bool], zones: list[int], actions: list[int], rewards: lis
 
 def counted(replay: Replay, weights: np.ndarray | None = None) -> tuple[CountedModel, Observed]:
     encoder = fit_encoder(replay.contract, replay.observations)
-    observed = count_observations(replay, encoder, largest=1_000)
+    observed = count_observations(replay, encoder, largest=1_000, smallest_visits=0.0)
     assert observed is not None
     return CountedModel.of(replay, observed, weights), observed
 
@@ -128,8 +128,8 @@ def test_numbers_of_many_values_are_not_counted_or_not_isolated() -> None:
     values = np.arange(50.0)
     replay = make_replay(contract, Observations({"x": values}, {}), np.zeros(50), np.zeros(50), np.ones(50))
     encoder = fit_encoder(contract, replay.observations)
-    assert count_observations(replay, encoder, largest=49) is None
-    observed = count_observations(replay, encoder, largest=50)
+    assert count_observations(replay, encoder, largest=49, smallest_visits=0.0) is None
+    observed = count_observations(replay, encoder, largest=50, smallest_visits=0.0)
     assert observed is not None
     assert not isolates(observed, encoder)
 
@@ -146,9 +146,9 @@ def numbers(values: np.ndarray) -> Replay:
 def test_blocks_count_as_one_piece_would(monkeypatch: pytest.MonkeyPatch) -> None:
     replay = numbers(np.random.default_rng(0).integers(4, size=(500, 2)).astype(np.float64))
     encoder = fit_encoder(replay.contract, replay.observations)
-    whole = count_observations(replay, encoder, largest=16)
+    whole = count_observations(replay, encoder, largest=16, smallest_visits=0.0)
     monkeypatch.setattr(counted_model, "_FIRST_ROWS", 3)
-    pieces = count_observations(replay, encoder, largest=16)
+    pieces = count_observations(replay, encoder, largest=16, smallest_visits=0.0)
     assert whole is not None
     assert pieces is not None
     np.testing.assert_array_equal(whole.keys, pieces.keys)
@@ -167,7 +167,7 @@ def test_the_uncountable_is_given_up_after_the_first_block(monkeypatch: pytest.M
         return encode(self, observations)
 
     monkeypatch.setattr(Encoder, "encode", watched)
-    assert count_observations(replay, encoder, largest=500) is None
+    assert count_observations(replay, encoder, largest=500, smallest_visits=0.0) is None
     assert seen == [1_000]
 
 
@@ -176,7 +176,7 @@ def test_long_observations_are_counted_only_as_far_as_they_fit(monkeypatch: pyte
     few, many = (numbers(np.repeat(np.arange(60.0)[:, None] % n, 100, axis=1)) for n in (10, 11))
     for replay, countable in ((few, True), (many, False)):
         encoder = fit_encoder(replay.contract, replay.observations)
-        assert (count_observations(replay, encoder, largest=1_000) is not None) == countable
+        assert (count_observations(replay, encoder, largest=1_000, smallest_visits=0.0) is not None) == countable
 
 
 def test_images_are_never_counted() -> None:
@@ -190,10 +190,19 @@ def test_images_are_never_counted() -> None:
     )
     black = Observations({"f": np.zeros((4, 5), dtype=np.uint8)}, {})
     replay = make_replay(contract, black, np.zeros(4), np.zeros(4), np.ones(4))
-    assert count_observations(replay, fit_encoder(contract, black), largest=10) is None
+    assert count_observations(replay, fit_encoder(contract, black), largest=10, smallest_visits=0.0) is None
 
 
 def test_steps_that_nothing_is_known_to_follow_are_left_out() -> None:
     replay = gates([False, True], [0, 1], [0, 1], [1.0, 100.0], [2])
     cut = replace(replay, terminated=np.array([False, False]), truncated=np.array([False, True]))
     assert counted(cut)[0].counts.sum() == 1.0
+
+
+def test_observations_that_hardly_repeat_are_not_counted() -> None:
+    """A number with three decimals is nearly continuous, however few of its values a small log holds."""
+    world = TabularWorld.random(n_states=60, n_actions=3, gamma=0.9, end_prob=0.1, seed=0)
+    few, many = (world.roll(np.full((60, 3), 1 / 3), n, 20, seed=0) for n in (10, 200))
+    encoder = fit_encoder(many.contract, many.observations)
+    assert count_observations(few, encoder, largest=1_000) is None
+    assert count_observations(many, encoder, largest=1_000) is not None

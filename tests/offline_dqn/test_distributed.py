@@ -149,3 +149,4 @@ def test_a_process_that_torchrun_did_not_start_says_so(monkeypatch: pytest.Monke
 
 if __name__ == "__main__":
     work(Path(sys.argv[1]))
+    os._exit(0)  # as the command does: threads of a process group may abort an interpreter that is taken down

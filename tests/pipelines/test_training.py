@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from datasets.snapshot import open_snapshot
 from offline_dqn.policy import load_policy
 from pipelines import stages, training
 from pipelines.acting import ReleaseError
+from pipelines.cli import print_training
 from pipelines.training import newest_snapshot, train
 from pipelines.workspace import Workspace, open_workspace
 from tests.pipelines.conftest import edit
@@ -54,7 +56,7 @@ def test_the_same_policy_by_another_choice_is_the_same_release(
     edit(workspace.root / "offline_dqn.toml", "alpha = 0.05", "alpha = 0.04")
     policy = load_policy(workspace.release_path(1))
     recorded = json.loads((workspace.release_path(1) / "training.json").read_text())
-    monkeypatch.setattr(training, "_train_networks", lambda *_: SimpleNamespace(**_TRAINED))
+    monkeypatch.setattr(training, "_train_networks", lambda *_: (SimpleNamespace(**_TRAINED), None))
     chosen = SimpleNamespace(
         policy=policy, chosen=SimpleNamespace(name=recorded["chosen"]), to_json=lambda: recorded["selection"]
     )
@@ -170,3 +172,11 @@ def test_without_a_snapshot_training_says_what_to_do(workspace: Workspace) -> No
         folder.unlink()
     with pytest.raises(training.StageError, match=r"There is no snapshot to train on. `offline-dqn snapshot` freezes"):
         newest_snapshot(workspace)
+
+
+def test_a_warm_start_that_worked_is_told(capsys: pytest.CaptureFixture[str], workspace: Workspace) -> None:
+    outcome = training.read_outcome(workspace, 1)
+    print_training(outcome)
+    assert "began with" not in capsys.readouterr().out
+    print_training(replace(outcome, began_with=1))
+    assert "began with release 1, the champion" in capsys.readouterr().out

@@ -308,6 +308,7 @@ def selection() -> dict[str, Any]:
         "level": 0.9,
         "n_episodes": 420,
         "n_reused": 1542,
+        "reuse_weight": 0.25,
         "candidates": [
             {**found, **weighted, "name": name, "estimator": by, "chosen": chosen, "why": "a reason"}
             for name, (by, chosen) in names.items()
