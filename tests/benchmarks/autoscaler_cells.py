@@ -43,17 +43,11 @@ class AutoscalerCell:
 
     def __call__(self, seed: int) -> Outcome:
         """What the gate makes of one log."""
-        contract, candidate = _contract(), self.candidate()
+        contract, candidate = autoscaler_contract(), self.candidate()
         gain = _gain(self.rules)
         gate = GateConfig(alpha=self.alpha, margin=max(-gain, 0.0) if self.at_margin else 0.0)
         rng = np.random.default_rng([seed, 71])
-        nights = [
-            simulate_night(
-                rng, ServiceParameters(), night=night, n_episodes=self.episodes_per_night,
-                policy=logging_policy(), policy_version="0",
-            )
-            for night in range(1, self.n_nights + 1)
-        ]  # fmt: skip
+        nights = logged_nights(rng, self.n_nights, self.episodes_per_night)
         evaluation = evaluate_candidate(
             replay_of(contract, nights, rng), candidate=candidate, baseline=None, version_zero=None,
             candidate_name="candidate", baseline_name="the log", excluded={}, config=EvaluateConfig(n_replicates=2_000),
@@ -64,6 +58,16 @@ class AutoscalerCell:
     def candidate(self) -> RulePolicy:
         """The other controller."""
         return _rule_policy(self.rules)
+
+
+def logged_nights(rng: np.random.Generator, n_nights: int, n_episodes: int) -> list[SimulatedNight]:
+    """Nights that version 0 wrote."""
+    return [
+        simulate_night(
+            rng, ServiceParameters(), night=night, n_episodes=n_episodes, policy=logging_policy(), policy_version="0"
+        )
+        for night in range(1, n_nights + 1)
+    ]
 
 
 def replay_of(contract: Contract, nights: list[SimulatedNight], rng: np.random.Generator) -> Replay:
@@ -103,20 +107,20 @@ def _half(n: int, rng: np.random.Generator) -> NDArray[np.bool_]:
 
 
 @cache
-def _contract() -> Contract:
+def autoscaler_contract() -> Contract:
     path = resources.files("datasets") / "scenarios" / "autoscaler.toml"
     return contract_from_text(path.read_text(), "the autoscaler's contract")
 
 
 def _rule_policy(rules: tuple[tuple[str, str], ...]) -> RulePolicy:
     made = tuple(Rule(when=when, action=action) for when, action in rules)
-    return RulePolicy(contract=_contract(), rules=made, otherwise="hold", exploration=EXPLORATION)
+    return RulePolicy(contract=autoscaler_contract(), rules=made, otherwise="hold", exploration=EXPLORATION)
 
 
 @cache
 def _gain(rules: tuple[tuple[str, str], ...]) -> float:
     """True value of the candidate minus that of version 0, on the same traffic; standard error below .01."""
-    common: dict[str, Any] = {"n_episodes": _TRUTH_EPISODES, "seed": 0, "gamma": _contract().gamma}
+    common: dict[str, Any] = {"n_episodes": _TRUTH_EPISODES, "seed": 0, "gamma": autoscaler_contract().gamma}
     ours = true_value(as_simulated(_rule_policy(rules)), ServiceParameters(), **common)
     return ours.value - true_value(logging_policy(), ServiceParameters(), **common).value
 

@@ -9,21 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib import resources
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.contract import Contract, contract_from_text
+from datasets.contract import Contract
 from datasets.observations import Observations
 from datasets.replay import GATE, SELECT, TRAIN, Replay
 from datasets.simulators.autoscaler_logs import as_simulated
 from datasets.simulators.service import ServiceParameters
-from datasets.simulators.simulation import simulate_night, true_value
+from datasets.simulators.simulation import true_value
 from datasets.simulators.threshold_rule import logging_policy
 from tests.benchmarks import cart_pole
-from tests.benchmarks.autoscaler_cells import replay_of
+from tests.benchmarks.autoscaler_cells import autoscaler_contract, logged_nights, replay_of
 from tests.benchmarks.tables import Table, frozen_lake, masked_table, random_table, soft_around, taxi
 from tests.offline_dqn.worlds import make_replay
 
@@ -206,14 +205,8 @@ class AutoscalerWorld:
     def log(self, seed: int, *, train_share: float = 0.8, select_share: float = 0.2) -> Replay:
         """Version 0's log."""
         rng = np.random.default_rng([seed, 3])
-        nights = [
-            simulate_night(
-                rng, ServiceParameters(), night=night, n_episodes=self.episodes_per_night,
-                policy=logging_policy(), policy_version="0",
-            )
-            for night in range(1, self.n_nights + 1)
-        ]  # fmt: skip
-        return dealt(replay_of(_autoscaler_contract(), nights, rng), rng, train_share, select_share)
+        nights = logged_nights(rng, self.n_nights, self.episodes_per_night)
+        return dealt(replay_of(autoscaler_contract(), nights, rng), rng, train_share, select_share)
 
     def value(self, policy: ActingPolicy) -> float:
         """Mean over the simulated service-hours."""
@@ -228,15 +221,9 @@ class AutoscalerWorld:
 
     def _simulated(self, probs: Any) -> float:
         found = true_value(
-            probs, ServiceParameters(), n_episodes=self.n_truth_episodes, seed=77, gamma=_autoscaler_contract().gamma
+            probs, ServiceParameters(), n_episodes=self.n_truth_episodes, seed=77, gamma=autoscaler_contract().gamma
         )
         return found.value
-
-
-@cache
-def _autoscaler_contract() -> Contract:
-    path = resources.files("datasets") / "scenarios" / "autoscaler.toml"
-    return contract_from_text(path.read_text(), "the autoscaler's contract")
 
 
 def dealt(replay: Replay, rng: np.random.Generator, train_share: float, select_share: float) -> Replay:

@@ -328,7 +328,7 @@ def report(evaluation: Evaluation, **more: Any) -> ReportData:
         "lineage": {"snapshot digest": "9f2c" * 16, "contract digest": "04be" * 16, "offline-dqn": "0.1.0"},
         "promote_command": "offline-dqn promote 7 --reviewer YOUR_NAME",
         "training": {
-            "config": {"hidden": [256, 256], "learning_rate": 3e-4, "penalty_weight": 1.0, "device": "auto"},
+            "config": {"hidden": [256, 256], "learning_rate": 3e-4, "penalty_weights": [1.0], "device": "auto"},
             "history": history(),
             "n_steps": 15012,
             "n_unusable_steps": 22,
