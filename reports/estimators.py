@@ -137,6 +137,19 @@ def mean_of(terms: Floats) -> RatioSum:
     return RatioSum(terms[:, None], np.ones((len(terms), 1)))
 
 
+def difference_of(ours: RatioSum, theirs: RatioSum) -> RatioSum:
+    """ours - theirs on the same episodes as one estimator; a plain mean where both are plain means."""
+    if ours.numerators.shape[1] == theirs.numerators.shape[1] and np.array_equal(
+        ours.denominators, theirs.denominators
+    ):
+        with np.errstate(invalid="ignore"):  # two overflowed weights end as NaN, which is refused later
+            return RatioSum(ours.numerators - theirs.numerators, ours.denominators)
+    return RatioSum(
+        np.column_stack([ours.numerators, -theirs.numerators]),
+        np.column_stack([ours.denominators, theirs.denominators]),
+    )
+
+
 def importance_sampling(returns: Floats, log_weights: Floats) -> RatioSum:
     """IS: the mean of weight times return. (N,) returns in reward units, (N,) log weights of whole episodes."""
     return mean_of(_times(np.exp(_capped(log_weights)), returns))

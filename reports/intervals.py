@@ -6,19 +6,18 @@ two estimators are therefore paired, and self-normalized weights are normalized 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from reports.estimators import Floats, RatioSum, sum_of_ratios
+from reports.estimators import Floats, RatioSum
 from reports.records import Interval
+from reports.resampling import Replicates, by_cluster, resample
 
 PERCENTILE = "cluster bootstrap, percentile"
 STUDENT_T = "Student t, by cluster"
-
-_CHUNK_BYTES = 32 * 2**20
 
 
 def cluster_codes(clusters: NDArray[np.generic]) -> NDArray[np.int64]:
@@ -26,22 +25,23 @@ def cluster_codes(clusters: NDArray[np.generic]) -> NDArray[np.int64]:
     return np.asarray(np.unique(clusters, return_inverse=True)[1], dtype=np.int64)
 
 
-def bootstrap_replicates(
+def bootstrap(
     estimators: Mapping[str, RatioSum],
     clusters: NDArray[np.generic],
     *,
     n_replicates: int,
     rng: np.random.Generator,
-) -> dict[str, Floats]:
-    """(n_replicates,) values of each estimator, replicate r of all of them on the same draw of clusters.
-
-    Memory is bounded: replicates are drawn in chunks, and only each estimator's totals per cluster are kept.
+    with_errors: Collection[str] = (),
+) -> dict[str, Replicates]:
+    """Each estimator on the log and on the same draws of whole clusters.
 
     Args:
         estimators: by name, on the same N episodes.
         clusters: (N,) code of each episode's cluster; clusters are what is drawn.
         n_replicates: number of draws.
         rng: source of all randomness.
+        with_errors: names that `studentized_bounds` will be asked about; their standard error is computed inside each
+            draw as well. For a difference of two estimators add `difference_of` the two as an estimator of its own.
 
     Returns:
         By name; NaN in a replicate where the estimator is not defined (no episode drawn had weight).
@@ -58,19 +58,20 @@ def bootstrap_replicates(
     for name, estimator in estimators.items():
         if len(estimator.numerators) != len(codes):
             raise ValueError(f"{name} has {len(estimator.numerators)} episodes, the clusters {len(codes)}.")
-    totals = {
-        name: (_by_cluster(e.numerators, codes), _by_cluster(e.denominators, codes)) for name, e in estimators.items()
-    }
-    values = {name: np.empty(n_replicates) for name in estimators}
-    chunk = max(1, min(n_replicates, _CHUNK_BYTES // (8 * n_clusters)))
-    for start in range(0, n_replicates, chunk):
-        size = min(chunk, n_replicates - start)
-        draws = rng.integers(n_clusters, size=(size, n_clusters)) + np.arange(size)[:, None] * n_clusters
-        counts = np.bincount(draws.ravel(), minlength=size * n_clusters).reshape(size, n_clusters).astype(np.float64)
-        for name, (numerators, denominators) in totals.items():
-            with np.errstate(invalid="ignore", over="ignore"):  # overflowed weights end as NaN, which is refused later
-                values[name][start : start + size] = sum_of_ratios(counts @ numerators, counts @ denominators)
-    return values
+    totals = {name: by_cluster(estimator, codes) for name, estimator in estimators.items()}
+    return resample(totals, n_replicates=n_replicates, rng=rng, with_errors=with_errors)
+
+
+def bootstrap_replicates(
+    estimators: Mapping[str, RatioSum],
+    clusters: NDArray[np.generic],
+    *,
+    n_replicates: int,
+    rng: np.random.Generator,
+) -> dict[str, Floats]:
+    """(n_replicates,) values of each estimator alone, as `bootstrap` draws them."""
+    drawn = bootstrap(estimators, clusters, n_replicates=n_replicates, rng=rng)
+    return {name: replicates.values for name, replicates in drawn.items()}
 
 
 def percentile_interval(replicates: Floats, level: float) -> Interval | None:
@@ -130,10 +131,3 @@ def _quantile(replicates: Floats, q: float, alpha: float, method: str) -> float 
     if not np.all(np.isfinite(replicates)):
         return None
     return float(np.quantile(replicates, q, method=method))  # type: ignore[call-overload]  # one of numpy's names
-
-
-def _by_cluster(table: Floats, codes: NDArray[np.int64]) -> Floats:
-    """(C, K) sums of an (N, K) table over each cluster's episodes."""
-    order = np.argsort(codes, kind="stable")
-    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
-    return np.asarray(np.add.reduceat(table[order], starts, axis=0))

@@ -31,6 +31,22 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """One-sided confidence bounds of one quantity by one method, in its unit; together an interval of 1 - 2 alpha."""
+
+    method: str
+    """Such as "cluster bootstrap, studentized"."""
+    lower: float | None
+    """Lies below the truth with confidence 1 - alpha."""
+    upper: float | None
+    """Lies above the truth with confidence 1 - alpha."""
+    alpha: float
+    refused: str | None = None
+    """Why a bound is missing, in one sentence; None where both are there."""
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Estimate:
     """One estimator's value of one policy, in reward units per episode, or the cause why there is none."""
 

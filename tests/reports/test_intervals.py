@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reports import intervals
+from reports import intervals, resampling
 from reports.estimators import RatioSum, mean_of
 
 
@@ -40,7 +40,7 @@ def test_clusters_are_drawn_whole() -> None:
 def test_chunks_do_not_change_a_replicate(monkeypatch: pytest.MonkeyPatch) -> None:
     sums, clusters = {"m": mean_of(np.arange(20.0))}, np.arange(20)
     whole = intervals.bootstrap_replicates(sums, clusters, n_replicates=100, rng=np.random.default_rng(0))["m"]
-    monkeypatch.setattr(intervals, "_CHUNK_BYTES", 8 * 20 * 7)
+    monkeypatch.setattr(resampling, "_CHUNK_BYTES", 8 * 20 * 7)
     parts = intervals.bootstrap_replicates(sums, clusters, n_replicates=100, rng=np.random.default_rng(0))["m"]
     np.testing.assert_array_equal(whole, parts)
 
