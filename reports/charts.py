@@ -10,8 +10,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
+from reports import svg
 from reports.formatting import number, share
 
 TRACK_HEIGHT = 30
@@ -88,61 +89,53 @@ def interval_mark(
     parts = [_grid(scale)]
     if good_above is not None:
         place = scale.percent(good_above)
-        parts.insert(0, _tag("rect", class_="good", x=f"{place:.2f}%", y=0, width=f"{100 - place:.2f}%", height="100%"))
+        parts.insert(
+            0, svg.tag("rect", class_="good", x=f"{place:.2f}%", y=0, width=f"{100 - place:.2f}%", height="100%")
+        )
     if reference is not None:
-        parts.append(_vertical(scale.percent(reference), 0, TRACK_HEIGHT, "reference"))
+        parts.append(svg.vertical(scale.percent(reference), 0, TRACK_HEIGHT, "reference"))
     left, right = scale.percent(low), scale.percent(high)
-    parts.append(_horizontal(left, right, middle, "whisker"))
+    parts.append(svg.horizontal(left, right, middle, "whisker"))
     for end, place, beyond, direction in ((low, left, low < scale.low, -1), (high, right, high > scale.high, 1)):
         if beyond:
-            parts.append(_shape(place, middle, f"M{7 * direction},0 l{-7 * direction},-4.5 v9 z", "arrow"))
+            parts.append(svg.shape(place, middle, f"M{7 * direction},0 l{-7 * direction},-4.5 v9 z", "arrow"))
         elif end != value:
-            parts.append(_vertical(place, middle - 4, middle + 4, "whisker"))
+            parts.append(svg.vertical(place, middle - 4, middle + 4, "whisker"))
     if bound is not None and scale.low <= bound <= scale.high:
-        parts.append(_shape(scale.percent(bound), middle, "M5,-10 h-5 v20 h5", "bound"))
+        parts.append(svg.shape(scale.percent(bound), middle, "M5,-10 h-5 v20 h5", "bound"))
     if scale.low <= value <= scale.high:
-        parts.append(_shape(scale.percent(value), middle, _MARKS.get(role, _MARKS["neutral"]), "mark"))
+        parts.append(svg.shape(scale.percent(value), middle, _MARKS.get(role, _MARKS["neutral"]), "mark"))
     quiet = "" if emphasis else " quiet"
-    return _svg(parts, TRACK_HEIGHT, label, f"track role-{role if role in _MARKS else 'neutral'}{quiet}")
+    return svg.picture(parts, TRACK_HEIGHT, label, f"track role-{role if role in _MARKS else 'neutral'}{quiet}")
 
 
 def empty_track(scale: Scale, label: str, reference: float | None = None) -> Markup:
     """The line of a number that was refused: the grid alone."""
     parts = [_grid(scale)]
     if reference is not None:
-        parts.append(_vertical(scale.percent(reference), 0, TRACK_HEIGHT, "reference"))
-    return _svg(parts, TRACK_HEIGHT, label, "track")
+        parts.append(svg.vertical(scale.percent(reference), 0, TRACK_HEIGHT, "reference"))
+    return svg.picture(parts, TRACK_HEIGHT, label, "track")
 
 
 def axis(scale: Scale, label: str = "") -> Markup:
     """The ticks and values under a forest plot."""
-    parts = [_horizontal(0, 100, 0.5, "baseline-rule")]
+    parts = [svg.horizontal(0, 100, 0.5, "baseline-rule")]
     for tick in scale.ticks():
         place = scale.percent(tick)
-        parts.append(_vertical(place, 0, 5, "baseline-rule"))
-        parts.append(_text(place, 18, number(tick), _anchor(place)))
-    return _svg(parts, 24, label or "axis", "axis", hidden=True)
-
-
-def meter(value: float, label: str) -> Markup:
-    """A share in [0, 1] of a whole."""
-    inside = min(max(value, 0.0), 1.0)
-    parts = [
-        _tag("rect", class_="meter-ground", x=0, y=0, width="100%", height=10, rx=5),
-        _tag("rect", class_="meter-fill", x=0, y=0, width=f"{100 * inside:.2f}%", height=10, rx=5) if inside else "",
-    ]
-    return _svg(parts, 10, label, "meter")
+        parts.append(svg.vertical(place, 0, 5, "baseline-rule"))
+        parts.append(svg.text(place, 18, number(tick), svg.anchor(place)))
+    return svg.picture(parts, 24, label or "axis", "axis", hidden=True)
 
 
 def ratio_bar(ratio: float, *, alarmed: bool, label: str, most: float = 3.0) -> Markup:
     """A bar of `ratio`, with a line where it reaches 1; from `most` on it ends in an arrow."""
     end = 100 * min(max(ratio, 0.0), most) / most - (2 if ratio > most else 0)
     kind = "bar alarmed" if alarmed else "bar"
-    parts = [_tag("rect", class_=kind, x=0, y=9, width=f"{max(end, 0.3):.2f}%", height=12, rx=2)]
+    parts = [svg.tag("rect", class_=kind, x=0, y=9, width=f"{max(end, 0.3):.2f}%", height=12, rx=2)]
     if ratio > most:
-        parts.append(_shape(end, 15, "M0,-10 l9,10 l-9,10 z", kind))
-    parts.append(_vertical(100 / most, 0, TRACK_HEIGHT, "reference"))
-    return _svg(parts, TRACK_HEIGHT, label, "track")
+        parts.append(svg.shape(end, 15, "M0,-10 l9,10 l-9,10 z", kind))
+    parts.append(svg.vertical(100 / most, 0, TRACK_HEIGHT, "reference"))
+    return svg.picture(parts, TRACK_HEIGHT, label, "track")
 
 
 def share_bars(shares: Sequence[tuple[str, float]], label: str) -> Markup:
@@ -152,9 +145,9 @@ def share_bars(shares: Sequence[tuple[str, float]], label: str) -> Markup:
         top = 3 + 18 * i
         width = 82 * min(max(value, 0.0), 1.0)
         kind = f"bar role-{role if role in _MARKS else 'neutral'}"
-        parts.append(_tag("rect", class_=kind, x=0, y=top, width=f"{max(width, 0.3):.2f}%", height=13, rx=2))
-        parts.append(_text(width, top + 11, share(value), "start", dx=6))
-    return _svg(parts, 4 + 18 * len(shares), label, "bars")
+        parts.append(svg.tag("rect", class_=kind, x=0, y=top, width=f"{max(width, 0.3):.2f}%", height=13, rx=2))
+        parts.append(svg.text(width, top + 11, share(value), "start", dx=6))
+    return svg.picture(parts, 4 + 18 * len(shares), label, "bars")
 
 
 def paired_histogram(
@@ -169,13 +162,13 @@ def paired_histogram(
     parts: list[str] = []
     for place, i in enumerate(rows):
         top = 26 * place
-        parts.append(_text(0, top + 15, shortened(bins[i], 20), "start", title=bins[i]))
+        parts.append(svg.text(0, top + 15, shortened(bins[i], 20), "start", title=bins[i]))
         for kind, value, y in (("reference", reference[i], top + 2), ("live", live[i], top + 12)):
             width = f"{max(0.3, 34 * value / largest) if value > 0 else 0:.2f}%"
-            parts.append(_tag("rect", class_=f"bar window-{kind}", x="39%", y=y, width=width, height=9, rx=1.5))
+            parts.append(svg.tag("rect", class_=f"bar window-{kind}", x="39%", y=y, width=width, height=9, rx=1.5))
         widest = 39 + 34 * max(reference[i], live[i]) / largest
-        parts.append(_text(widest, top + 15, f"{share(reference[i])} → {share(live[i])}", "start", dx=6))
-    return _svg(parts, 26 * len(rows) + 2, label, "histogram")
+        parts.append(svg.text(widest, top + 15, f"{share(reference[i])} → {share(live[i])}", "start", dx=6))
+    return svg.picture(parts, 26 * len(rows) + 2, label, "histogram")
 
 
 @dataclass(frozen=True)
@@ -209,19 +202,19 @@ def line_chart(series: Sequence[Series], label: str, *, height: int = 150) -> Ma
         return height * (1 - (inside - y_scale.low) / (y_scale.high - y_scale.low))
 
     ticks = y_scale.ticks(4)
-    rules = [_horizontal(0, 100, place(tick), "grid") for tick in ticks]
+    rules = [svg.horizontal(0, 100, place(tick), "grid") for tick in ticks]
     drawn = []
     for line in lines:
         points = " ".join(
             f"{1000 * (x - x_low) / span:.1f},{place(y):.1f}" for x, y in zip(line.xs, line.ys, strict=True)
         )
-        drawn.append(_tag("polyline", class_=line.kind, points=points))
+        drawn.append(svg.tag("polyline", class_=line.kind, points=points))
     inner = f'<svg viewBox="0 0 1000 {height}" preserveAspectRatio="none" width="100%" height="{height}">'
     parts = [*rules, inner, *drawn, "</svg>"]
-    parts += [_text(0, height + 15, number(x_low), "start"), _text(100, height + 15, number(x_high), "end")]
-    values = "".join(_text(100, place(tick) + 4, number(tick, 3), "end") for tick in ticks)
+    parts += [svg.text(0, height + 15, number(x_low), "start"), svg.text(100, height + 15, number(x_high), "end")]
+    values = "".join(svg.text(100, place(tick) + 4, number(tick, 3), "end") for tick in ticks)
     left = f'<svg class="chart values" width="58" height="{height + 20}" aria-hidden="true">{values}</svg>'
-    return Markup(left) + _svg(parts, height + 20, label, "lines")
+    return Markup(left) + svg.picture(parts, height + 20, label, "lines")
 
 
 def shortened(text: str, most: int) -> str:
@@ -232,9 +225,11 @@ def shortened(text: str, most: int) -> str:
     return f"{text[: most - 1 - tail]}…{text[len(text) - tail :]}"
 
 
+ROUND = "M0,-5.5 a5.5,5.5 0 1 1 0,11 a5.5,5.5 0 1 1 0,-11 z"
+
 _MARKS = {
     "log": "M-4.5,-4.5 h9 v9 h-9 z",
-    "candidate": "M0,-5.5 a5.5,5.5 0 1 1 0,11 a5.5,5.5 0 1 1 0,-11 z",
+    "candidate": ROUND,
     "baseline": "M0,-6.5 l6.5,6.5 l-6.5,6.5 l-6.5,-6.5 z",
     "version_zero": "M0,-6 l6.5,11 h-13 z",
     "neutral": "M0,-4.5 a4.5,4.5 0 1 1 0,9 a4.5,4.5 0 1 1 0,-9 z",
@@ -249,39 +244,5 @@ def _finite(series: Series) -> Series:
     return Series(series.name, [x for x, _ in pairs], [y for _, y in pairs], series.kind)
 
 
-def _svg(parts: Iterable[str], height: float, label: str, kind: str, *, hidden: bool = False) -> Markup:
-    said = 'aria-hidden="true"' if hidden else f'role="img" aria-label="{escape(label)}"'
-    title = "" if hidden else f"<title>{escape(label)}</title>"
-    return Markup(f'<svg class="chart {kind}" width="100%" height="{height:g}" {said}>{title}{"".join(parts)}</svg>')
-
-
-def _tag(name: str, **attributes: object) -> str:
-    written = " ".join(f'{key.rstrip("_")}="{escape(value)}"' for key, value in attributes.items())
-    return f"<{name} {written}/>"
-
-
-def _text(percent: float, y: float, text: str, anchor: str, *, dx: float = 0, title: str = "") -> str:
-    hover = f"<title>{escape(title)}</title>" if title and title != text else ""
-    shift = f' dx="{dx:g}"' if dx else ""
-    return f'<text x="{percent:.2f}%" y="{y:.1f}"{shift} text-anchor="{anchor}">{hover}{escape(text)}</text>'
-
-
-def _vertical(percent: float, top: float, bottom: float, kind: str) -> str:
-    return _tag("line", class_=kind, x1=f"{percent:.2f}%", x2=f"{percent:.2f}%", y1=top, y2=bottom)
-
-
-def _horizontal(left: float, right: float, y: float, kind: str) -> str:
-    return _tag("line", class_=kind, x1=f"{left:.2f}%", x2=f"{right:.2f}%", y1=f"{y:.1f}", y2=f"{y:.1f}")
-
-
-def _shape(percent: float, y: float, path: str, kind: str) -> str:
-    """A shape in pixels around a place in percent: a nested picture without a view box."""
-    return f'<svg x="{percent:.2f}%" y="{y:g}" overflow="visible"><path class="{kind}" d="{path}"/></svg>'
-
-
 def _grid(scale: Scale) -> str:
-    return "".join(_vertical(scale.percent(tick), 0, TRACK_HEIGHT, "grid") for tick in scale.ticks())
-
-
-def _anchor(percent: float) -> str:
-    return "start" if percent < 6 else "end" if percent > 94 else "middle"
+    return "".join(svg.vertical(scale.percent(tick), 0, TRACK_HEIGHT, "grid") for tick in scale.ticks())

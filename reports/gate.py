@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pydantic import Field
 
 from datasets.settings import Settings
+from reports.certified import CertifiedCurve, certified_curve, largest_share
 from reports.overlap import OverlapBounds
 from reports.records import Check, Comparison, Evaluation, GateDecision, Overlap
 
@@ -75,6 +76,7 @@ def decide(evaluation: Evaluation, config: GateConfig) -> GateDecision:
         largest_loss=loss,
         margin=config.margin,
         alpha=config.alpha,
+        certified_curve=_curve(evaluation, against_baseline, loss, share, config),
     )
 
 
@@ -280,13 +282,26 @@ def _charged_lower_bound(evaluation: Evaluation, comparison: Comparison | None) 
 
 def _largest_loss(evaluation: Evaluation, comparison: Comparison | None, lower: float | None) -> float | None:
     """Upper bound per episode of value(baseline) - value(candidate), within [0, what the baseline could lose]."""
-    low = evaluation.feasible.low
-    cap = None
-    if low is not None and comparison is not None and comparison.against_upper_bound is not None:
-        cap = max(comparison.against_upper_bound - low, 0.0)
     loss = None if lower is None else max(-lower, 0.0)
-    known = [bound for bound in (cap, loss) if bound is not None]
+    known = [bound for bound in (_blind_loss(evaluation, comparison), loss) if bound is not None]
     return min(known) if known else None
+
+
+def _blind_loss(evaluation: Evaluation, comparison: Comparison | None) -> float | None:
+    """Most that the baseline could lose per episode, whatever acts in its place; None: unbounded."""
+    low = evaluation.feasible.low
+    if low is None or comparison is None or comparison.against_upper_bound is None:
+        return None
+    return max(comparison.against_upper_bound - low, 0.0)
+
+
+def _curve(
+    evaluation: Evaluation, comparison: Comparison | None, loss: float | None, share: float, config: GateConfig
+) -> CertifiedCurve | None:
+    if loss is None:
+        return None
+    blind_loss, night_episodes = _blind_loss(evaluation, comparison), evaluation.counts.night_episodes_upper
+    return certified_curve(loss, blind_loss, night_episodes, config.harm_budget, share)
 
 
 def _certified_share(
@@ -297,9 +312,7 @@ def _certified_share(
         return 0.0, f"No traffic: {', '.join(others)} failed."
     if loss is None:
         return 0.0, "No traffic: the loss per episode has no bound."
-    night_loss = loss * night_episodes
-    share = 1.0 if night_loss <= config.harm_budget else config.harm_budget / night_loss
-    return share, (
+    return largest_share(loss, night_episodes, config.harm_budget), (
         f"At most {loss:.4g} lost per episode, at most {night_episodes:.0f} episodes a night, and a budget of "
         f"{config.harm_budget:g} a night."
     )

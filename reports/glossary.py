@@ -60,7 +60,14 @@ GLOSSARY: tuple[TermGroup, ...] = (
                 "certified_share",
                 "certified share",
                 "Largest share of the traffic whose worst plausible loss in one night stays within the harm budget.",
-                "reports.gate.decide",
+                "reports.certified.largest_share",
+            ),
+            Term(
+                "certified_curve",
+                "risk by share of traffic",
+                "Share of traffic × episodes of a night, at most × largest plausible loss per episode, against the "
+                "harm budget of a night.",
+                "reports.certified.certified_curve",
             ),
             Term(
                 "night_episodes",

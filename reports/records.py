@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from reports.certified import CertifiedCurve
+
 PropensityKind = Literal["logged", "estimated", "none"]
 R = TypeVar("R")
 
@@ -248,6 +250,8 @@ class GateDecision:
     """Upper confidence bound of value(baseline) - value(candidate) per episode, floored at 0; None: unbounded."""
     margin: float
     alpha: float
+    certified_curve: CertifiedCurve | None = None
+    """What each share of the traffic would risk; None where the loss per episode has no bound."""
 
     @property
     def failed_checks(self) -> tuple[Check, ...]:

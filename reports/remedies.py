@@ -1,11 +1,11 @@
-"""What it would take to turn a refusal: one sentence per failed check, with numbers where they are known."""
+"""What it would take to turn a verdict: a sentence per failed check, or how much room a pass leaves, in numbers."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from reports.formatting import NOT_MEASURED, number
+from reports.formatting import NOT_MEASURED, number, share
 from reports.records import Check, Comparison, Evaluation
 
 _STAY_CLOSER = (
@@ -65,9 +65,9 @@ def remedy_for(check: Check, evaluation: Evaluation) -> str:
     if check.name == "enough episodes":
         return _more_episodes(check, evaluation)
     if check.name == "value against baseline":
-        return _larger_difference(check, evaluation.comparison("baseline"))
+        return _larger_difference(check, evaluation.comparison("baseline"), evaluation)
     if check.name == "value against version 0":
-        return _larger_difference(check, evaluation.comparison("version_zero"))
+        return _larger_difference(check, evaluation.comparison("version_zero"), evaluation)
     if check.name == "agreement of estimators" and check.value is None:
         return "There are no two estimates to compare: what refused them, above, has to be settled first."
     known = _BY_NAME.get(check.name)
@@ -75,15 +75,63 @@ def remedy_for(check: Check, evaluation: Evaluation) -> str:
     return known or next(beginnings, check.meaning)
 
 
+def rooms(evaluation: Evaluation) -> tuple[str, ...]:
+    """What would turn a pass: how far its bounds are from what they must clear, and which check is nearest to failing.
+
+    Empty where the gate did not pass.
+    """
+    decision = evaluation.decision
+    if decision is None or not decision.passed:
+        return ()
+    found = [
+        f"{check.name[0].upper()}{check.name[1:]}: the bound, {number(check.value, 3)}, clears "
+        f"{number(check.bound, 3)} by {number(check.value - check.bound, 3)} per episode; an estimate that is too "
+        "high by that much would turn it."
+        for check in decision.checks
+        if check.name.startswith("value against") and check.value is not None and check.bound is not None
+    ]
+    used = [(part, check) for check in decision.checks if (part := _used(check)) is not None]
+    if used:
+        part_used, nearest = max(used, key=lambda pair: pair[0])
+        found.append(
+            f"Of the checks with a limit, {nearest.name} is nearest to it: {number(nearest.value, 3)} where "
+            f"{number(nearest.bound, 3)} is the {'least' if nearest.name.startswith(_AT_LEAST) else 'most'}, "
+            f"{share(part_used)} of the way."
+        )
+    return tuple(found)
+
+
+_AT_LEAST = ("effective sample size of", "enough episodes")
+_AT_MOST = ("tail of the influence of", "largest influence of", "damaged episodes", "episodes independent within")
+
+
+def _used(check: Check) -> float | None:
+    """How much of its limit a passed check uses, in [0, 1]; None where the limit is of another kind."""
+    if check.value is None or check.bound is None or min(check.value, check.bound) <= 0:
+        return None
+    if check.name.startswith(_AT_LEAST):
+        return check.bound / check.value
+    return check.value / check.bound if check.name.startswith(_AT_MOST) else None
+
+
 def _more_episodes(check: Check, evaluation: Evaluation) -> str:
     missing = (check.bound or 0.0) - (check.value or 0.0)
+    return f"{number(missing)} more gate episodes{_wait(missing, evaluation)}; or raise the gate's share in [snapshot]."
+
+
+def _wait(missing: float, evaluation: Evaluation) -> str:
+    """How long so many more gate episodes take at the pace of the nights that were evaluated."""
     per_night = evaluation.counts.n_episodes / max(1, evaluation.counts.n_nights)
     nights = math.ceil(missing / per_night) if per_night > 0 else 0
-    wait = f", about {nights} {'night' if nights == 1 else 'nights'} like these" if nights else ""
-    return f"{number(missing)} more gate episodes{wait}; or raise the gate's share in [snapshot]."
+    return f", about {number(nights)} {'night' if nights == 1 else 'nights'} like these" if nights else ""
 
 
-def _larger_difference(check: Check, comparison: Comparison | None) -> str:
+def _about(count: float) -> int:
+    """Two digits of a count that is itself a guess."""
+    return int(round(count, 1 - math.floor(math.log10(count)))) if count >= 100 else math.ceil(count)
+
+
+def _larger_difference(check: Check, comparison: Comparison | None, evaluation: Evaluation) -> str:
     """The bound approaches the estimated difference like 1 / sqrt(episodes)."""
     if check.value is None or comparison is None or comparison.value is None:
         return "There is no bound to judge by: what refused the estimate, above, has to be settled first."
@@ -95,8 +143,13 @@ def _larger_difference(check: Check, comparison: Comparison | None) -> str:
             "takes a better candidate, not more episodes."
         )
     factor = ((comparison.value - check.value) / (comparison.value - needed)) ** 2
-    times = f"about {number(factor, 2)} times as many" if factor < 1000 else "over a thousand times as many"
+    if factor >= 1000:
+        more = "over a thousand times as many gate episodes"
+    else:
+        missing = _about((factor - 1) * evaluation.counts.n_episodes)
+        more = f"about {number(factor, 2)} times as many gate episodes ({number(missing)} more"
+        more += f"{_wait(missing, evaluation)})"
     return (
-        f"The bound lacks {gap}. With {times} gate episodes the same estimate, {number(comparison.value, 3)}, would "
-        "clear it; or a candidate whose difference is larger."
+        f"The bound lacks {gap}. With {more} the same estimate, {number(comparison.value, 3)}, would clear it; or a "
+        "candidate whose difference is larger."
     )

@@ -18,9 +18,10 @@ from markupsafe import Markup, escape
 
 from reports import charts, formatting, pictures, training_pictures
 from reports.candidate_table import candidate_rows, compared_on
+from reports.decision_pictures import certified_picture
 from reports.glossary import GLOSSARY
 from reports.records import Evaluation
-from reports.remedies import remedies
+from reports.remedies import remedies, rooms
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -72,7 +73,6 @@ def render_report(data: ReportData) -> str:
     evaluation, decision = data.evaluation, data.evaluation.decision
     if decision is None:
         raise ValueError("The evaluation holds no decision: pass what `evaluate_candidate` returned.")
-    certified = decision.certified_share
     validation = data.validation or (data.batch or {}).get("validation")
     selection = data.training.get("selection") if data.training else None
     text = _environment().get_template("report.html").render(
@@ -82,12 +82,13 @@ def render_report(data: ReportData) -> str:
         counts=evaluation.counts,
         checks=sorted(decision.checks, key=lambda check: check.passed),
         remedies=remedies(evaluation),
+        rooms=rooms(evaluation),
         against_baseline=evaluation.comparison("baseline"),
         value=pictures.value_picture(evaluation),
         difference=pictures.difference_picture(evaluation),
         propensity=pictures.propensity_picture(evaluation),
         actions=pictures.action_pictures(evaluation),
-        certified_meter=charts.meter(certified, f"{formatting.share(certified)} certified"),
+        certified=certified_picture(decision.certified_curve) if decision.certified_curve else None,
         training=training_pictures.training_picture(data.training["history"] if data.training else ()),
         candidates=candidate_rows(selection) if selection else (),
         compared_on=compared_on(selection) if selection else "",

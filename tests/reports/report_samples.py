@@ -161,6 +161,16 @@ def refused_evaluation() -> Evaluation:
     return replace(evaluation, decision=decide(evaluation, gate))
 
 
+def narrow_evaluation() -> Evaluation:
+    """A candidate that only the bound on its value refuses: part of the traffic may be given to it."""
+    good = passed_evaluation()
+    comparison = replace(
+        good.comparisons[0], value=0.41, interval=interval(-0.3, 1.12), lower_bound=-0.62, upper_bound=1.44
+    )
+    evaluation = replace(good, decision=None, comparisons=(comparison, *good.comparisons[1:]))
+    return replace(evaluation, decision=decide(evaluation, GateConfig(harm_budget=30.0)))
+
+
 def drift_report() -> dict[str, Any]:
     edges = [f"[{i / 10:.6g}, {(i + 1) / 10:.6g})" for i in range(1, 9)]
     bins = ["< 0.1", *edges, ">= 0.9", "missing"]

@@ -1,0 +1,32 @@
+"""The pictures of the decision: what each share of the traffic would risk."""
+
+from __future__ import annotations
+
+from reports import formatting
+from reports.certified import CertifiedCurve
+from reports.charts import Scale, Series
+from reports.pictures import Panel
+from reports.plane import Axis, Mark, plane
+
+
+def certified_picture(curve: CertifiedCurve) -> Panel:
+    """Worst-case loss of a night by the share of traffic, the budget as a line, and the share that was certified."""
+    worst = [*curve.harms, 1.25 * curve.budget]
+    top = max(worst) or max(curve.blind_harms, default=0.0) or 1.0
+    lines = [
+        Series("budget of a night", (0.0, 1.0), (curve.budget, curve.budget), "reference"),
+        Series("worst case", curve.shares, curve.harms, "worst"),
+    ]
+    if curve.blind_harms:
+        lines.insert(0, Series("if nothing were known", curve.shares, curve.blind_harms, "blind"))
+    at, risked = curve.certified_share, curve.certified_share * curve.harms[-1]
+    said = f"{formatting.share(at)} certified, at most {formatting.number(risked)} lost in a night"
+    label = f"Worst-case loss of a night by share of traffic: {said}; the budget is {formatting.number(curve.budget)}"
+    chart = plane(
+        Axis(Scale(0.0, 1.0), "share of traffic", formatting.share),
+        Axis(Scale(-0.02 * top, 1.04 * top), "loss of a night"),
+        label,
+        lines=lines,
+        marks=[Mark(at, risked, said)],
+    )
+    return Panel("Worst-case loss of one night", chart, note="reward units, by share of traffic")

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+
+from reports.certified import certified_curve
+from reports.decision_pictures import certified_picture
+from reports.remedies import remedies, rooms
+from tests.reports import report_samples as samples
+
+
+def test_certified_point_stands_where_the_worst_case_meets_the_budget() -> None:
+    panel = certified_picture(certified_curve(0.5, 7.0, 100.0, 25.0, 0.5))
+    assert panel.chart is not None
+    assert "50% certified, at most 25 lost in a night; the budget is 25" in panel.chart
+    # x in percent of the width, with 2.5 % left free at both ends: half the traffic stands in the middle.
+    marks = [e for e in ElementTree.fromstring(f"<div>{panel.chart}</div>").iter("svg") if e.get("overflow")]
+    assert [mark.get("x") for mark in marks] == ["50.00%"]
+
+
+def test_no_loss_and_no_budget_still_draws() -> None:
+    assert certified_picture(certified_curve(0.0, None, 100.0, 0.0, 1.0)).chart is not None
+
+
+def test_value_bound_alone_asks_for_episodes_and_nights() -> None:
+    # The bound lies 1.03 under the estimate .41 and must come within .41: (1.03 / .41)^2 = 6.31 times the episodes,
+    # 5.31 x 2,007 = 10,659, about 11,000 more, at 2,007 / 21 = 95.6 a night in 116 nights.
+    evaluation = samples.narrow_evaluation()
+    assert evaluation.decision is not None
+    assert [check.name for check in evaluation.decision.failed_checks] == ["value against baseline"]
+    says = remedies(evaluation)[0].says
+    assert "about 6.3 times as many gate episodes (11,000 more, about 116 nights like these)" in says
+
+
+def test_pass_says_how_much_room_its_bounds_leave() -> None:
+    first, second, nearest = rooms(samples.passed_evaluation())
+    assert first.startswith("Value against baseline: the bound, 0.739, clears 0 by 0.739")
+    assert second.startswith("Value against version 0: the bound, 1.1, clears 0 by 1.1")
+    # 1.12 of 1.5 is 74.7 %; the next is version 0's tail, .42 of .7.
+    assert "episodes independent within a night is nearest to it: 1.12 where 1.5 is the most, 74.7%" in nearest
+
+
+def test_refusal_leaves_no_room() -> None:
+    assert rooms(samples.refused_evaluation()) == ()
+    assert rooms(replace(samples.passed_evaluation(), decision=None)) == ()
