@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from reports import estimators
-from reports.estimators import Floats, Ints, RatioSum
+from reports.dependence import design_effect
+from reports.estimators import Floats, RatioSum
 from reports.evaluate_config import AssessmentConfig
 from reports.gate import GateConfig
 from reports.intervals import bootstrap_replicates, cluster_codes, lower_bound, percentile_interval, upper_bound
-from reports.intervals import variance_of_mean as clustered_variance
 from reports.overlap import measure_overlap
 from reports.propensity import check_propensities
 from reports.records import (
@@ -76,6 +76,7 @@ def assess(trial: Trial, config: AssessmentConfig, gate: GateConfig, rng: np.ran
         trial.names,
         kind=trial.propensity_kind,
         used_shares=np.max([arm.probs.mean(axis=0) for arm in arms.values()], axis=0),
+        versions=None if trial.policy_versions is None else np.repeat(trial.policy_versions, np.diff(trial.offsets)),
         config=config.propensity,
     )
     weighted = propensities.refused is None
@@ -98,7 +99,7 @@ def assess(trial: Trial, config: AssessmentConfig, gate: GateConfig, rng: np.ran
         overlaps=overlaps,
         propensities=propensities,
         q_claim=report.q_claim(),
-        design_effects=report.design_effects() if weighted else (),
+        design_effects=report.design_effects(rng.spawn(1)[0]) if weighted else (),
         action_shares=_action_shares(trial),
         n_replicates=n_replicates,
     )
@@ -266,7 +267,7 @@ class _Reporter:
         reach = trial.gamma ** np.diff(trial.offsets) * trial.truncated
         return float(reach.mean()) * trial.largest_reward / (1 - trial.gamma)
 
-    def design_effects(self) -> tuple[DesignEffect, ...]:
+    def design_effects(self, rng: np.random.Generator) -> tuple[DesignEffect, ...]:
         """Of clusters against episodes (the intervals know of it) and of nights against clusters (they may not)."""
         clusters, nights = cluster_codes(self.trial.clusters), cluster_codes(self.trial.nights)
         terms = self.sums["dr/candidate"].terms - self.sums[self._value_of("baseline")].terms
@@ -275,11 +276,11 @@ class _Reporter:
             return ()
         episodes = np.arange(len(terms))
         if len(np.unique(clusters)) < len(episodes):
-            found.append(_design_effect("cluster", clusters, "episode", episodes, terms, ignored=False))
+            found.append(design_effect("cluster", clusters, "episode", episodes, terms, ignored=False, rng=rng))
         if nights.max() >= 1:
             pairs = len(np.unique(nights * (clusters.max() + 1) + clusters))
             whole = pairs == len(np.unique(nights))  # each night lies within one cluster
-            found.append(_design_effect("night", nights, "cluster", clusters, terms, ignored=not whole))
+            found.append(design_effect("night", nights, "cluster", clusters, terms, ignored=not whole, rng=rng))
         return tuple(found)
 
     def _value_of(self, against: Role) -> str:
@@ -293,15 +294,6 @@ class _Reporter:
 
     def _difference(self, ours: str, theirs: str) -> Floats:
         return np.asarray(self.replicates[ours] - self.replicates[theirs])
-
-
-def _design_effect(
-    unit: str, units: Ints, compared_with: str, others: Ints, terms: Floats, *, ignored: bool
-) -> DesignEffect:
-    n_units = len(np.unique(units))
-    ratio = clustered_variance(terms, units) / clustered_variance(terms, others)
-    p_value = float(stats.chi2.sf(ratio * (n_units - 1), n_units - 1))
-    return DesignEffect(unit, compared_with, ratio, n_units, p_value, ignored)
 
 
 def _action_shares(trial: Trial) -> tuple[ActionShares, ...]:

@@ -109,6 +109,7 @@ def evaluate_candidate(
         baseline=arms.get("baseline"),
         version_zero=arms.get("version_zero"),
         version_zero_is_log=version_zero_wrote_gate,
+        policy_versions=gate.policy_versions,
         own_q=None if own_q is None else np.asarray(own_q, dtype=np.float64),
     )
     found = assess(trial, config, gate_config, np.random.default_rng(seed))

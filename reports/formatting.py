@@ -27,6 +27,15 @@ def number(value: float | None, digits: int = 4) -> str:
     return _signed(text.rstrip("0").rstrip(".") if "." in text else text)
 
 
+def apart(value: float, from_value: float, digits: int = 3) -> str:
+    """The value with at least `digits` significant digits, and as many more as it takes to tell it from another."""
+    told = number(from_value, digits)
+    for more in range(digits, 16):
+        if value == from_value or (shown := number(value, more)) != told:
+            return number(value, more)
+    return shown
+
+
 def fixed(value: float, decimals: int) -> str:
     """The value with so many decimals, or as `number` where it is too large for that."""
     if not math.isfinite(value) or abs(value) >= _LARGEST_PLAIN:

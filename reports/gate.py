@@ -8,6 +8,7 @@ from pydantic import Field
 
 from datasets.settings import Settings
 from reports.certified import CertifiedCurve, certified_curve, largest_share
+from reports.formatting import apart
 from reports.overlap import OverlapBounds
 from reports.records import Check, Comparison, Evaluation, GateDecision, Overlap
 
@@ -148,7 +149,7 @@ def _overlap_checks(overlap: Overlap, bounds: OverlapBounds) -> Iterator[Check]:
         interval is not None and interval.low <= 1.0 <= interval.high,
         overlap.mean_weight,
         1.0,
-        f"The interval of the mean weight, [{interval.low:.3g}, {interval.high:.3g}], must contain 1."
+        f"The interval of the mean weight, [{apart(interval.low, 1.0)}, {apart(interval.high, 1.0)}], must contain 1."
         if interval
         else "The weights overflow or have no interval.",
     )

@@ -164,7 +164,7 @@ GLOSSARY: tuple[TermGroup, ...] = (
                 "design_effect",
                 "design effect",
                 "Variance of the difference with a larger unit (a night) as independent over that with a smaller one.",
-                "reports.assessment.assess",
+                "reports.dependence.design_effect",
             ),
             Term(
                 "q_claim",
@@ -206,7 +206,8 @@ GLOSSARY: tuple[TermGroup, ...] = (
             Term(
                 "propensity",
                 "propensity check",
-                "1[A = a] / p, averaged over the steps where action a was available: 1 if the probabilities are right.",
+                "1[A = a] / p, averaged over the steps where action a was available: 1 if the probabilities are right. "
+                "Where several policy versions wrote the log, each is checked on its own steps too.",
                 "reports.propensity.check_propensities",
             ),
             Term(

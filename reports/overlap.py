@@ -7,6 +7,7 @@ from pydantic import Field
 
 from datasets.settings import Settings
 from reports.estimators import Floats, effective_sample_size
+from reports.formatting import apart
 from reports.records import Interval, Overlap
 
 _FEWEST_TAIL_VALUES = 5
@@ -52,7 +53,8 @@ def measure_overlap(
         causes.append("the weights overflow, or have no interval")
     elif not mean_weight_interval.low <= 1.0 <= mean_weight_interval.high:
         causes.append(
-            f"the mean weight's interval [{mean_weight_interval.low:.3g}, {mean_weight_interval.high:.3g}] excludes 1, "
+            f"the mean weight's interval [{apart(mean_weight_interval.low, 1.0)}, "
+            f"{apart(mean_weight_interval.high, 1.0)}] excludes 1, "
             "so the log misses part of what the policy does"
         )
     if size < bounds.smallest_sample_size:

@@ -398,6 +398,7 @@ def _refusal(usable: Replay, n_clusters: int) -> str | None:
         usable.contract.actions.names,
         kind="logged",
         used_shares=shares,
+        versions=usable.policy_versions[usable.episode_of_step],
         config=config,
     )
     if report.refused and not all(action.passed for action in report.actions):

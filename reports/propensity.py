@@ -13,8 +13,12 @@ from datasets.errors import OfflineDqnError
 from datasets.propensities import clustered_error, log_scale_interval
 from reports.estimators import Floats, Ints
 from reports.evaluate_config import PropensityConfig
+from reports.formatting import apart
 from reports.intervals import STUDENT_T, cluster_codes
-from reports.records import ActionAverage, Interval, PropensityKind, PropensityReport
+from reports.records import ActionAverage, Interval, PropensityKind, PropensityReport, VersionAverages
+
+_MOST_CAUSES = 4
+"""Actions that a refusal spells out; the report's table holds them all."""
 
 
 class PropensityError(OfflineDqnError):
@@ -30,12 +34,14 @@ def check_propensities(
     *,
     kind: PropensityKind,
     used_shares: Floats | None = None,
+    versions: NDArray[Any] | None = None,
     config: PropensityConfig,
 ) -> PropensityReport:
     """Whether 1[A = a] / p averages to 1 for each action a over the rows where it was available, and other signs.
 
     Under the true probabilities that average is 1 whatever the policy was, for every action it could take. An action
-    that the log never holds, though the evaluation policies would be expected to take it often, is a failure too.
+    that the log never holds, though the evaluation policies would be expected to take it often, is a failure too. Where
+    several policy versions wrote the log each must pass on its own rows: errors of two may cancel in the pool.
 
     Args:
         behavior_probs: (T,) of the logged action, NaN where not logged.
@@ -45,6 +51,7 @@ def check_propensities(
         names: A labels.
         kind: where the probabilities come from.
         used_shares: (A,) average probability of each action under the policies to be evaluated; None: all are used.
+        versions: (T,) name of the policy version that took each step; None: one wrote them all.
         config: levels.
 
     Returns:
@@ -63,20 +70,45 @@ def check_propensities(
         )
     p, taken, free = behavior_probs[known], actions[known], available[known]
     chosen = free.sum(axis=1) > 1  # rows with a choice to make
-    averages = tuple(
-        _action_average(p, taken == a, free[:, a], clusters[known], names, a, used_shares, config)
-        for a in range(len(names))
+    present = [] if versions is None else np.unique(versions[known]).tolist()
+    parts = present if len(present) > 1 else []
+    # All averages that are judged together hold check_level.
+    level = 1 - (1 - config.check_level) / (len(names) * (1 + len(parts)))
+
+    def averages(rows: NDArray[np.bool_]) -> tuple[ActionAverage, ...]:
+        p_rows, free_rows, codes = p[rows], free[rows], clusters[known][rows]
+        return tuple(
+            _action_average(
+                p_rows, taken[rows] == a, free_rows[:, a], codes, name, _used(used_shares, a), level, config
+            )
+            for a, name in enumerate(names)
+        )
+
+    pooled = averages(np.ones(len(p), dtype=bool))
+    by_version = tuple(
+        VersionAverages(str(version), averages(np.asarray(versions)[known] == version)) for version in parts
     )
     constant = bool(len(p)) and bool(chosen.any()) and float(np.ptp(p[chosen])) == 0.0
     causes = _deterministic(p, taken, chosen, names) if known.any() else []
     if not known.all():
         causes = [f"{int((~known).sum())} of {len(known)} steps have no behavior probability"]
     if not causes:
-        failed = [f"{a.action} ({a.note})" for a in averages if not a.passed]
-        causes = [f"the behavior probabilities do not average to 1 for {', '.join(failed)}"] if failed else []
+        causes = [f"'{a.action}' {a.note}" for a in pooled if not a.passed]
+        causes += [
+            f"under policy_version '{v.version}' '{a.action}' {a.note}"
+            for v in by_version
+            for a in v.actions
+            if not a.passed
+        ]
+        # Thirty versions that all fail for one cause need not all be told.
+        causes = [
+            *causes[:_MOST_CAUSES],
+            *([f"and {len(causes) - _MOST_CAUSES} more"] if len(causes) > _MOST_CAUSES else []),
+        ]
     return PropensityReport(
         kind=kind,
-        actions=averages,
+        actions=pooled,
+        versions=by_version,
         n_missing=int((~known).sum()),
         n_certain=int((chosen & (p == 1.0)).sum()),
         smallest=float(p.min()) if len(p) else None,
@@ -101,17 +133,15 @@ def _action_average(
     taken: NDArray[np.bool_],
     free: NDArray[np.bool_],
     clusters: NDArray[Any],
-    names: Sequence[str],
-    action: int,
-    used_shares: Floats | None,
+    name: str,
+    used_share: float,
+    level: float,
     config: PropensityConfig,
 ) -> ActionAverage:
     n_available, n_taken = int(free.sum()), int((taken & free).sum())
-    name = names[action]
     if n_taken < config.fewest_taken:
-        expected = n_available * (1.0 if used_shares is None else float(used_shares[action]))
-        missing = n_taken == 0 and expected >= config.fewest_taken
-        note = "never taken, though the policies on trial would" if missing else "too rare to judge"
+        missing = n_taken == 0 and n_available * used_share >= config.fewest_taken
+        note = "was never taken, though the policies on trial would take it" if missing else "too rare to judge"
         return ActionAverage(name, n_available, n_taken, None, None, passed=not missing, note=note)
     terms = np.where(taken[free], 1.0 / p[free], 0.0)
     scaled = terms / terms.max()  # squares of the terms themselves may overflow
@@ -124,17 +154,28 @@ def _action_average(
     with np.errstate(over="ignore"):
         error = clustered_error(float((residuals**2).sum()), n_clusters, n_available)
     if not np.isfinite(error):
-        note = f"its smallest probability, {float(p[free].min()):.3g}, is too small to weight with"
+        note = f"has a probability of {float(p[free].min()):.3g}, too small to weight with"
         return ActionAverage(name, n_available, n_taken, None, None, passed=False, note=note)
-    level = 1 - (1 - config.check_level) / len(names)  # all actions together hold check_level
     low, high = log_scale_interval(average, error, n_clusters, level)
     slack = 1e-9  # a fixed p of exactly 1 / share has no spread at all
     judged = n_effective >= config.fewest_effective
     passed = not judged or low - slack <= 1.0 <= high + slack
-    note = "" if passed else f"averages to {average:.3g}, interval [{low:.3g}, {high:.3g}]"
+    note = "" if passed else _wrong_average(average, low, high)
     if not judged:
         note = f"its probabilities are worth {n_effective:.0f} equal ones, too few to judge"
     return ActionAverage(name, n_available, n_taken, average, Interval(low, high, level, STUDENT_T), passed, note)
+
+
+def _wrong_average(average: float, low: float, high: float) -> str:
+    which = "too small" if average > 1 else "too large, or none at all in part of the steps that offered it"
+    return (
+        f"has probabilities {which}: their inverse averages to {apart(average, 1.0)}, with interval "
+        f"[{apart(low, 1.0)}, {apart(high, 1.0)}], and right ones to 1"
+    )
+
+
+def _used(used_shares: Floats | None, action: int) -> float:
+    return 1.0 if used_shares is None else float(used_shares[action])
 
 
 class BehaviorModel:

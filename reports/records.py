@@ -133,6 +133,14 @@ class ActionAverage:
 
 
 @dataclass(frozen=True)
+class VersionAverages:
+    """The averages of each action over the steps of one policy version."""
+
+    version: str
+    actions: tuple[ActionAverage, ...]
+
+
+@dataclass(frozen=True)
 class PropensityReport:
     """Whether the behavior probabilities can carry weights."""
 
@@ -147,6 +155,8 @@ class PropensityReport:
     """Whether every step carries one and the same probability."""
     refused: str | None = None
     """Why no estimate may be weighted with these probabilities; None where they are usable."""
+    versions: tuple[VersionAverages, ...] = ()
+    """By policy version, where several wrote the gate episodes."""
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,8 @@ class Trial:
     version_zero: Arm | None
     version_zero_is_log: bool = False
     """Whether the episodes' own returns are the value of version 0."""
+    policy_versions: NDArray[Any] | None = None
+    """(N,) policy version that wrote each episode; None where nothing tells them apart."""
     own_q: Floats | None = None
     """(T, A) the candidate's own Q-values; None for a policy without."""
 

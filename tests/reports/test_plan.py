@@ -335,11 +335,11 @@ def test_a_deterministic_logger_decides_nothing_and_is_told_how_much_to_explore(
 
 
 def test_a_logger_that_is_certain_in_places_is_told_so() -> None:
-    # Where an action is available but never has a probability, 1[A = a] / p cannot average to 1: the gate would refuse.
+    # Where an action is available but never has a probability, 1[A = a] / p averages below 1: the gate would refuse.
     behavior = explorer(3, 0.3)
     behavior[20:] = explorer(3, 0.0)[20:]
     text = text_of(plan_log(world_log(behavior, 2000, seed=0, length=4)[0], GATE_CONFIG, 0.4))
-    assert "do not average to 1" in text
+    assert "has probabilities too large, or none at all in part of the steps that offered it" in text
     assert "of the decisions the log was certain" in text
 
 
@@ -358,7 +358,7 @@ def test_a_few_certain_decisions_are_not_open() -> None:
 def test_wrong_probabilities_and_a_single_cluster_are_refused() -> None:
     replay, _ = world_log(explorer(3, 0.3), 500, seed=0)
     wrong = plan_log(replace(replay, behavior_prob=replay.behavior_prob / 3), GATE_CONFIG, 0.4)
-    assert "do not average to 1" in (wrong.refused or "")
+    assert "has probabilities too small: their inverse averages to" in (wrong.refused or "")
     single = plan_log(replace(replay, clusters=np.zeros(500, dtype=np.int64)), GATE_CONFIG, 0.4)
     assert "one cluster" in text_of(single)
     assert single.return_sd is None

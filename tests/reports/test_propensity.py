@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
+from reports.formatting import apart
 from reports.propensity import PropensityConfig, PropensityError, check_propensities, fit_behavior_model
 from reports.records import PropensityReport
 
@@ -77,8 +78,37 @@ def test_wrong_probabilities_are_refused_by_action() -> None:
     p = probs[np.arange(5000), actions]
     report = check(np.where(actions == 2, p / 2, p), actions)
     assert report.refused is not None
-    assert "'up'" in report.refused or "up (averages to 2" in report.refused
+    assert report.refused.startswith("'up' has probabilities too small: their inverse averages to 2.0")
+    assert "down" not in report.refused
     assert [a.passed for a in report.actions] == [True, True, False]
+
+
+def test_errors_of_two_versions_that_cancel_in_the_pool_are_found() -> None:
+    probs, actions, _ = logged(8000)
+    p = probs[np.arange(8000), actions]
+    first = np.arange(8000) < 4000
+    wrong = np.where(first, p * 0.8, np.minimum(p / 0.75, 1.0))  # 1 / .8 and .75 average to 1 within .03
+    versions = np.where(first, "7", "8")
+    assert check(wrong, actions).refused is None
+    report = check(wrong, actions, versions=versions)
+    assert report.refused is not None
+    assert "under policy_version '7' 'down' has probabilities too small" in report.refused
+    assert "under policy_version '8' 'down' has probabilities too large" in report.refused
+    assert report.refused.endswith("and 2 more")
+    assert [v.version for v in report.versions] == ["7", "8"]
+    assert check(p, actions, versions=versions).refused is None
+    assert check(p, actions, versions=np.full(8000, "7")).versions == ()
+
+
+def test_an_interval_that_barely_misses_1_is_printed_so_that_one_sees_it() -> None:
+    # Two actions logged at p = .4995, each taken in half of every cluster: 1 / (2 p) = 1.001 without any spread.
+    actions, free = np.arange(1000) % 2, np.tile([True, True, False], (1000, 1))
+    report = check(np.full(1000, 0.4995), actions, available=free, clusters=np.arange(1000) // 10)
+    assert "averages to 1.001, with interval [1.001, 1.001], and right ones to 1" in (report.refused or "")
+    assert apart(1.0003, 1.0) == "1.0003"
+    assert apart(0.99999, 1.0) == "0.99999"
+    assert apart(1.0, 1.0) == "1"
+    assert apart(1.5, 1.0) == "1.5"
 
 
 def test_constant_probability_of_one_third_is_right_for_a_uniform_logger_only() -> None:
@@ -117,7 +147,7 @@ def test_an_action_the_candidate_needs_but_the_log_never_holds_is_refused() -> N
     actions = np.random.default_rng(0).integers(2, size=1000)
     p = np.full(1000, 0.5)
     needed = check(p, actions, used_shares=np.array([0.4, 0.4, 0.2]))
-    assert "never taken, though the policies on trial would" in (needed.refused or "")
+    assert "'up' was never taken, though the policies on trial would take it" in (needed.refused or "")
     assert check(p, actions, used_shares=np.array([0.5, 0.5, 0.0])).refused is None
 
 
