@@ -19,7 +19,15 @@ from reports.dependence import design_effect
 from reports.estimators import Floats, RatioSum
 from reports.evaluate_config import AssessmentConfig
 from reports.gate import GateConfig
-from reports.intervals import bootstrap_replicates, cluster_codes, lower_bound, percentile_interval, upper_bound
+from reports.intervals import (
+    bootstrap_replicates,
+    cluster_codes,
+    lower_bound,
+    percentile_interval,
+    spanning,
+    upper_bound,
+)
+from reports.magic import magic
 from reports.overlap import measure_overlap
 from reports.propensity import check_propensities
 from reports.records import (
@@ -90,6 +98,8 @@ def assess(trial: Trial, config: AssessmentConfig, gate: GateConfig, rng: np.ran
     overlaps = tuple(report.overlap(role) for role in arms) if weighted else ()
     refusals = {overlap.policy: overlap.refused for overlap in overlaps}
     estimates = report.estimates(refusals)
+    if weighted and replicates:
+        estimates = (*estimates, report.magic(refusals.get("candidate"), rng))
     deciding = "dr" if weighted else None
     return Assessment(
         deciding_estimator=deciding,
@@ -157,12 +167,20 @@ class _Reporter:
             cause = None if unweighted else overlap_refusals.get(role)
             found.append(self._estimate(name, role, estimator.value, cause))
         if self.propensities.refused is not None:
-            names = ("is", "wis", "pdis", "wpdis", "dr", "wdr")
+            names = ("is", "wis", "pdis", "wpdis", "dr", "wdr", "magic")
             found += [self._estimate(name, "candidate", 0.0, self.propensities.refused) for name in names]
         return tuple(found)
 
     def _estimate(self, name: str, role: str, value: float, cause: str | None) -> Estimate:
         interval = self._interval(f"{name}/{role}", self.config.level)
+        if name in ("switch_dr", "dros") and interval is not None:
+            unbiased = self._interval(f"dr/{role}", self.config.level)
+            interval = unbiased and spanning(interval, unbiased, "DR")
+        return self._estimate_of(name, role, value, interval, cause)
+
+    def _estimate_of(
+        self, name: str, role: str, value: float, interval: Interval | None, cause: str | None
+    ) -> Estimate:
         low, high = self.trial.feasible.low, self.trial.feasible.high
         slack = 1e-9 * (1 + abs(value))
         outside = (low is not None and value < low - slack) or (high is not None and value > high + slack)
@@ -180,8 +198,26 @@ class _Reporter:
             propensity="none" if name in ("on_policy", "direct") else self.trial.propensity_kind,
             binding=name == "dr" or (role == "log" and "on_policy/log" in self._values_of_others()),
             refused=cause,
-            note="biased as far as its model is; shown, not binding" if name == "direct" else "",
+            note=_note(name, one_step=self.trial.is_one_step),
         )
+
+    def magic(self, overlap_refusal: str | None, rng: np.random.Generator) -> Estimate:
+        """Of the candidate; its blend is no ratio of sums, so it brings an interval of its own."""
+        trial, q = self.trial, self.trial.candidate.q
+        assert q is not None
+        blended = magic(
+            trial.rewards,
+            q[np.arange(len(trial.actions)), trial.actions],
+            (trial.candidate.probs * q).sum(axis=1),
+            self.log_weights["candidate"],
+            trial.offsets,
+            trial.gamma,
+            clusters=trial.clusters,
+            level=self.config.level,
+            rng=rng,
+        )
+        cause = overlap_refusal or blended.refused
+        return self._estimate_of("magic", "candidate", blended.value or 0.0, blended.interval, cause)
 
     def comparisons(self, estimates: tuple[Estimate, ...]) -> tuple[Comparison, ...]:
         refused = {f"{e.estimator}/{e.policy}": e.refused for e in estimates}
@@ -294,6 +330,17 @@ class _Reporter:
 
     def _difference(self, ours: str, theirs: str) -> Floats:
         return np.asarray(self.replicates[ours] - self.replicates[theirs])
+
+
+def _note(name: str, *, one_step: bool) -> str:
+    notes = {
+        "direct": "biased as far as its model is; shown, not binding",
+        "magic": "leans on the model where weights are noisy; its interval spans that of WDR, which does not",
+        "switch_dr": "the model alone where weights are heavy; its interval spans that of DR, which weighs all",
+        "dros": "heavy weights are shrunk; its interval spans that of DR, where they are not",
+    }
+    same = {"is": "every episode is one step: this is IPS", "wis": "every episode is one step: this is SNIPS"}
+    return notes.get(name, same.get(name, "") if one_step else "")
 
 
 def _action_shares(trial: Trial) -> tuple[ActionShares, ...]:

@@ -202,7 +202,7 @@ def doubly_robust(
 
     Source: Jiang and Li 2016, Doubly robust off-policy value evaluation (arXiv:1511.03722), eq. 10, unrolled.
     """
-    corrections = _corrections(rewards, q_taken, state_values, offsets, gamma)
+    corrections = model_corrections(rewards, q_taken, state_values, offsets, gamma)
     weighted = _times(np.exp(_capped(log_weights)), corrections)
     return mean_of(state_values[offsets[:-1]] + _episode_sums(weighted, offsets))
 
@@ -222,7 +222,7 @@ def weighted_doubly_robust(
     Source: Thomas and Brunskill 2016, Data-efficient off-policy policy evaluation (arXiv:1604.00923), eq. 6.
     """
     weights = _weight_table(log_weights, offsets, ended)
-    corrections = _table(_corrections(rewards, q_taken, state_values, offsets, gamma), offsets)
+    corrections = _table(model_corrections(rewards, q_taken, state_values, offsets, gamma), offsets)
     first = state_values[offsets[:-1]]
     return RatioSum(
         np.column_stack([first, weights * corrections]),
@@ -230,7 +230,7 @@ def weighted_doubly_robust(
     )
 
 
-def _corrections(rewards: Floats, q_taken: Floats, state_values: Floats, offsets: Ints, gamma: float) -> Floats:
+def model_corrections(rewards: Floats, q_taken: Floats, state_values: Floats, offsets: Ints, gamma: float) -> Floats:
     """(T,) gamma^t (r_t - Q_t + gamma V_{t+1}), the model's error at each step; V is 0 behind the last."""
     following = np.append(state_values[1:], 0.0)
     following[offsets[1:] - 1] = 0.0

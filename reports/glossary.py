@@ -119,6 +119,27 @@ GLOSSARY: tuple[TermGroup, ...] = (
                 "reports.estimators.weighted_doubly_robust",
             ),
             Term(
+                "magic",
+                "MAGIC",
+                "A blend of the direct method, of WDR, and of what lies between: corrected by the log up to some step, "
+                "by the model from there on. Shares are chosen for the least expected squared error.",
+                "reports.magic.magic",
+            ),
+            Term(
+                "switch_dr",
+                "Switch-DR",
+                "DR where the weight is below a threshold, the model alone above it; logs of one step only. The "
+                "threshold for an episode is chosen on other clusters: the lowest at which no bias shows.",
+                "reports.one_step.switch_doubly_robust",
+            ),
+            Term(
+                "dros",
+                "doubly robust with optimistic shrinkage (DRos)",
+                "DR with weights w shrunk to s w / (w² + s); logs of one step only. The strength s for an episode is "
+                "chosen on other clusters: the smallest at which no bias shows.",
+                "reports.one_step.shrunk_doubly_robust",
+            ),
+            Term(
                 "direct",
                 "direct method",
                 "What a fitted model of the policy's values says on its own. Biased as far as the model is.",
@@ -127,13 +148,13 @@ GLOSSARY: tuple[TermGroup, ...] = (
             Term(
                 "is",
                 "importance sampling (IS)",
-                "Mean of returns times episode weights.",
+                "Mean of returns times episode weights; where every episode is one step, IPS.",
                 "reports.estimators.importance_sampling",
             ),
             Term(
                 "wis",
                 "weighted importance sampling (WIS)",
-                "The same, divided by the sum of weights.",
+                "The same, divided by the sum of weights; where every episode is one step, SNIPS.",
                 "reports.estimators.weighted_importance_sampling",
             ),
             Term(

@@ -86,6 +86,18 @@ def percentile_interval(replicates: Floats, level: float) -> Interval | None:
     return None if low is None or high is None else Interval(low, high, level, PERCENTILE)
 
 
+def spanning(biased: Interval, unbiased: Interval, name: str) -> Interval:
+    """The interval over both: for an estimate whose bias cannot be told from below the noise of one that has none.
+
+    Args:
+        biased: of the narrower estimate, which does not know its bias.
+        unbiased: of an estimate of the same value, at the same level; what it covers the result covers too.
+        name: of the unbiased estimate, for the words on how the interval was made.
+    """
+    low, high = min(biased.low, unbiased.low), max(biased.high, unbiased.high)
+    return Interval(low, high, biased.level, f"{biased.method}, and over that of {name}")
+
+
 def lower_bound(replicates: Floats, alpha: float) -> float | None:
     """One-sided lower bound at confidence 1 - alpha; None if any replicate is undefined.
 

@@ -53,7 +53,7 @@ class Estimate:
     """One estimator's value of one policy, in reward units per episode, or the cause why there is none."""
 
     estimator: str
-    """"on_policy", "direct", "is", "wis", "pdis", "wpdis", "dr" or "wdr"."""
+    """"on_policy", "direct", "is", "wis", "pdis", "wpdis", "dr", "wdr", "magic", "switch_dr" or "dros"."""
     policy: str
     """"log", "candidate", "baseline" or "version_zero"."""
     value: float | None

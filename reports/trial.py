@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from reports import estimators
+from reports import estimators, one_step
 from reports.estimators import Floats, Ints, RatioSum
 from reports.records import FeasibleRange, PropensityKind
 
@@ -56,6 +56,11 @@ class Trial:
     """(T, A) the candidate's own Q-values; None for a policy without."""
 
     @property
+    def is_one_step(self) -> bool:
+        """Whether every episode is a single decision."""
+        return len(self.actions) == len(self.offsets) - 1
+
+    @property
     def arms(self) -> dict[Role, Arm]:
         """The arms whose value is estimated, by role."""
         arms: dict[Role, Arm] = {"candidate": self.candidate}
@@ -92,7 +97,8 @@ def estimators_of(trial: Trial, log_weights: Mapping[str, Floats], *, largest_st
     """Every estimator by "name/role", such as "dr/candidate", on the same episodes.
 
     "weight" is the mean weight, "greedy" the DR of the candidate without exploration. Without log weights there are
-    only the log's own return and the direct method.
+    only the log's own return and the direct method. Where every episode is one step, PDIS and WPDIS are IS and WIS and
+    left out, and Switch-DR and DRos stand beside DR.
 
     Args:
         trial: episodes and policies.
@@ -117,9 +123,14 @@ def estimators_of(trial: Trial, log_weights: Mapping[str, Floats], *, largest_st
             continue
         sums["is/candidate"] = estimators.importance_sampling(returns, whole)
         sums["wis/candidate"] = estimators.weighted_importance_sampling(returns, whole)
-        sums["pdis/candidate"] = estimators.per_decision(rewards, steps, offsets, gamma)
+        if trial.is_one_step:
+            sums["switch_dr/candidate"] = one_step.switch_doubly_robust(*model, whole, trial.clusters)
+            sums["dros/candidate"] = one_step.shrunk_doubly_robust(*model, whole, trial.clusters)
+        else:
+            sums["pdis/candidate"] = estimators.per_decision(rewards, steps, offsets, gamma)
         if len(returns) * int(np.diff(offsets).max()) <= largest_step_table:
-            sums["wpdis/candidate"] = estimators.weighted_per_decision(rewards, steps, offsets, gamma)
+            if not trial.is_one_step:
+                sums["wpdis/candidate"] = estimators.weighted_per_decision(rewards, steps, offsets, gamma)
             sums["wdr/candidate"] = estimators.weighted_doubly_robust(*model, steps, offsets, gamma)
         if "greedy" in log_weights and trial.own_q is not None:
             # Any Q keeps DR unbiased: the candidate's model serves its greedy form too.
