@@ -40,7 +40,9 @@ from reports.records import (
     Overlap,
     PropensityReport,
     QClaim,
+    Sensitivity,
 )
+from reports.sensitivity import sensitivity_of
 from reports.trial import Role, Trial, estimators_of, log_weights_of, masked
 
 DECIDING_RULE = (
@@ -62,6 +64,7 @@ class Assessment:
     q_claim: QClaim | None
     design_effects: tuple[DesignEffect, ...]
     action_shares: tuple[ActionShares, ...]
+    sensitivity: Sensitivity
     n_replicates: int
 
 
@@ -101,16 +104,19 @@ def assess(trial: Trial, config: AssessmentConfig, gate: GateConfig, rng: np.ran
     if weighted and replicates:
         estimates = (*estimates, report.magic(refusals.get("candidate"), rng))
     deciding = "dr" if weighted else None
+    comparisons = report.comparisons(estimates)
+    against_baseline = next(c for c in comparisons if c.against == "baseline" and c.binding)
     return Assessment(
         deciding_estimator=deciding,
         estimates=estimates,
-        comparisons=report.comparisons(estimates),
+        comparisons=comparisons,
         agreement=report.agreement(estimates),
         overlaps=overlaps,
         propensities=propensities,
         q_claim=report.q_claim(),
         design_effects=report.design_effects(rng.spawn(1)[0]) if weighted else (),
         action_shares=_action_shares(trial),
+        sensitivity=sensitivity_of(trial, log_weights, against_baseline, gate.margin, products=True),
         n_replicates=n_replicates,
     )
 

@@ -129,6 +129,7 @@ def evaluate_candidate(
         q_claim=found.q_claim and replace(found.q_claim, disagreement=_disagreement(candidate, gate, trial)),
         design_effects=found.design_effects,
         action_shares=found.action_shares,
+        sensitivity=found.sensitivity,
         feasible=trial.feasible,
         counts=_counts(replay, gate, excluded, n_unknown, gate_config.alpha),
         largest_probability_change=_largest_change(trial),

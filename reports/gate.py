@@ -40,6 +40,9 @@ class GateConfig(Settings):
     """Variance ratio above which a dependence that the intervals ignore refuses."""
     design_effect_level: float = Field(0.05, gt=0, le=1)
     """And only where chance gives so large a ratio less often than this; 1 judges by the ratio alone."""
+    tolerated_odds_factor: float = Field(1.0, ge=1, le=20)
+    """The value must clear the margin even with the odds of every logged action wrong by this factor; 1 asks nothing.
+    Of use where behavior probabilities are estimated."""
     smallest_change: float = Field(1e-6, gt=0, lt=1)
     """A candidate whose action probabilities all lie this close to the baseline's is nothing new."""
     overlap: OverlapBounds = OverlapBounds()
@@ -73,6 +76,7 @@ def decide(evaluation: Evaluation, config: GateConfig) -> GateDecision:
         *_q_checks(evaluation),
         _value_check(VALUE_CHECK, evaluation.baseline_name, against_baseline, lower, config.margin, config.alpha),
         *_version_zero_check(evaluation, config),
+        *_sensitivity_check(evaluation, config.tolerated_odds_factor),
     )
     loss = _largest_loss(evaluation, against_baseline, lower)
     share, share_reason = _certified_share(checks, loss, evaluation.counts.night_episodes_upper, config)
@@ -277,6 +281,28 @@ def _version_zero_check(evaluation: Evaluation, config: GateConfig) -> Iterator[
             config.version_zero_margin,
             config.alpha,
         )
+
+
+def _sensitivity_check(evaluation: Evaluation, tolerated: float) -> Iterator[Check]:
+    if tolerated == 1:
+        return
+    found = evaluation.sensitivity
+    if found is None or found.refused is not None or not found.passes:
+        cause = (
+            "it does not clear the margin with the probabilities as they are" if found is not None else "not measured"
+        )
+        cause = found.refused if found is not None and found.refused is not None else cause
+        yield Check("wrong probabilities", False, None, tolerated, f"No value that errors could turn: {cause}.")
+        return
+    turns_at = found.turns_at if found.turns_at is not None else found.largest_factor
+    yield Check(
+        "wrong probabilities",
+        turns_at > tolerated or found.turns_at is None,
+        turns_at,
+        tolerated,
+        f"The value clears the margin until the odds of logged actions are wrong by a factor of "
+        f"{apart(turns_at, 1.0)}; it must up to {tolerated:g}.",
+    )
 
 
 def _charged_lower_bound(evaluation: Evaluation, comparison: Comparison | None) -> float | None:

@@ -232,6 +232,13 @@ GLOSSARY: tuple[TermGroup, ...] = (
                 "reports.propensity.check_propensities",
             ),
             Term(
+                "sensitivity",
+                "if the probabilities are wrong",
+                "The factor by which the odds p / (1 − p) of logged actions would have to be off, each in the "
+                "direction that does most harm, before the bound on the difference no longer clears the margin.",
+                "reports.sensitivity.measure_sensitivity",
+            ),
+            Term(
                 "coverage",
                 "coverage",
                 "Share of the pairs of a region of observations and an action available there that are not thin. "

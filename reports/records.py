@@ -178,6 +178,39 @@ class QClaim:
 
 
 @dataclass(frozen=True)
+class SensitivityPoint:
+    """The deciding difference where the odds of every logged action are off by at most `factor`."""
+
+    factor: float
+    worst: float
+    """Smallest difference, in reward units."""
+    worst_bound: float
+    """Its one-sided lower confidence bound at 1 - alpha."""
+    best: float
+    """Largest difference."""
+    best_bound: float
+    """Its one-sided lower confidence bound at 1 - alpha."""
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """How wrong the behavior probabilities would have to be to turn what the gate says of the value."""
+
+    passes: bool
+    """Whether the bound on the difference clears the margin with the probabilities as they are."""
+    turns_at: float | None
+    """Smallest factor on the odds at which the worst case no longer clears it (where it does now), or the best case
+    would (where it does not); None: no factor up to `largest_factor`, or refused."""
+    largest_factor: float
+    points: tuple[SensitivityPoint, ...]
+    longest: int
+    """Steps of the longest episode, over which errors may multiply."""
+    model: str
+    """In which ways the probabilities are taken to be wrong."""
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
 class DesignEffect:
     """Variance of the deciding difference by `unit` over its variance by `compared_with`."""
 
@@ -301,6 +334,7 @@ class Evaluation:
     seed: int
     config: Mapping[str, Mapping[str, object]]
     """Resolved settings by stage: "evaluate" and "gate"."""
+    sensitivity: Sensitivity | None = None
     decision: GateDecision | None = None
     format_version: int = field(default=1)
 

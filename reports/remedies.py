@@ -17,6 +17,10 @@ _BY_NAME = {
     "behavior probabilities": (
         'Correct what the logger writes as behavior_prob, or set behavior.propensity = "estimated" in the contract.'
     ),
+    "wrong probabilities": (
+        "Log behavior_prob instead of estimating it, or lower gate.tolerated_odds_factor to what the logger may well "
+        "be off by; a larger difference stands more."
+    ),
     "something new": "Nothing needs to be released. Train on more nights, or with other settings, for a new candidate.",
     "agreement of estimators": (
         "Two estimators contradict each other on the same episodes. Check behavior_prob first, then the overlap; more "

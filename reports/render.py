@@ -20,6 +20,7 @@ from reports import charts, formatting, pictures, training_pictures
 from reports.candidate_table import candidate_rows, compared_on
 from reports.decision_pictures import certified_picture
 from reports.glossary import GLOSSARY
+from reports.log_pictures import sensitivity_picture, sensitivity_words
 from reports.records import Evaluation
 from reports.remedies import remedies, rooms
 
@@ -87,6 +88,8 @@ def render_report(data: ReportData) -> str:
         value=pictures.value_picture(evaluation),
         difference=pictures.difference_picture(evaluation),
         propensity=pictures.propensity_picture(evaluation),
+        sensitivity=sensitivity_picture(evaluation),
+        sensitivity_says=sensitivity_words(evaluation.sensitivity) if evaluation.sensitivity else "",
         actions=pictures.action_pictures(evaluation),
         certified=certified_picture(decision.certified_curve) if decision.certified_curve else None,
         training=training_pictures.training_picture(data.training["history"] if data.training else ()),

@@ -24,6 +24,8 @@ from reports.records import (
     Overlap,
     PropensityReport,
     QClaim,
+    Sensitivity,
+    SensitivityPoint,
 )
 from reports.render import ReportData
 
@@ -95,6 +97,17 @@ def passed_evaluation() -> Evaluation:
             ActionShares("candidate", dict(zip(ACTIONS, (0.247, 0.582, 0.171), strict=True))),
             ActionShares("baseline", dict(zip(ACTIONS, (0.161, 0.633, 0.206), strict=True))),
             ActionShares("version_zero", dict(zip(ACTIONS, (0.094, 0.702, 0.204), strict=True))),
+        ),
+        sensitivity=Sensitivity(
+            True, 1.312, 20.0,
+            tuple(
+                SensitivityPoint(f, 0.9969 - 2.3 * (f - 1), 0.7394 - 2.4 * (f - 1), 0.9969 + 2.6 * (f - 1),
+                                 0.7394 + 2.5 * (f - 1))
+                for f in (1.0, 1.05, 1.1, 1.2, 1.35, 1.5, 2.0)
+            ),
+            6,
+            "the odds of every logged action are off by at most the factor, each in the direction that does most harm; "
+            "over an episode the errors multiply",
         ),
         feasible=FeasibleRange(-46.86, 0.0, 6),
         counts=Counts(2007, 12042, 2007, 21, 0, 3011, {"open": 14, "damaged": 0}, 0.0, 6.0, 6.0, 6, 131.0),

@@ -144,6 +144,7 @@ def evaluate_trial(
         q_claim=found.q_claim,
         design_effects=found.design_effects,
         action_shares=found.action_shares,
+        sensitivity=found.sensitivity,
         feasible=trial.feasible,
         counts=counts,
         largest_probability_change=change,
