@@ -46,3 +46,5 @@ class EvaluateConfig(AssessmentConfig):
     n_folds: int = Field(5, ge=2)
     """Folds of clusters among the gate episodes, each modelled by what lies outside it."""
     fqe: FqeConfig = FqeConfig()
+    placebo_halves: int = Field(4_000, ge=400)
+    """Random halves of the log in which a difference whose truth is 0 meets the gate's bound."""

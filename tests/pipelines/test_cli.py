@@ -29,7 +29,6 @@ COMMANDS = [
     ["nightly"],
     ["nights"],
     ["releases"],
-    ["ledger"],
     ["promote", "1", "--reviewer", "Ada"],
     ["rollback"],
     ["batches", "list"],
