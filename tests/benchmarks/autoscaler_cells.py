@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,59 +15,97 @@ from datasets.observations import Observations
 from datasets.replay import GATE, TRAIN, Replay
 from datasets.simulators.autoscaler_logs import as_simulated
 from datasets.simulators.service import ZONES, ServiceParameters
-from datasets.simulators.simulation import RollOut, SimulatedNight, simulate_night, true_value
+from datasets.simulators.simulation import (
+    FIRST_NIGHT,
+    ActionProbs,
+    RollOut,
+    SimulatedNight,
+    roll_out,
+    simulate_night,
+    true_value,
+)
 from datasets.simulators.threshold_rule import EXPLORATION, RULES, logging_policy
+from datasets.simulators.workload import DAY_S, WEEK_S
 from offline_dqn.rule_policy import Rule, RulePolicy
 from reports.evaluate_config import EvaluateConfig
 from reports.evaluation import evaluate_candidate
 from reports.gate import GateConfig
-from tests.benchmarks.gate_cells import Outcome, outcome_of
+from tests.benchmarks.gate_worlds import Conditions
+from tests.benchmarks.outcomes import Outcome, level_of, outcome_of
 
-_TRUTH_EPISODES = 200_000
+_TRUTH_HOURS, _TRUTH_DAYS = 200_000, 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoscalerCell:
-    """Seven nights of version 0, half of the episodes for the gate; the candidate is another controller."""
+    """Nights of version 0, half of the episodes for the gate; the candidate is another controller."""
 
-    method: ClassVar[str] = "gate: DR cross-fitted with fitted Q evaluation, bootstrap by cluster"
-    world: str
     rules: tuple[tuple[str, str], ...]
     """Of the candidate, which explores like the log."""
+    candidate: str
+    """What it does, in words."""
     at_margin: bool
     """Take the candidate's true loss for the margin; else the margin is 0."""
+    steps: int = 6
+    """Of an episode: 6 of ten minutes are a service-hour, 288 of five minutes a service-day."""
+    exploration: float = EXPLORATION
     n_nights: int = 7
     episodes_per_night: int = 200
     alpha: float = 0.05
+    limit: bool = False
+    power: float | None = None
     logs: float = 0.1
+
+    @property
+    def world(self) -> str:
+        """The world, its logger and the log, in words."""
+        length = "service-hours of 6 steps" if self.steps <= 6 else f"service-days of {self.steps} steps"
+        n_gate = self.n_nights * self.episodes_per_night // 2
+        return f"autoscaler, {length}; {n_gate:,} gate episodes, logger {self.exploration:.0%} uniform"
+
+    @property
+    def conditions(self) -> Conditions:
+        """Size and horizon of the log."""
+        return Conditions(horizon=self.steps, n_episodes=self.n_nights * self.episodes_per_night // 2)
 
     def __call__(self, seed: int) -> Outcome:
         """What the gate makes of one log."""
-        contract, candidate = autoscaler_contract(), self.candidate()
-        gain = _gain(self.rules)
-        gate = GateConfig(alpha=self.alpha, margin=max(-gain, 0.0) if self.at_margin else 0.0)
+        contract = autoscaler_contract()
+        candidate = _rule_policy(self.rules, self.exploration)
+        ours, logged = _values(self.rules, self.exploration, self.steps)
+        gate = GateConfig(alpha=self.alpha, margin=max(logged - ours, 0.0) if self.at_margin else 0.0)
         rng = np.random.default_rng([seed, 71])
-        nights = logged_nights(rng, self.n_nights, self.episodes_per_night)
+        nights = logged_nights(rng, self.n_nights, self.episodes_per_night, self.exploration, self.steps)
         evaluation = evaluate_candidate(
             replay_of(contract, nights, rng), candidate=candidate, baseline=None, version_zero=None,
-            candidate_name="candidate", baseline_name="the log", excluded={}, config=EvaluateConfig(n_replicates=2_000),
-            gate_config=gate, seed=seed,
+            candidate_name="candidate", baseline_name="the log", excluded={},
+            config=EvaluateConfig(n_replicates=2_000, level=level_of(seed)), gate_config=gate, seed=seed,
         )  # fmt: skip
-        return outcome_of(evaluation, gate, gain)
-
-    def candidate(self) -> RulePolicy:
-        """The other controller."""
-        return _rule_policy(self.rules)
+        return outcome_of(evaluation, candidate_value=ours, log_value=logged)
 
 
-def logged_nights(rng: np.random.Generator, n_nights: int, n_episodes: int) -> list[SimulatedNight]:
-    """Nights that version 0 wrote."""
-    return [
-        simulate_night(
-            rng, ServiceParameters(), night=night, n_episodes=n_episodes, policy=logging_policy(), policy_version="0"
-        )
-        for night in range(1, n_nights + 1)
-    ]
+def service_parameters(steps: int) -> ServiceParameters:
+    """Up to six steps are of ten minutes, more are of five."""
+    return ServiceParameters(step_s=600 if steps <= 6 else 300, steps_per_episode=steps)
+
+
+def logged_nights(
+    rng: np.random.Generator, n_nights: int, n_episodes: int, exploration: float = EXPLORATION, steps: int = 6
+) -> list[SimulatedNight]:
+    """Nights that version 0 wrote: service-hours around the clock, or whole days that begin at midnight."""
+    parameters, policy = service_parameters(steps), logging_policy(exploration)
+    if steps <= 6:
+        return [
+            simulate_night(rng, parameters, night=n, n_episodes=n_episodes, policy=policy, policy_version="0")
+            for n in range(1, n_nights + 1)
+        ]
+    days = []
+    for night in range(1, n_nights + 1):
+        seconds = np.full(n_episodes, (night - 1) * DAY_S, dtype=np.int64)
+        episodes = roll_out(rng, parameters, seconds, policy, n_steps=steps)
+        starts = FIRST_NIGHT + seconds.astype("timedelta64[s]")
+        days.append(SimulatedNight(night, "0", starts, parameters.step_s, episodes))
+    return days
 
 
 def replay_of(contract: Contract, nights: list[SimulatedNight], rng: np.random.Generator) -> Replay:
@@ -112,24 +150,36 @@ def autoscaler_contract() -> Contract:
     return contract_from_text(path.read_text(), "the autoscaler's contract")
 
 
-def _rule_policy(rules: tuple[tuple[str, str], ...]) -> RulePolicy:
+def _rule_policy(rules: tuple[tuple[str, str], ...], exploration: float) -> RulePolicy:
     made = tuple(Rule(when=when, action=action) for when, action in rules)
-    return RulePolicy(contract=autoscaler_contract(), rules=made, otherwise="hold", exploration=EXPLORATION)
+    return RulePolicy(contract=autoscaler_contract(), rules=made, otherwise="hold", exploration=exploration)
 
 
 @cache
-def _gain(rules: tuple[tuple[str, str], ...]) -> float:
-    """True value of the candidate minus that of version 0, on the same traffic; standard error below .01."""
-    common: dict[str, Any] = {"n_episodes": _TRUTH_EPISODES, "seed": 0, "gamma": autoscaler_contract().gamma}
-    ours = true_value(as_simulated(_rule_policy(rules)), ServiceParameters(), **common)
-    return ours.value - true_value(logging_policy(), ServiceParameters(), **common).value
+def _values(rules: tuple[tuple[str, str], ...], exploration: float, steps: int) -> tuple[float, float]:
+    """True values of the candidate and of version 0, on the same traffic of whole weeks."""
+    candidate = as_simulated(_rule_policy(rules, exploration))
+    return _value(candidate, steps), _value(logging_policy(exploration), steps)
 
 
-WORSE = (("observation.cpu > 0.4", "scale_up"), RULES[1])
-BETTER = (("observation.cpu > 0.8", "scale_up"), RULES[1])
+def _value(policy: ActionProbs, steps: int) -> float:
+    parameters, gamma = service_parameters(steps), autoscaler_contract().gamma
+    if steps <= 6:
+        return true_value(policy, parameters, n_episodes=_TRUTH_HOURS, seed=0, gamma=gamma).value
+    # Every service-day of a week of its own, for the shocks that services share within one.
+    days = np.arange(_TRUTH_DAYS, dtype=np.int64)
+    seconds = days * WEEK_S + days % 7 * DAY_S
+    rewards = roll_out(np.random.default_rng(0), parameters, seconds, policy, n_steps=steps).rewards
+    return float((rewards @ gamma ** np.arange(steps)).mean())
+
+
+EARLY = (("observation.cpu > 0.4", "scale_up"), RULES[1])
+LATE = (("observation.cpu > 0.8", "scale_up"), RULES[1])
+_DAY: dict[str, Any] = {"steps": 288, "exploration": 0.2, "n_nights": 14, "episodes_per_night": 40, "logs": 0.05}
 
 CELLS = (
-    AutoscalerCell(world="autoscaler, 7 nights, 700 gate episodes, scales up early", rules=WORSE, at_margin=True,
-                   logs=0.2),
-    AutoscalerCell(world="autoscaler, 7 nights, 700 gate episodes, scales up late", rules=BETTER, at_margin=False),
+    AutoscalerCell(rules=EARLY, candidate="worse: scales up early", at_margin=True, logs=0.2),
+    AutoscalerCell(rules=LATE, candidate="better: scales up late", at_margin=False),
+    AutoscalerCell(rules=EARLY, candidate="worse: scales up early", at_margin=True, **_DAY),
+    AutoscalerCell(rules=LATE, candidate="better: scales up late", at_margin=False, **_DAY),
 )  # fmt: skip

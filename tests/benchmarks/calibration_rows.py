@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 from scipy import stats
 
+from tests.benchmarks.outcomes import Outcome
 from tests.benchmarks.rows import table
 
 SLACK = 1.5
 """A level is held if the upper limit of what was observed is at most this many times the level."""
 
 DRIFT = "drift: largest standardized PSI"
+Kind = Literal["promise", "comparison"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +28,7 @@ class CalibrationRow:
     """What was counted."""
     world: str
     method: str
-    kind: Literal["promise", "comparison"]
+    kind: Kind
     """A promise is what a user relies on; a comparison explains it, or shows what another method would do."""
     level: float
     """Stated error rate. For power, the share of better candidates that should pass."""
@@ -34,6 +38,26 @@ class CalibrationRow:
     n: int
     met: bool
     """upper at most `SLACK` times level; for power, observed at least level."""
+    candidate: str | None = None
+    """What it does against the policy that wrote the log."""
+    gain: float | None = None
+    """Its true value minus the log's, in reward units; the mean over the logs where each has a candidate of its own."""
+    horizon: float | None = None
+    """Mean steps of an episode."""
+    n_episodes: int | None = None
+    """Of the gate."""
+    overlap: float | None = None
+    """Effective sample size in shares of the episodes, mean over the logs."""
+    refused: float | None = None
+    """Share of logs that a check other than the value bound refused."""
+    refused_by: dict[str, float] | None = None
+    """And by which."""
+    bias: float | None = None
+    rmse: float | None = None
+    """Of the method's estimate, in reward units, over the logs where it gave one."""
+    coverage_90: float | None = None
+    coverage_95: float | None = None
+    """Share of such intervals that hold the true value."""
 
 
 def upper_limit(n_found: int, n: int, confidence: float = 0.95) -> float:
@@ -44,105 +68,196 @@ def upper_limit(n_found: int, n: int, confidence: float = 0.95) -> float:
     return 1.0 if n_found >= n else float(stats.beta.ppf(confidence, n_found + 1, n - n_found))
 
 
-def gate_rows(cell: Any, outcomes: Sequence[dict[str, Any]]) -> list[CalibrationRow]:
-    """Rows of a cell whose candidate lies exactly at the margin, or is better.
+def gate_rows(cell: Any, outcomes: Sequence[Outcome]) -> list[CalibrationRow]:
+    """Verdicts first, then what the difference and every estimator were worth.
 
-    False passes are stated over all logs, and over those that no other check refused; the rest compares.
+    False passes are stated over all logs, and over those that no other check refused. A candidate beyond the margin is
+    worse, one at it exactly as good as the level allows for; what is better asks for power.
     """
     if not outcomes:
         return []
-    open_ones = [o for o in outcomes if not o["refused"]]
-    rows = list(_coverage(cell, outcomes))
-    if getattr(cell, "candidate", "") == "better" or getattr(cell, "at_margin", True) is False:
-        passed = [o["passed"] for o in outcomes]
+    better = [o for o in outcomes if o["gain"] > -o["margin"] + 1e-9]
+    worse = [o for o in outcomes if o["gain"] <= -o["margin"] + 1e-9]
+    rows = _Rows(cell, outcomes)
+    return [*rows.false_passes(worse), *rows.power(better), *rows.difference(), *rows.estimates()]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    cell: Any
+    outcomes: Sequence[Outcome]
+
+    def false_passes(self, worse: Sequence[Outcome]) -> Iterator[CalibrationRow]:
+        if not worse:
+            return
+        kind: Kind = "comparison" if self.cell.limit else "promise"
+        method, alpha = self._gate, self.cell.alpha
+        where = "" if len(worse) == len(self.outcomes) else " that are worse"
+        yield self._row(f"false pass, over all logs{where}", method, kind, alpha, _passed(worse), verdicts=worse)
+        unrefused = [o for o in worse if not o["refused_by"]]
+        if unrefused:
+            work = "false pass, over logs that no other check refused"
+            yield self._row(work, method, kind, alpha, _passed(unrefused), verdicts=unrefused)
+        bounds = {"the lower bound alone": [(o["bound"], o["margin"]) for o in worse]}
+        for name in sorted({name for o in worse for name in o["other_bounds"]}):
+            found = [(o["other_bounds"].get(name), o["margin"]) for o in worse]
+            bounds[f"the lower bound of {name} alone"] = found
+        for name, pairs in bounds.items():
+            above = [bound > -margin for bound, margin in pairs if bound is not None]
+            if above:
+                yield self._row("false pass, over logs with such a bound", name, "comparison", alpha, above)
+
+    def power(self, better: Sequence[Outcome]) -> Iterator[CalibrationRow]:
+        if not better:
+            return
+        promised = self.cell.power is not None
+        level = self.cell.power if promised else 0.8
+        passed = _passed(better)
         share = sum(passed) / len(passed)
-        power = CalibrationRow(
-            work="power: a better candidate passes", world=cell.world, method=cell.method, kind="comparison", level=0.8,
-            observed=_rounded(share), upper=_rounded(upper_limit(sum(passed), len(passed))), n=len(passed),
-            met=share >= 0.8,
+        row = self._row(
+            "power: a better candidate passes", self._gate, "promise" if promised else "comparison", level, passed,
+            verdicts=better, met=share >= level,
         )  # fmt: skip
-        return [power, *rows]
-    found = [_row(cell, "false pass, over all logs", cell.method, "promise", [o["passed"] for o in outcomes])]
-    if open_ones:
-        passes = [o["passed"] for o in open_ones]
-        found.append(_row(cell, "false pass, over logs that no other check refused", cell.method, "promise", passes))
-    for key, method in {
-        "bound_passes": "the lower bound alone, where overlap admits one",
-        "model_passes": "the direct method's lower bound alone",
-    }.items():
-        passes = [o[key] for o in outcomes if o[key] is not None]
-        if passes:
-            found.append(_row(cell, "false pass, over logs with such a bound", method, "comparison", passes))
-    return [*found, *rows]
+        yield row
+
+    def difference(self) -> Iterator[CalibrationRow]:
+        """Candidate minus log, by what decides."""
+        errors = [
+            {"error": o["difference"] - o["gain"], "covers": o["interval"][0] <= o["gain"] <= o["interval"][1],
+             "level": o["level"]}
+            for o in self.outcomes
+            if o["difference"] is not None and o["interval"] is not None
+        ]  # fmt: skip
+        yield from self._accuracy("the interval of the deciding difference misses it", self._gate, errors)
+
+    def estimates(self) -> Iterator[CalibrationRow]:
+        """Every estimator of the candidate's value, and the log's own mean return."""
+        names = dict.fromkeys(name for o in self.outcomes for name in o["estimates"])
+        for name in names:
+            found = [o["estimates"].get(name, {"error": None}) | {"level": o["level"]} for o in self.outcomes]
+            yield from self._accuracy(
+                "its interval misses the true value", name, [f for f in found if f["error"] is not None]
+            )
+
+    def _accuracy(self, work: str, method: str, errors: Sequence[dict[str, Any]]) -> Iterator[CalibrationRow]:
+        if not errors:
+            return
+        size = np.array([e["error"] for e in errors])
+        covers = {level: [e["covers"] for e in errors if e["level"] == level] for level in (0.9, 0.95)}
+        missed = [not covered for covered in covers[0.95] if covered is not None]
+        if not missed:
+            return
+        shares = {level: _mean([c for c in found if c is not None]) for level, found in covers.items()}
+        yield self._row(
+            work, method, "comparison", 0.05, missed, bias=_rounded(size.mean()),
+            rmse=_rounded(float(np.sqrt((size**2).mean()))), coverage_90=shares[0.9], coverage_95=shares[0.95],
+        )  # fmt: skip
+
+    @property
+    def _gate(self) -> str:
+        """The gate, with what decided in most logs."""
+        names = Counter(str(o["deciding"]) for o in self.outcomes)
+        return f"gate, {names.most_common(1)[0][0]} decides"
+
+    def _row(
+        self,
+        work: str,
+        method: str,
+        kind: Kind,
+        level: float,
+        found: Sequence[bool],
+        *,
+        verdicts: Sequence[Outcome] | None = None,
+        met: bool | None = None,
+        **more: Any,
+    ) -> CalibrationRow:
+        upper = upper_limit(sum(found), len(found))
+        overlaps = [o["overlap"] for o in self.outcomes if o["overlap"] is not None]
+        if verdicts is not None:
+            by = Counter(name for o in verdicts for name in o["refused_by"])
+            more["refused"] = _rounded(sum(bool(o["refused_by"]) for o in verdicts) / len(verdicts))
+            more["refused_by"] = {name: _rounded(n / len(verdicts)) for name, n in by.most_common()}
+        return CalibrationRow(
+            work=work, world=self.cell.world, method=method, kind=kind, level=level,
+            observed=_rounded(sum(found) / len(found)), upper=_rounded(upper), n=len(found),
+            met=upper <= SLACK * level if met is None else met, candidate=self.cell.candidate,
+            gain=_significant(_mean([o["gain"] for o in self.outcomes])),
+            horizon=_significant(_mean([o["mean_length"] for o in self.outcomes])),
+            n_episodes=self.cell.conditions.n_episodes, overlap=_significant(_mean(overlaps)), **more,
+        )  # fmt: skip
 
 
-def _coverage(cell: Any, outcomes: Sequence[dict[str, Any]]) -> Iterator[CalibrationRow]:
-    missed = [not o["covered"] for o in outcomes if o["covered"] is not None]
-    if missed:
-        work = "coverage: the 95 % interval misses the true difference"
-        yield _row(cell, work, cell.method, "comparison", missed, level=0.05)
+def _passed(outcomes: Sequence[Outcome]) -> list[bool]:
+    return [o["passed"] for o in outcomes]
 
 
-def drift_rows(cell: Any, outcomes: Sequence[dict[str, Any]]) -> list[CalibrationRow]:
+def _mean(values: Sequence[float]) -> float | None:
+    return _rounded(float(np.mean(values))) if len(values) else None
+
+
+def drift_rows(cell: Any, outcomes: Sequence[Outcome]) -> list[CalibrationRow]:
     """The rate of alarms: false ones, or with a shift the power."""
     alarmed = [o["alarmed"] for o in outcomes]
     if not alarmed:
         return []
-    if cell.shift:
-        share = sum(alarmed) / len(alarmed)
-        return [
-            CalibrationRow(
-                work="power: a shifted night alarms", world=cell.world, method=DRIFT, kind="comparison", level=0.8,
-                observed=_rounded(share), upper=_rounded(upper_limit(sum(alarmed), len(alarmed))), n=len(alarmed),
-                met=share >= 0.8,
-            )
-        ]  # fmt: skip
-    kind: Literal["promise", "comparison"] = "promise" if cell.promised else "comparison"
-    return [_row(cell, "false alarm of an unchanged night", DRIFT, kind, alarmed, level=cell.false_alarm_rate)]
-
-
-def _row(
-    cell: Any,
-    work: str,
-    method: str,
-    kind: Literal["promise", "comparison"],
-    errors: Sequence[bool],
-    *,
-    level: float | None = None,
-) -> CalibrationRow:
-    stated = cell.alpha if level is None else level
-    upper = upper_limit(sum(errors), len(errors))
-    return CalibrationRow(
-        work=work, world=cell.world, method=method, kind=kind, level=stated,
-        observed=_rounded(sum(errors) / len(errors)), upper=_rounded(upper), n=len(errors), met=upper <= SLACK * stated,
-    )  # fmt: skip
+    share, upper = sum(alarmed) / len(alarmed), upper_limit(sum(alarmed), len(alarmed))
+    kind: Kind = "promise" if cell.promised and not cell.shift else "comparison"
+    level = 0.8 if cell.shift else cell.false_alarm_rate
+    work = "power: a shifted night alarms" if cell.shift else "false alarm of an unchanged night"
+    met = share >= level if cell.shift else upper <= SLACK * level
+    return [
+        CalibrationRow(
+            work=work, world=cell.world, method=DRIFT, kind=kind, level=level, observed=_rounded(share),
+            upper=_rounded(upper), n=len(alarmed), met=met,
+        )
+    ]  # fmt: skip
 
 
 def calibration_table(rows: Sequence[CalibrationRow]) -> str:
-    """The table of `make calibrate`."""
-    cells = [
-        [r.world, r.work, r.method, r.kind, f"{r.level:g}", f"{r.observed:g}", f"{r.upper:g}", str(r.n),
-         "yes" if r.met else "NO"]
-        for r in rows
-    ]  # fmt: skip
-    return table(cells, ["world", "counted", "method", "kind", "level", "observed", "upper", "n", "met"])
+    """The table of `make calibrate`: under each world its candidates, with what passed and what refused them."""
+    lines: list[str] = []
+    shown = [row for row in rows if row.refused is not None or row.method == DRIFT]
+    for world in dict.fromkeys(row.world for row in shown):
+        cells = [_cells_of(row) for row in shown if row.world == world]
+        lines += ["", world, *(f"  {line}" for line in table(cells, _HEADS).splitlines())]
+    return "\n".join(lines)
+
+
+_HEADS = ["candidate", "counted", "level", "observed", "upper", "n", "held", "refused", "by"]
+
+
+def _cells_of(row: CalibrationRow) -> list[str]:
+    by = "" if not row.refused_by else ", ".join(f"{n} {s:.0%}" for n, s in list(row.refused_by.items())[:4])
+    refused = "" if row.refused is None else f"{row.refused:.0%}"
+    held = ("yes" if row.met else "NO") if row.kind == "promise" else ("(yes)" if row.met else "(no)")
+    counted = row.work.removeprefix("false pass, over ").removesuffix(": a better candidate passes")
+    counted = counted.replace("logs that no other check refused", "logs not refused")
+    return [row.candidate or row.method, counted, f"{row.level:g}", f"{row.observed:g}", f"{row.upper:g}", str(row.n),
+            held, refused, by]  # fmt: skip
 
 
 def promises_in_words(rows: Sequence[CalibrationRow]) -> str:
     """How many promises are held, how many broken beyond chance, and how many need more logs to tell."""
     promises = [row for row in rows if row.kind == "promise"]
     held = sum(row.met for row in promises)
-    broken = [row for row in promises if not row.met and _lower_limit(row) > row.level]
+    broken = [row for row in promises if not row.met and _broken(row)]
     words = f"{held} promises are held, {len(promises) - held} are not: "
     words += f"{len(broken)} of these err more often than stated, {len(promises) - held - len(broken)} need more logs."
-    return "\n  ".join([words, *(f"{row.world}; {row.work}: {row.observed:g} for {row.level:g}" for row in broken)])
+    named = (f"{row.world}; {row.candidate}; {row.work}: {row.observed:g} for {row.level:g}" for row in broken)
+    return "\n  ".join([words, *named])
 
 
-def _lower_limit(row: CalibrationRow) -> float:
-    """One-sided 95 % lower limit of the rate."""
+def _broken(row: CalibrationRow) -> bool:
+    """Whether the one-sided 95 % limit on the other side says so: of a rate the lower one, of power the upper."""
+    if row.work.startswith("power"):
+        return row.upper < row.level
     n_found = round(row.observed * row.n)
-    return float(stats.beta.ppf(0.05, n_found, row.n - n_found + 1)) if n_found else 0.0
+    return n_found > 0 and float(stats.beta.ppf(0.05, n_found, row.n - n_found + 1)) > row.level
 
 
 def _rounded(value: float) -> float:
-    return round(value, 4)
+    return round(float(value), 4)
+
+
+def _significant(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.3g}")

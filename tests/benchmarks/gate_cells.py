@@ -1,169 +1,246 @@
-"""Worlds with known values in which the gate is put to the test, and what one log of them shows."""
+"""Releases whose true gain is known exactly, each judged by the whole evaluation and every check of the gate."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import combinations
-from typing import Any, ClassVar, Literal
+from typing import Literal
 from zlib import crc32
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import optimize
 
-from reports.evaluate_config import AssessmentConfig
-from reports.gate import VALUE_CHECK, GateConfig, decide
-from reports.records import Comparison, Evaluation
-from tests.reports.worlds import Floats, Log, World, evaluate_trial, greedy, make_trial, simulate, small_world
+from offline_dqn.fqe_config import FqeConfig
+from reports.evaluate_config import EvaluateConfig
+from reports.evaluation import evaluate_candidate
+from reports.gate import GateConfig
+from tests.benchmarks.gate_worlds import Conditions, Floats, GateWorld, TablePolicy, draw_log, gate_world, shifted
+from tests.benchmarks.outcomes import Outcome, level_of, outcome_of
+from tests.benchmarks.tables import soft_around
 
-Outcome = dict[str, Any]
+Direction = Literal["better", "equal", "worse", "looser"]
 
-_CONFIG = AssessmentConfig(n_replicates=2_000)
+_FQE = FqeConfig(n_random_features=0, ridges=(3.0,))
+"""Values of a table are linear in its one-hot states: random cosines would add nothing but time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GateCell:
-    """One world, logging policy, candidate and size of log.
+    """One world, logger, candidate and size of log. Whatever wrote the log is the baseline.
 
-    The candidate of "equal" differs from the logging policy in every state and is worth exactly as much; "worse" is
-    put exactly at the margin by taking its loss for the margin; "better" asks for power.
+    "equal" gains exactly as much as it loses; "worse" and "looser" lie exactly at the margin, which is their true loss,
+    or beyond it where `margin` is given; "better" asks for power.
     """
 
-    method: ClassVar[str] = "gate: DR with the true Q off by .2, bootstrap by cluster"
-    world: str
-    """What the world is, in words."""
-    candidate: Literal["equal", "worse", "better"]
-    n_episodes: int
+    table: str
+    """Name of the world."""
+    conditions: Conditions
+    logger: float
+    """Its share of uniform decisions; the others are the best ones."""
+    direction: Direction
+    shift: float
+    """Probability that the candidate moves; see `shifted`."""
+    margin: float | None = None
+    note: str = ""
+    """What else is special about the world."""
     alpha: float = 0.05
-    one_step: bool = False
-    reward_shift: float = 0.0
-    """Added to every reward: below -1 all rewards are costs."""
-    behavior_exploration: float | None = None
-    """Of a logging policy that is otherwise the best one; None is uniform."""
-    candidate_exploration: float = 0.6
-    cluster_size: int = 1
-    """Episodes that share a shock and are known to belong together."""
-    cluster_sd: float = 0.0
-    disaster: float = 0.0
-    """Loss that the second action brings in one of 1,000 steps, on top of rewards whose mean stays what it is."""
+    limit: bool = False
+    """Shown as a limit of the method, and no promise."""
+    power: float | None = None
+    """Promised share of passes of a better candidate."""
     logs: float = 1.0
     """How many logs are drawn, in shares of what was asked for."""
 
+    @property
+    def world(self) -> str:
+        """The world, its logger and the log, in words."""
+        conditions = self.conditions
+        parts = [self.about, f"cut at {conditions.horizon} steps" if conditions.horizon > 1 else "one step"]
+        parts.append(f"{conditions.n_episodes:,} gate episodes, logger {self.logger:.0%} uniform")
+        parts += [self.note] if self.note else []
+        return "; ".join(parts)
+
+    @property
+    def about(self) -> str:
+        """The decision problem in a few words."""
+        return gate_world(self.table, self.conditions.cost).about
+
+    @property
+    def candidate(self) -> str:
+        """What the candidate does, in words."""
+        uniform = self.shift + (1 - self.shift) * self.logger
+        return {
+            "better": f"better: {(1 - self.shift) * self.logger:.0%} uniform",
+            "worse": f"worse: {self.shift:.0%} moved to the worst action",
+            "looser": f"worse: {uniform:.0%} uniform",
+            "equal": f"equal: up to {self.shift:.0%} moved, half of the states for the better",
+        }[self.direction] + ("" if self.margin is None else " (margin 0)")
+
+    @property
+    def at_margin(self) -> bool:
+        """Whether the candidate is worth exactly the baseline minus the margin."""
+        return self.direction != "better" and self.margin is None
+
     def __call__(self, seed: int) -> Outcome:
         """What the gate makes of one log."""
-        world, behavior, candidate, gain = _policies(self)
-        gate = GateConfig(alpha=self.alpha, margin=max(-gain, 0.0))
-        rng = np.random.default_rng([seed, crc32(f"{self.world} {self.candidate}".encode())])
-        log = self._shaken(simulate(world, behavior, self.n_episodes, rng), rng)
-        clusters = np.arange(self.n_episodes) // self.cluster_size
-        trial = make_trial(world, log, behavior, candidate, clusters=clusters, nights=clusters % 7)
-        return outcome_of(evaluate_trial(trial, _CONFIG, gate, seed), gate, gain)
-
-    def _shaken(self, log: Log, rng: np.random.Generator) -> Log:
-        shocks = rng.normal(0.0, self.cluster_sd, -(-self.n_episodes // self.cluster_size))
-        episode = np.repeat(np.arange(self.n_episodes), np.diff(log.offsets))
-        struck = rng.random(len(log.actions)) < 1e-3
-        disasters = self.disaster * (log.actions == 1) * (1e-3 - struck)
-        return Log(log.states, log.actions, log.rewards + shocks[episode // self.cluster_size] + disasters, log.offsets)
-
-
-def outcome_of(evaluation: Evaluation, gate: GateConfig, gain: float) -> Outcome:
-    """What is counted of one evaluation whose true difference is `gain`; None where nothing was said."""
-    decision = decide(evaluation, gate)
-    others = [check.name for check in decision.failed_checks if check.name != VALUE_CHECK]
-    comparison = evaluation.comparison("baseline")
-    models = [c for c in evaluation.comparisons if c.against == "baseline" and not c.binding]
-    interval = comparison.interval if comparison is not None else None
-    return {
-        "passed": decision.passed,
-        "refused": bool(others),
-        "refused_by": others,
-        "covered": None if interval is None else interval.low <= gain <= interval.high,
-        "bound_passes": _bound_passes(comparison, gate),
-        "model_passes": _bound_passes(models[0] if models else None, gate),
-    }
+        release = _release(self)
+        log_name = f"{self.world} {self.candidate}"  # not the sizes of the search alone: cells shall not share logs
+        rng = np.random.default_rng([seed, crc32(log_name.encode())])
+        replay = draw_log(release.world, release.logger, self.conditions, rng)
+        candidate = TablePolicy(replay.contract, release.world, release.candidate, release.action_values)
+        loss = max(release.log_value - release.candidate_value, 0.0)
+        gate = GateConfig(alpha=self.alpha, margin=loss if self.margin is None else self.margin)
+        config = EvaluateConfig(n_replicates=2_000, level=level_of(seed), fqe=_FQE)
+        evaluation = evaluate_candidate(
+            replay, candidate=candidate, baseline=None, version_zero=None, candidate_name="candidate",
+            baseline_name="the log", excluded={}, config=config, gate_config=gate, seed=seed,
+        )  # fmt: skip
+        return outcome_of(evaluation, candidate_value=release.candidate_value, log_value=release.log_value)
 
 
-def _bound_passes(comparison: Comparison | None, gate: GateConfig) -> bool | None:
-    if comparison is None or comparison.lower_bound is None:
-        return None
-    return comparison.lower_bound > -gate.margin
+@dataclass(frozen=True)
+class Release:
+    """A cell's policies as (S, A) tables, the candidate's own Q-values, and the exact values over the horizon."""
+
+    world: GateWorld
+    logger: Floats
+    candidate: Floats
+    action_values: Floats
+    candidate_value: float
+    log_value: float
 
 
 @cache
-def _policies(cell: GateCell) -> tuple[World, Floats, Floats, float]:
-    """World, logging policy, candidate, and the true gain of the candidate."""
-    world = small_world(reward_shift=cell.reward_shift)
-    if cell.one_step:
-        world = World(np.zeros_like(world.transitions), world.rewards, world.first)
-    uniform = np.full((4, 2), 0.5)
-    behavior = uniform if cell.behavior_exploration is None else greedy(world, cell.behavior_exploration)
-    better = greedy(world, cell.candidate_exploration)
-    candidate = better
-    if cell.candidate == "worse":
-        candidate = 1.0 - better
-    elif cell.candidate == "equal":
-        candidate = _equal(world, behavior, better)
-    gain = world.value(candidate) - world.value(behavior)
-    return world, behavior, candidate, 0.0 if cell.candidate == "equal" else gain
+def _release(cell: GateCell) -> Release:
+    world, horizon = gate_world(cell.table, cell.conditions.cost), cell.conditions.horizon
+    logger = soft_around(world.best_policy(), world.table.available, cell.logger)
+    candidate = shifted(world, logger, cell.direction, cell.shift, horizon)
+    log_value = world.table.value(logger, horizon)
+    return Release(
+        world=world,
+        logger=logger,
+        candidate=candidate,
+        action_values=world.table.action_values(candidate, horizon),
+        candidate_value=log_value if cell.direction == "equal" else world.table.value(candidate, horizon),
+        log_value=log_value,
+    )
 
 
-def _equal(world: World, behavior: Floats, better: Floats) -> Floats:
-    """Better in some states and worse in the others by just as much."""
-    for improved in _subsets(len(better)):
-
-        def mixed(share: float, improved: NDArray[np.bool_] = improved) -> Floats:
-            return np.where(improved[:, None], better, (1 - share) * better + share * (1 - better))
-
-        def gain(share: float) -> float:
-            return world.value(mixed(share)) - world.value(behavior)
-
-        if gain(0.0) > 0.0 > gain(1.0):
-            return mixed(float(optimize.brentq(gain, 0.0, 1.0, xtol=1e-14)))
-    raise ValueError("No mixture of better and worse is worth as much as the logging policy.")
+def _cells() -> tuple[GateCell, ...]:
+    return (*_one_step(), *_five_steps(), *_twenty_steps(), *_long(), *_gymnasium(), *_limits())
 
 
-def _subsets(n: int) -> Iterator[NDArray[np.bool_]]:
-    """Subsets of n states but the empty one and the whole, the largest first: the least is then given up elsewhere."""
-    for size in range(n - 1, 0, -1):
-        for chosen in combinations(range(n), size):
-            yield np.isin(np.arange(n), chosen)
+def _one_step() -> tuple[GateCell, ...]:
+    some = Conditions(horizon=1, n_episodes=400, noise=0.5)
+    many = Conditions(horizon=1, n_episodes=1_000, noise=0.5)
+    costs = Conditions(horizon=1, n_episodes=400, noise=0.5, cost=4.0)
+    estimated = Conditions(horizon=1, n_episodes=1_000, noise=0.5, propensity="estimated")
+    return (
+        GateCell(table="one step", conditions=some, logger=1.0, direction="equal", shift=0.5),
+        GateCell(table="one step", conditions=some, logger=1.0, direction="equal", shift=0.5, alpha=0.01,
+                 note="stated level 1 %", logs=2),
+        GateCell(table="one step", conditions=some, logger=1.0, direction="worse", shift=0.5),
+        GateCell(table="one step", conditions=some, logger=1.0, direction="worse", shift=0.05, margin=0.0),
+        GateCell(table="one step", conditions=some, logger=1.0, direction="worse", shift=0.1, margin=0.0),
+        GateCell(table="one step", conditions=some, logger=1.0, direction="better", shift=0.1),
+        GateCell(table="one step", conditions=some, logger=0.2, direction="worse", shift=0.5, note="poor overlap"),
+        GateCell(table="one step", conditions=costs, logger=1.0, direction="equal", shift=0.5, note="costs"),
+        GateCell(table="one step", conditions=costs, logger=0.2, direction="worse", shift=0.5,
+                 note="costs, poor overlap"),
+        GateCell(table="one step", conditions=estimated, logger=0.6, direction="equal", shift=0.3,
+                 note="estimated propensities"),
+        GateCell(table="one step", conditions=estimated, logger=0.6, direction="better", shift=0.3,
+                 note="estimated propensities"),
+        GateCell(table="one step", conditions=many, logger=0.6, direction="better", shift=0.3),
+    )  # fmt: skip
 
 
-CELLS = (
-    GateCell(world="one step, rewards of both signs, 400 episodes", candidate="equal", n_episodes=400, one_step=True),
-    GateCell(world="4 steps, rewards of both signs, 400 episodes", candidate="equal", n_episodes=400),
-    GateCell(
-        world="one step, rewards of both signs, 400 episodes, alpha .01",
-        candidate="equal", n_episodes=400, alpha=0.01, one_step=True, logs=2.5,
-    ),
-    GateCell(
-        world="one step, costs, 400 episodes", candidate="equal", n_episodes=400, one_step=True, reward_shift=-3.0
-    ),
-    GateCell(world="4 steps, costs, 400 episodes", candidate="equal", n_episodes=400, reward_shift=-3.0),
-    GateCell(
-        world="4 steps, costs, poor overlap, 300 episodes",
-        candidate="worse", n_episodes=300, reward_shift=-3.0, behavior_exploration=0.4, candidate_exploration=1.0,
-    ),
-    GateCell(
-        world="4 steps, rewards of both signs, poor overlap, 300 episodes",
-        candidate="worse", n_episodes=300, behavior_exploration=0.4, candidate_exploration=1.0,
-    ),
-    GateCell(
-        world="4 steps, clusters of 5 episodes share a shock, 500 episodes",
-        candidate="equal", n_episodes=500, cluster_size=5, cluster_sd=0.5,
-    ),
-    GateCell(
-        world="one step, a disaster in 1 of 1,000, 400 episodes",
-        candidate="equal", n_episodes=400, one_step=True, disaster=300.0,
-    ),
-    GateCell(world="4 steps, rewards of both signs, 400 episodes", candidate="better", n_episodes=400),
-    GateCell(world="4 steps, rewards of both signs, 1,000 episodes", candidate="better", n_episodes=1_000),
-    GateCell(world="4 steps, costs, 1,000 episodes", candidate="better", n_episodes=1_000, reward_shift=-3.0),
-    GateCell(
-        world="one step, costs, 1,000 episodes",
-        candidate="better", n_episodes=1_000, one_step=True, reward_shift=-3.0,
-    ),
-)  # fmt: skip
+def _five_steps() -> tuple[GateCell, ...]:
+    some = Conditions(horizon=60, n_episodes=500, noise=0.5)
+    costs = Conditions(horizon=60, n_episodes=500, noise=0.5, cost=4.0)
+    estimated = Conditions(horizon=60, n_episodes=500, noise=0.5, propensity="estimated")
+    clusters = Conditions(horizon=60, n_episodes=500, noise=0.5, cluster_size=5, shock=1.0)
+    nights = Conditions(horizon=60, n_episodes=600, noise=0.5, cluster_size=20, shock=1.0)
+    unknown = Conditions(horizon=60, n_episodes=600, noise=0.5, cluster_size=20, shock=1.0, clusters_known=False)
+    return (
+        GateCell(table="5 steps", conditions=some, logger=0.6, direction="equal", shift=0.3),
+        GateCell(table="5 steps", conditions=some, logger=0.6, direction="looser", shift=0.3),
+        GateCell(table="5 steps", conditions=some, logger=0.6, direction="worse", shift=0.05, margin=0.0),
+        GateCell(table="5 steps", conditions=some, logger=0.6, direction="better", shift=0.3),
+        GateCell(table="5 steps", conditions=some, logger=0.2, direction="worse", shift=0.5, note="poor overlap"),
+        GateCell(table="5 steps", conditions=costs, logger=0.6, direction="equal", shift=0.3, note="costs"),
+        GateCell(table="5 steps", conditions=costs, logger=0.6, direction="better", shift=0.3, note="costs"),
+        GateCell(table="5 steps", conditions=costs, logger=0.2, direction="worse", shift=0.5,
+                 note="costs, poor overlap"),
+        GateCell(table="5 steps", conditions=estimated, logger=0.6, direction="equal", shift=0.3,
+                 note="estimated propensities"),
+        GateCell(table="5 steps", conditions=clusters, logger=0.6, direction="equal", shift=0.3,
+                 note="clusters of 5 episodes share a shock"),
+        GateCell(table="5 steps", conditions=nights, logger=0.6, direction="equal", shift=0.3,
+                 note="30 nights share a shock each and are the clusters"),
+        GateCell(table="5 steps", conditions=unknown, logger=0.6, direction="equal", shift=0.3,
+                 note="30 nights share a shock each, which the contract does not say"),
+    )  # fmt: skip
+
+
+def _twenty_steps() -> tuple[GateCell, ...]:
+    some = Conditions(horizon=200, n_episodes=500, noise=0.5)
+    costs = Conditions(horizon=200, n_episodes=500, noise=0.5, cost=4.0)
+    return (
+        GateCell(table="20 steps", conditions=some, logger=0.6, direction="equal", shift=0.2),
+        GateCell(table="20 steps", conditions=some, logger=0.6, direction="looser", shift=0.3),
+        GateCell(table="20 steps", conditions=some, logger=0.6, direction="better", shift=0.3),
+        GateCell(table="20 steps", conditions=costs, logger=0.6, direction="equal", shift=0.2, note="costs"),
+        GateCell(table="20 steps", conditions=costs, logger=0.6, direction="better", shift=0.3, note="costs"),
+    )
+
+
+def _long() -> tuple[GateCell, ...]:
+    hundred = Conditions(horizon=100, n_episodes=300, noise=0.5)
+    day = Conditions(horizon=288, n_episodes=150, noise=0.5)
+    return (
+        GateCell(table="endless", conditions=hundred, logger=0.6, direction="equal", shift=0.2),
+        GateCell(table="endless", conditions=hundred, logger=0.6, direction="better", shift=0.2),
+        GateCell(table="endless", conditions=hundred, logger=0.6, direction="looser", shift=0.3),
+        GateCell(table="endless", conditions=day, logger=0.6, direction="equal", shift=0.2, logs=0.5),
+        GateCell(table="endless", conditions=day, logger=0.6, direction="better", shift=0.2, logs=0.5),
+        GateCell(table="endless", conditions=day, logger=0.6, direction="looser", shift=0.3, logs=0.5),
+    )
+
+
+def _gymnasium() -> tuple[GateCell, ...]:
+    lake = Conditions(horizon=100, n_episodes=2_000)
+    large_lake = Conditions(horizon=200, n_episodes=1_000)
+    cliff, taxi = Conditions(horizon=200, n_episodes=500), Conditions(horizon=200, n_episodes=500)
+    many_taxis = Conditions(horizon=200, n_episodes=1_000)
+    return (
+        GateCell(table="FrozenLake 4x4", conditions=lake, logger=0.5, direction="better", shift=0.4, power=0.8),
+        GateCell(table="FrozenLake 4x4", conditions=lake, logger=0.5, direction="looser", shift=0.4),
+        GateCell(table="FrozenLake 4x4", conditions=lake, logger=0.5, direction="equal", shift=0.3),
+        GateCell(table="FrozenLake 8x8", conditions=large_lake, logger=0.5, direction="better", shift=0.4, logs=0.5),
+        GateCell(table="FrozenLake 8x8", conditions=large_lake, logger=0.5, direction="looser", shift=0.2, logs=0.5),
+        GateCell(table="CliffWalking", conditions=cliff, logger=0.3, direction="better", shift=2 / 3, power=0.8),
+        GateCell(table="CliffWalking", conditions=cliff, logger=0.3, direction="looser", shift=1 / 7),
+        GateCell(table="Taxi", conditions=taxi, logger=0.3, direction="better", shift=1 / 3, power=0.8),
+        GateCell(table="Taxi", conditions=taxi, logger=0.3, direction="looser", shift=1 / 7),
+        GateCell(table="Taxi", conditions=many_taxis, logger=0.5, direction="looser", shift=0.6, margin=0.0),
+        GateCell(table="Taxi", conditions=many_taxis, logger=0.5, direction="looser", shift=0.6),
+    )
+
+
+def _limits() -> tuple[GateCell, ...]:
+    disaster = Conditions(horizon=1, n_episodes=400, noise=0.5, disaster=300.0)
+    disasters = Conditions(horizon=60, n_episodes=500, noise=0.5, disaster=300.0)
+    hidden = Conditions(horizon=80, n_episodes=500, noise=0.5)
+    return (
+        GateCell(table="one step", conditions=disaster, logger=1.0, direction="equal", shift=0.5, limit=True,
+                 note="a disaster in 1 of 1,000 first actions"),
+        GateCell(table="5 steps", conditions=disasters, logger=0.6, direction="equal", shift=0.3, limit=True,
+                 note="a disaster in 1 of 1,000 first actions"),
+        GateCell(table="hidden", conditions=hidden, logger=0.6, direction="equal", shift=0.3, limit=True,
+                 note="a hidden state"),
+        GateCell(table="hidden", conditions=hidden, logger=0.6, direction="looser", shift=0.4, limit=True,
+                 note="a hidden state"),
+    )  # fmt: skip
+
+
+CELLS = _cells()

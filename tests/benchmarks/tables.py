@@ -69,9 +69,17 @@ class Table:
         """What is logged in these states."""
         return Observations({"state": states.astype(np.int32)}, {"state": self._labels})
 
-    def value(self, policy: FloatArray) -> float:
-        """Expected discounted return from the start under `policy` (S, A): start (I - gamma P)^-1 r."""
-        return float(self.start @ self._state_values(policy))
+    def value(self, policy: FloatArray, horizon: int | None = None) -> float:
+        """Expected discounted return from the start under `policy` (S, A): start (I - gamma P)^-1 r.
+
+        With a horizon, of the first so many steps: what a log that is cut there shows.
+        """
+        return float(self.start @ self._state_values(policy, horizon))
+
+    def action_values(self, policy: FloatArray, horizon: int | None = None) -> FloatArray:
+        """(S, A) value of an action, followed by `policy` (S, A), over the horizon or for ever."""
+        left = None if horizon is None else horizon - 1
+        return np.asarray(self.mean_reward + self.gamma * self._going_on @ self._state_values(policy, left))
 
     def best_policy(self) -> FloatArray:
         """(S, A) one of the optimal policies, by policy iteration (Howard 1960)."""
@@ -112,10 +120,15 @@ class Table:
     def _labels(self) -> tuple[str, ...]:
         return tuple(f"s{i}" for i in range(self.n_states))
 
-    def _state_values(self, policy: FloatArray) -> FloatArray:
+    def _state_values(self, policy: FloatArray, horizon: int | None = None) -> FloatArray:
         step = np.einsum("sat,sa->st", self._going_on, policy)
         earned = (policy * self.mean_reward).sum(axis=1)
-        return np.asarray(np.linalg.solve(np.eye(self.n_states) - self.gamma * step, earned))
+        if horizon is None:
+            return np.asarray(np.linalg.solve(np.eye(self.n_states) - self.gamma * step, earned))
+        values: FloatArray = np.zeros(self.n_states)
+        for _ in range(horizon):
+            values = earned + self.gamma * step @ values
+        return values
 
 
 def soft_around(policy: FloatArray, available: NDArray[np.bool_], epsilon: float) -> FloatArray:
@@ -124,16 +137,28 @@ def soft_around(policy: FloatArray, available: NDArray[np.bool_], epsilon: float
     return (1.0 - epsilon) * policy + epsilon * uniform
 
 
-def frozen_lake(gamma: float = 0.99) -> Table:
-    """Gymnasium's FrozenLake-v1, the 8x8 map, slippery."""
-    environment = gymnasium.make("FrozenLake-v1", map_name="8x8", is_slippery=True).unwrapped
+def frozen_lake(gamma: float = 0.99, map_name: str = "8x8") -> Table:
+    """Gymnasium's FrozenLake-v1, slippery; maps are "4x4" and "8x8"."""
+    environment = gymnasium.make("FrozenLake-v1", map_name=map_name, is_slippery=True).unwrapped
     return _from_gymnasium(environment, gamma, ("left", "down", "right", "up"))
+
+
+def cliff_walking(gamma: float = 0.99) -> Table:
+    """Gymnasium's CliffWalking-v1, not slippery: a fall costs 100 and leads back to the start."""
+    environment = gymnasium.make("CliffWalking-v1").unwrapped
+    return _from_gymnasium(environment, gamma, ("up", "right", "down", "left"))
 
 
 def taxi(gamma: float = 0.99) -> Table:
     """Gymnasium's Taxi, neither rainy nor fickle."""
     environment = gymnasium.make("Taxi-v4").unwrapped
     return _from_gymnasium(environment, gamma, ("south", "north", "east", "west", "pickup", "dropoff"))
+
+
+def drawn_table(seed: int, n_states: int, n_actions: int, *, end_prob: float, gamma: float) -> Table:
+    """A table of random transitions and rewards, every step of which ends the episode with `end_prob`."""
+    rng = np.random.default_rng(seed)
+    return _random(rng, n_states, n_actions, np.ones((n_states, n_actions), dtype=bool), end_prob, gamma)
 
 
 def random_table(seed: int, n_states: int = 40, n_actions: int = 5) -> tuple[Table, FloatArray]:
@@ -153,12 +178,20 @@ def masked_table(seed: int, n_states: int = 40, n_actions: int = 12, n_available
     return table, table.available / table.available.sum(axis=1, keepdims=True)
 
 
-def _random(rng: np.random.Generator, n_states: int, n_actions: int, available: NDArray[np.bool_]) -> Table:
-    """`n_states` states and one more, which is the end: every step leads there with probability .05."""
+def _random(
+    rng: np.random.Generator,
+    n_states: int,
+    n_actions: int,
+    available: NDArray[np.bool_],
+    end_prob: float = 0.05,
+    gamma: float = 0.95,
+) -> Table:
+    """`n_states` states and one more, which is the end: every step leads there with probability `end_prob`."""
     size = n_states + 1
     transition = np.zeros((size, n_actions, size))
-    transition[:n_states, :, :n_states] = rng.dirichlet(np.full(n_states, 0.2), size=(n_states, n_actions)) * 0.95
-    transition[:, :, n_states] = 1.0 - transition[:, :, :n_states].sum(axis=2)
+    inner = rng.dirichlet(np.full(n_states, 0.2), size=(n_states, n_actions))
+    transition[:n_states, :, :n_states] = inner * (1.0 - end_prob)
+    transition[:, :, n_states] = np.maximum(1.0 - transition[:, :, :n_states].sum(axis=2), 0.0)
     reward = np.zeros((size, n_actions, size))
     reward[:n_states] = rng.normal(size=(n_states, n_actions, 1))
     return Table(
@@ -167,7 +200,7 @@ def _random(rng: np.random.Generator, n_states: int, n_actions: int, available: 
         terminal=np.arange(size) == n_states,
         start=np.where(np.arange(size) < n_states, 1.0 / n_states, 0.0),
         available=np.concatenate([available, np.ones((1, n_actions), dtype=bool)]),
-        gamma=0.95,
+        gamma=gamma,
         actions=tuple(f"a{i}" for i in range(n_actions)),
     )
 
