@@ -24,7 +24,7 @@ from datasets.contract import Contract, NumericFeature
 from datasets.coverage_config import CoverageConfig
 from datasets.images import mean_brightness
 from datasets.observations import Observations
-from datasets.regions import fit_regions
+from datasets.regions import Clusters, Grid, fit_regions
 from datasets.replay import SPLIT_NAMES, TRAIN, Replay
 from datasets.snapshot_writer import rows_per_block
 
@@ -156,8 +156,7 @@ def measure_coverage(replay: Replay, config: CoverageConfig) -> Coverage:
         ValueError: the training split is empty.
         SettingsError: the grid names a feature that has no bins, or needs more cells than it may have.
     """
-    sample = _gathered(replay, _train_sample(replay, config.sample))
-    regions = fit_regions(_dimmed_contract(replay.contract), sample, config)
+    regions = train_regions(replay, config)
     n_splits, n_regions, n_actions = len(SPLIT_NAMES), len(regions.words), replay.n_actions
     n_pairs = n_regions * n_actions
     n_steps, n_episodes = (np.zeros(n_splits * n_pairs, dtype=np.int64) for _ in range(2))
@@ -166,7 +165,7 @@ def measure_coverage(replay: Replay, config: CoverageConfig) -> Coverage:
     of_pair, of_region = _Distinct(n_pairs), _Distinct(n_regions)
     for steps, blocks in replay.step_blocks(_block_steps(replay.contract)):
         episode = np.searchsorted(replay.offsets, steps, side="right") - 1
-        region = regions.assign(_dimmed(replay.contract, blocks.observations.take(steps)))
+        region = regions.assign(blocks.observations.take(steps))
         pair = region * n_actions + blocks.actions[steps]
         split = replay.split[episode].astype(np.int64)
         n_steps += np.bincount(split * n_pairs + pair, minlength=n_splits * n_pairs)
@@ -189,6 +188,30 @@ def measure_coverage(replay: Replay, config: CoverageConfig) -> Coverage:
         region_episodes.reshape(shape[:2]),
         config.thin_below,
     )
+
+
+@dataclass(frozen=True)
+class TrainRegions:
+    """Regions fitted on the training split, for any observations of the same contract; `words` say what each is."""
+
+    contract: Contract
+    words: tuple[str, ...]
+    _fitted: Clusters | Grid
+
+    def assign(self, observations: Observations) -> NDArray[np.int64]:
+        """(n,) number of each row's region."""
+        return self._fitted.assign(_dimmed(self.contract, observations))
+
+
+def train_regions(replay: Replay, config: CoverageConfig) -> TrainRegions:
+    """The regions that coverage would be measured over.
+
+    Raises:
+        ValueError, SettingsError: as `measure_coverage`.
+    """
+    sample = _gathered(replay, _train_sample(replay, config.sample))
+    fitted = fit_regions(_dimmed_contract(replay.contract), sample, config)
+    return TrainRegions(replay.contract, fitted.words, fitted)
 
 
 class _Distinct:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import mmap
 import re
@@ -19,13 +20,15 @@ from datasets.locking import exclusive_lock
 from datasets.logfiles import LogFile, LogFileError, Unread, container_errors, find_log_files, open_unread
 from datasets.privacy import key_for
 from pipelines.workspace import Workspace
+from reports.examples import evaluation_without, report_without
 from reports.manifest import read_manifest
 
 _SHORTEST_SOUGHT = 4
 """Characters of a value that is looked for in text: shorter ones stand everywhere and mean nothing."""
 
 _ERASED = b"(erased)"
-_EVALUATION = ("evaluation.json", "report.html")
+_EVALUATION = {"evaluation.json": evaluation_without, "report.html": report_without}
+"""Files of an evaluation, and what takes example episodes out of them whole: a name alone is not all that they hold."""
 
 
 @dataclass(frozen=True)
@@ -104,11 +107,16 @@ def _resting_on(workspace: Workspace, snapshots: Iterable[str]) -> Iterator[int]
 
 
 def _bytes_pattern(names: Iterable[str]) -> re.Pattern[bytes] | None:
-    """Finds a subject's names in files, as they are or as JSON has them; None where all are too short to mean
+    """Finds a subject's names in files, as they are or as JSON or HTML has them; None where all are too short to mean
     anything."""
-    written = {text for name in names for text in (name, json.dumps(name)[1:-1])}
+    written = {text for name in names for text in (name, json.dumps(name)[1:-1], _as_html(name))}
     sought = [name for name in written if len(name) >= _SHORTEST_SOUGHT]
     return re.compile(word_pattern(sought).pattern.encode()) if sought else None
+
+
+def _as_html(name: str) -> str:
+    """As the report's templates escape it."""
+    return html.escape(name).replace("&#x27;", "&#39;").replace("&quot;", "&#34;")
 
 
 def _erase_traces(
@@ -132,7 +140,7 @@ def _redact_evaluation(workspace: Workspace, release: int, pattern: re.Pattern[b
     files = [folder / name for name in _EVALUATION if (folder / name).is_file()]
     if manifest is None or not any(_names(path, pattern) for path in files) or manifest.damage(folder):
         return
-    redacted = {path.name: pattern.sub(_ERASED, path.read_bytes()) for path in files}
+    redacted = {path.name: pattern.sub(_ERASED, _EVALUATION[path.name](path.read_bytes(), pattern)) for path in files}
     workspace.registry.record_evaluation(
         release, gate="passed" if manifest.gate == "passed" else "refused", files=redacted
     )

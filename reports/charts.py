@@ -138,6 +138,14 @@ def ratio_bar(ratio: float, *, alarmed: bool, label: str, most: float = 3.0) -> 
     return svg.picture(parts, TRACK_HEIGHT, label, "track")
 
 
+def part_bar(part: float, label: str) -> Markup:
+    """A bar of `part` in [0, 1] of the whole width."""
+    width = f"{max(100 * min(max(part, 0.0), 1.0), 0.3):.2f}%"
+    return svg.picture(
+        [svg.tag("rect", class_="bar", x=0, y=9, width=width, height=12, rx=2)], TRACK_HEIGHT, label, "track"
+    )
+
+
 def share_bars(shares: Sequence[tuple[str, float]], label: str) -> Markup:
     """Horizontal bars of shares in [0, 1], one per (role, share), each with its value."""
     parts = []

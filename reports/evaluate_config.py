@@ -48,3 +48,5 @@ class EvaluateConfig(AssessmentConfig):
     fqe: FqeConfig = FqeConfig()
     placebo_halves: int = Field(4_000, ge=400)
     """Random halves of the log in which a difference whose truth is 0 meets the gate's bound."""
+    example_episodes: int = Field(4, ge=0, le=20)
+    """Gate episodes that the report shows step by step, where the candidate departs most; 0 keeps logged rows out."""

@@ -18,6 +18,7 @@ from reports.assessment import DECIDING_RULE, assess, night_episodes_upper
 from reports.crossfit import QFitter, QFunction, cross_fit, deal_folds, step_probs
 from reports.estimators import Floats
 from reports.evaluate_config import EvaluateConfig
+from reports.explaining import explain_changes, explain_q
 from reports.gate import GateConfig, decide
 from reports.records import Counts, Evaluation
 from reports.trial import Arm, Role, Trial, feasible_range, masked
@@ -140,6 +141,8 @@ def evaluate_candidate(
         n_folds=int(folds.max()) + 1,
         seed=seed,
         config={"evaluate": config.model_dump(mode="json"), "gate": gate_config.model_dump(mode="json")},
+        changes=explain_changes(replay, gate, trial, candidate, n_examples=config.example_episodes, seed=seed),
+        q_calibration=explain_q(gate, trial, candidate, level=config.level, refused=found.propensities.refused),
     )
     return replace(evaluation, decision=decide(evaluation, gate_config))
 

@@ -191,8 +191,7 @@ GLOSSARY: tuple[TermGroup, ...] = (
                 "q_claim",
                 "Q-values against evaluation",
                 "What the policy's own Q-values promise at the first step. Above what the log supports is suspicious; "
-                "below is normal, because the penalty makes them cautious. Networks of an ensemble disagree by the "
-                "mean standard deviation of the greedy action's value over them.",
+                "below is normal, because the penalty makes them cautious.",
                 "reports.assessment.assess",
             ),
         ),
@@ -257,6 +256,44 @@ GLOSSARY: tuple[TermGroup, ...] = (
                 "action shares",
                 "Average probability with which a policy takes each action on the gate episodes; counted for the log.",
                 "reports.assessment.assess",
+            ),
+        ),
+    ),
+    TermGroup(
+        "What changes?",
+        (
+            Term(
+                "disagreement",
+                "disagreement",
+                "Probability that the candidate moves to other actions than the baseline: half the sum of absolute "
+                "differences of the action probabilities, averaged over steps.",
+                "reports.changes.disagreement_with_policy",
+            ),
+            Term(
+                "disagreement_with_log",
+                "disagreement with the log",
+                "Change of the logged action's probability: at most the disagreement, as the log tells no other one.",
+                "reports.changes.disagreement_with_log",
+            ),
+            Term(
+                "feature_effect",
+                "effect of a feature",
+                "What the decisions lose when one feature's values are dealt anew among the steps. Of two features "
+                "that say the same, each looks weaker than it is.",
+                "reports.feature_effects.feature_effects",
+            ),
+            Term(
+                "q_calibration",
+                "Q-calibration",
+                "Own Q-value of the best action against the same value corrected by the weighted prediction errors of "
+                "the next logged steps, as far ahead as the log covers the greedy policy.",
+                "reports.q_calibration.calibrate_q",
+            ),
+            Term(
+                "ensemble",
+                "ensemble disagreement",
+                "Standard deviation of the best action's value over the networks of an ensemble, in reward units.",
+                "offline_dqn.q_policy.QPolicy.disagreement",
             ),
         ),
     ),

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from reports.certified import CertifiedCurve
+from reports.change_records import Changes, QCalibration
 
 PropensityKind = Literal["logged", "estimated", "none"]
 R = TypeVar("R")
@@ -336,6 +337,10 @@ class Evaluation:
     """Resolved settings by stage: "evaluate" and "gate"."""
     sensitivity: Sensitivity | None = None
     decision: GateDecision | None = None
+    changes: Changes | None = None
+    """What the candidate does otherwise; None in records that were made without asking."""
+    q_calibration: QCalibration | None = None
+    """None for a policy without Q-values."""
     format_version: int = field(default=1)
 
     def estimate(self, estimator: str, policy: str) -> Estimate | None:

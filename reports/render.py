@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from reports import charts, formatting, pictures, training_pictures
+from reports import change_pictures, charts, formatting, pictures, training_pictures
 from reports.candidate_table import candidate_rows, compared_on
 from reports.decision_pictures import certified_picture
 from reports.glossary import GLOSSARY
@@ -92,6 +92,12 @@ def render_report(data: ReportData) -> str:
         sensitivity_says=sensitivity_words(evaluation.sensitivity) if evaluation.sensitivity else "",
         actions=pictures.action_pictures(evaluation),
         certified=certified_picture(decision.certified_curve) if decision.certified_curve else None,
+        features=change_pictures.feature_picture(evaluation.changes) if evaluation.changes else None,
+        reliability=(
+            change_pictures.reliability_picture(evaluation.q_calibration)
+            if evaluation.q_calibration and not evaluation.q_calibration.refused
+            else None
+        ),
         training=training_pictures.training_picture(data.training["history"] if data.training else ()),
         candidates=candidate_rows(selection) if selection else (),
         compared_on=compared_on(selection) if selection else "",
@@ -121,6 +127,9 @@ def _environment() -> Environment:
         setting=_setting,
         prose=_prose,
         shortened=charts.shortened,
+        first_choice=change_pictures.first_choice,
+        moved_actions=change_pictures.moved_actions,
+        observed=change_pictures.observed,
     )
     environment.globals.update(
         with_interval=formatting.with_interval, policy_name=pictures.policy_name, estimator_names=pictures.ESTIMATORS

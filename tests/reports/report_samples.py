@@ -9,6 +9,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 from reports.assessment import DECIDING_RULE
+from reports.change_records import (
+    Changes,
+    ExampleEpisode,
+    ExampleStep,
+    FeatureEffect,
+    QBin,
+    QCalibration,
+    RegionChange,
+)
 from reports.gate import GateConfig, decide
 from reports.records import (
     ActionAverage,
@@ -122,8 +131,66 @@ def passed_evaluation() -> Evaluation:
             "evaluate": {"level": 0.95, "n_replicates": 10000, "fqe": {"hidden": [64, 64], "n_updates": 4000}},
             "gate": gate.model_dump(mode="json"),
         },
+        changes=changes(),
+        q_calibration=q_calibration(),
     )  # fmt: skip
     return replace(evaluation, decision=decide(evaluation, gate))
+
+
+def changes(*, first_episode: str = "svc-0412/2024-05-14") -> Changes:
+    """What the candidate does otherwise, with two episodes."""
+
+    def probs(*values: float) -> dict[str, float]:
+        return dict(zip(ACTIONS, values, strict=True))
+
+    regions = (
+        RegionChange(
+            "p95_ms about 412 ms (in all 188)", 2904, 811, 0.42, 0.61, probs(0.55, 0.35, 0.1), probs(0.14, 0.72, 0.14)
+        ),
+        RegionChange(
+            "cpu about 0.45 (in all 0.52)", 9138, 1930, 0.09, 0.39, probs(0.15, 0.66, 0.19), probs(0.17, 0.61, 0.22)
+        ),
+    )
+    features = tuple(
+        FeatureEffect(name, moved, gap, turned, 0.01)
+        for name, moved, gap, turned in (
+            ("p95_ms", 0.31, 1.42, 0.38),
+            ("replicas", 0.22, 0.91, 0.24),
+            ("cpu", 0.08, 0.3, 0.11),
+            ("zone", 0.0, -0.01, 0.0),
+        )
+    )
+
+    def steps(peak: int) -> tuple[ExampleStep, ...]:
+        return tuple(
+            ExampleStep(
+                step=i,
+                observation={"p95_ms": 150.0 + 61.25 * i, "replicas": float(9 - i // 2), "cpu": None, "zone": "a"},
+                action="hold",
+                behavior_prob=0.7333,
+                candidate_probs=probs(0.8, 0.15, 0.05) if i == peak else probs(0.2, 0.7, 0.1),
+                baseline_probs=probs(0.1, 0.8, 0.1),
+                reward=-1.25 - i / 8,
+                disagreement=0.7 if i == peak else 0.1,
+            )
+            for i in range(1, 7)
+        )
+
+    episodes = (
+        ExampleEpisode(first_episode, "2024-05-14", regions[0].where, 3, 6, -8.1, steps(3)),
+        ExampleEpisode("svc-0077/2024-05-03", "2024-05-03", regions[1].where, 6, 40, -21.4, steps(6)),
+    )
+    return Changes(
+        "baseline", 0.171, 0.214, regions, 2, episodes, ("p95_ms", "replicas", "cpu", "zone"), features, 2000, 3
+    )
+
+
+def q_calibration() -> QCalibration:
+    bins = tuple(
+        QBin(1505, own, own + more, own + more - 0.12, own + more + 0.12, 0.05 * k + 0.1)
+        for k, (own, more) in enumerate(((-8.2, 0.41), (-7.1, 0.25), (-6.0, 0.3), (-5.2, 0.22), (-3.9, -0.04)))
+    )
+    return QCalibration(bins, 5, 0.95, -0.228)
 
 
 def refused_evaluation() -> Evaluation:
@@ -168,6 +235,7 @@ def refused_evaluation() -> Evaluation:
             "logged", averages, 12, 3, 1e-9, False, "the behavior probabilities do not average to 1 for scale_down"
         ),
         q_claim=QClaim(1.7, -4.2, 3.1e8, 0.0, 2),
+        q_calibration=QCalibration((), 0, 0.95, None, "some of its Q-values are not finite"),
         counts=replace(good.counts, n_episodes=84, n_nights=3, damaged_share=0.021, n_truncated=40),
         design_effects=(DesignEffect("night", "cluster", 2.91, 3, 0.002, True),),
     )

@@ -312,3 +312,46 @@ def test_a_policy_with_other_actions_is_refused(replay: Replay) -> None:
 
 def test_gamma_of_the_test_contract_is_that_of_the_world() -> None:
     assert contract_from_text(CONTRACT, "test").gamma == GAMMA
+
+
+def test_changes_against_the_log_are_found_where_the_candidate_acts_otherwise() -> None:
+    log = simulate(WORLD, UNIFORM, 600, np.random.default_rng(2))
+    # It differs from the uniform logger in state 2 alone, by .45 of the probability.
+    table = UNIFORM.copy()
+    table[2] = [0.95, 0.05]
+    evaluation = evaluate(make_replay(log, UNIFORM), TablePolicy(table, q=WORLD.q(table)))
+    changes = evaluation.changes
+    assert changes is not None
+    assert changes.against == "log"
+    assert changes.regions[0].share_of_all == pytest.approx(1.0)
+    assert changes.regions[0].where.startswith("state = 2 in 100%")
+    assert changes.regions[0].candidate_shares == pytest.approx({"left": 0.95, "right": 0.05})
+    assert changes.features == ()  # one feature has nothing to be compared with
+    for episode in changes.episodes:
+        (peak,) = (step for step in episode.steps if step.step == episode.peak_step)
+        assert peak.observation == {"state": "2"}
+        assert peak.disagreement == pytest.approx(0.45)
+        assert peak.baseline_probs == {}
+    assert len({episode.episode_id for episode in changes.episodes}) == CONFIG.example_episodes
+    assert evaluation_from_json(json.loads(json.dumps(evaluation_to_json(evaluation)))) == evaluation
+
+
+def test_no_logged_row_is_kept_where_no_example_is_wanted() -> None:
+    log = simulate(WORLD, UNIFORM, 300, np.random.default_rng(2))
+    config = CONFIG.model_copy(update={"example_episodes": 0})
+    evaluation = evaluate(make_replay(log, UNIFORM), TablePolicy(greedy(WORLD, 0.2)), config=config)
+    assert evaluation.changes is not None
+    assert evaluation.changes.episodes == ()
+    assert evaluation.q_calibration is None
+
+
+def test_own_values_of_the_truth_keep_their_word_in_the_evaluation() -> None:
+    log = simulate(WORLD, UNIFORM, 1_500, np.random.default_rng(4))
+    best = greedy(WORLD, 0.0)
+    policy = TablePolicy(greedy(WORLD, 0.2), q=WORLD.q(best), spread=np.full((4, 2), 0.3))
+    evaluation = evaluate(make_replay(log, UNIFORM), policy)
+    calibration = evaluation.q_calibration
+    assert calibration is not None
+    assert calibration.excess is not None
+    assert abs(calibration.excess) < 0.1
+    assert [b.disagreement for b in calibration.bins] == pytest.approx([0.3] * len(calibration.bins))
