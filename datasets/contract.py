@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import zoneinfo
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from datasets.actions import Actions
+from datasets.constraints import Constraint, Slices, Success, constraint_problems, slice_problems, success_problem
 from datasets.durations import seconds_of
 from datasets.settings import Settings, SettingsError, build_settings, parse_toml
 
@@ -276,6 +278,11 @@ class Contract(Settings):
     outcomes: OutcomeRules | None = None
     """Where rewards arrive later; without it every step carries its own."""
     behavior: Behavior = Behavior()
+    success: Success | None = None
+    """When a decision was a success; its rate is shown beside the value."""
+    constraints: dict[str, Constraint] = Field(default_factory=dict)
+    """What must not happen, by name. The current contract's hold, whatever a release was made under."""
+    slices: Slices = Slices()
     privacy: Privacy = Privacy()
     episodes: EpisodeRules = EpisodeRules()
     time: TimeFormat = TimeFormat()
@@ -302,6 +309,16 @@ class Contract(Settings):
         if problems:
             raise ValueError("; ".join(problems))
         return features
+
+    @field_validator("success", "constraints", "slices")
+    @classmethod
+    def _rules_fit(cls, rules: Any, info: ValidationInfo) -> Any:
+        if "features" not in info.data or "actions" not in info.data:  # they have problems of their own
+            return rules
+        problems = _rule_problems(rules, info.data["features"], info.data["actions"])
+        if problems:
+            raise ValueError("; ".join(problems))
+        return rules
 
     @field_validator("columns")
     @classmethod
@@ -336,6 +353,16 @@ class Contract(Settings):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @property
+    def forbids(self) -> dict[str, str]:
+        """Condition of each constraint that forbids actions, by name."""
+        return {name: rule.forbid for name, rule in self.constraints.items() if rule.forbid is not None}
+
+    @property
+    def breaches(self) -> dict[str, str]:
+        """Condition of each constraint that an outcome may breach, by name."""
+        return {name: rule.breached for name, rule in self.constraints.items() if rule.breached is not None}
 
     @property
     def image(self) -> tuple[str, ImageFeature] | None:
@@ -387,6 +414,39 @@ def canonical_names(contract: Contract) -> list[str]:
     """Every canonical column of a step that is read from a log."""
     structs = [f"{struct}.{name}" for struct in ("observation", "final_observation") for name in contract.features]
     return [*STEP_COLUMNS, *(["cluster"] if contract.episodes.cluster else []), *structs]
+
+
+def _rule_problems(
+    rules: Success | Slices | Mapping[str, Constraint] | None, features: Mapping[str, Feature], actions: Actions
+) -> list[str]:
+    if rules is None:
+        return []
+    if isinstance(rules, Success):
+        problem = success_problem(rules, features, actions)
+        return [] if problem is None else [problem]
+    if isinstance(rules, Slices):
+        return slice_problems(rules, features)
+    names = [f"'{name}' is no name of a constraint" for name in rules if not _NAME.fullmatch(name)]
+    return names + [
+        problem for name, rule in rules.items() for problem in constraint_problems(name, rule, features, actions)
+    ]
+
+
+def current_rules_on(contract: Contract, current: Contract) -> Contract:
+    """`contract` with the success, constraints, slices and safe action of the current one.
+
+    Constraints hold as they stand today, whatever the contract was when a snapshot was frozen or a policy trained.
+
+    Raises:
+        ValueError: naming every rule that speaks of a feature or action which `contract` lacks.
+    """
+    safe = current.actions.safe
+    actions = contract.actions.model_copy(update={"safe": safe if safe in contract.actions.names else None})
+    rules = {"success": current.success, "constraints": current.constraints, "slices": current.slices}
+    problems = [text for rule in rules.values() for text in _rule_problems(rule, contract.features, actions)]
+    if problems:
+        raise ValueError("; ".join(problems))
+    return contract.model_copy(update={**rules, "actions": actions})
 
 
 _HASHABLE = ("episode_id", "decision_id", "decided_by", "cluster")

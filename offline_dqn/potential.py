@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from datasets.contract import Contract
 from datasets.errors import OfflineDqnError
+from datasets.observation_sql import evaluate_sql, observation_table, sql_problem
 from datasets.observations import Observations
-from offline_dqn.observation_sql import evaluate_sql, observation_table, sql_problem
 
 
 class PotentialError(OfflineDqnError):

@@ -16,7 +16,7 @@ import duckdb
 import numpy as np
 
 from datasets.contract import BooleanFeature, CategoricalFeature, Contract, NumericFeature, VectorFeature
-from offline_dqn.observation_sql import syntax_tree
+from datasets.expressions import syntax_tree
 from offline_dqn.rule_policy import RulePolicy
 
 if TYPE_CHECKING:

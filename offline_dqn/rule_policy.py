@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from datasets.contract import Contract
 from datasets.errors import OfflineDqnError
+from datasets.observation_sql import evaluate_sql, failing_row, observation_table, sql_problem
 from datasets.observations import Observations
 from offline_dqn.exploration import allowed_actions, explore
-from offline_dqn.observation_sql import evaluate_sql, observation_table, sql_problem
 
 
 class PolicyRuleError(OfflineDqnError):
@@ -116,23 +116,13 @@ class RulePolicy:
 
     def _failure(self, observations: Observations, message: str) -> str:
         """What to say of rules that fail on some row: names the first such rule, and its first such row."""
+        table = observation_table(self.contract, observations)
         for i, rule in enumerate(self.rules, start=1):
-            if not self._fails(rule, observations, 0, len(observations)):
-                continue
-            first, end = 0, len(observations)  # the first failing row lies in [first, end)
-            while end - first > 1:
-                middle = (first + end) // 2
-                first, end = (first, middle) if self._fails(rule, observations, first, middle) else (middle, end)
-            row = observation_table(self.contract, observations.take(np.array([first])))["observation"][0].as_py()
-            return (
-                f"rule {i}, `{rule.when}`, fails in row {first} of {len(observations)}, {row}: {message}. Write it so "
-                "that it holds for every observation, for instance with TRY_CAST."
-            )
+            first = failing_row(table, rule.when, "BOOLEAN")
+            if first is not None:
+                row = table["observation"][first].as_py()
+                return (
+                    f"rule {i}, `{rule.when}`, fails in row {first} of {len(observations)}, {row}: {message}. Write it "
+                    "so that it holds for every observation, for instance with TRY_CAST."
+                )
         return f"the rules fail on {len(observations)} rows: {message}."
-
-    def _fails(self, rule: Rule, observations: Observations, first: int, end: int) -> bool:
-        try:
-            evaluate_sql(self.contract, observations.take(np.arange(first, end)), [rule.when], "BOOLEAN")
-        except duckdb.Error:
-            return True
-        return False

@@ -33,6 +33,7 @@ from pipelines.erase_command import add_erase_command
 from pipelines.policy_commands import policy_app
 from pipelines.proof_commands import proof_app
 from pipelines.quarantine_commands import quarantine_app
+from pipelines.release_commands import print_budget, release_app
 from pipelines.sign_command import add_sign_command
 from pipelines.snapshot_commands import import_command, snapshot_app
 from pipelines.upkeep_commands import upkeep_app
@@ -55,6 +56,7 @@ app = typer.Typer(
 app.add_typer(batches_app, name="batches")
 app.add_typer(snapshot_app, name="snapshot")
 app.add_typer(policy_app)
+app.add_typer(release_app)
 app.add_typer(proof_app)
 app.add_typer(upkeep_app)
 app.add_typer(quarantine_app, name="quarantine")
@@ -505,9 +507,12 @@ def print_nights(workspace: Path, records: list[Any]) -> None:
 @command(app, "releases")
 def releases(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> None:
     """Versions, gate results, aliases."""
-    found = open_workspace_of(workspace).registry.releases()
+    from pipelines.readings import budget
+
+    opened = open_workspace_of(workspace)
+    found, now = opened.registry.releases(), budget(opened)
     if as_json:
-        console.print_json({"releases": [record.to_json() for record in found]})
+        console.print_json({"releases": [record.to_json() for record in found], "budget": now.to_json()})
         return
     rows = [
         [
@@ -523,6 +528,7 @@ def releases(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -
     ]
     heads = ["release", "made", "gate", "aliases", "value", "difference", "bytes"]
     console.print_table("Releases", heads, rows, right=["release", "value", "difference"])
+    print_budget(now)
 
 
 def _tag(tags: Any, name: str) -> str:

@@ -28,6 +28,8 @@ from pipelines.stages import DriftOutcome, EvaluateOutcome
 from pipelines.training import TrainOutcome, train
 from pipelines.upkeep import Retained, retain
 from pipelines.workspace import Workspace, open_workspace
+from reports.ledger import ErrorSpentError
+from reports.records import GateDecision
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,11 @@ def _night(workspace: Workspace, force_train: bool) -> NightRecord:
     with clock.stage("train", workspace.config.train.n_updates):
         trained = train_candidate(workspace, snapshot)
     with clock.stage("evaluate"):
-        evaluated = evaluate_candidate(workspace, trained.release, drift)
+        try:
+            evaluated = evaluate_candidate(workspace, trained.release, drift)
+        except ErrorSpentError as spent:  # no failure: the night ends, and the candidate waits
+            workspace.refresh_catalog(workspace.open_lake())
+            return _record(workspace, clock, ingested, drift, None, not_judged=(trained.release, str(spent)))
     workspace.refresh_catalog(workspace.open_lake())
     return _record(workspace, clock, ingested, drift, evaluated)
 
@@ -164,7 +170,9 @@ def _record(
     ingested: IngestReport,
     drift: DriftOutcome | None,
     evaluated: EvaluateOutcome | None,
+    not_judged: tuple[int, str] | None = None,
 ) -> NightRecord:
+    """The line of the night; `not_judged` is a candidate that did not meet `gate`, and why."""
     held = _held(workspace, ingested) if drift is None else None
     batch = held or ingested.batch
     evaluation = evaluated.evaluation if evaluated else None
@@ -179,13 +187,13 @@ def _record(
         n_quarantined=batch.counts.n_quarantined if batch else 0,
         drift="not measured" if drift is None or drift.report is None else drift.report.status,
         decision="batch held" if drift is None else drift.decision.cause,
-        release=evaluated.release if evaluated else None,
+        release=evaluated.release if evaluated else not_judged[0] if not_judged else None,
         value=value.value if value else None,
         low=value.interval.low if value and value.interval else None,
         high=value.interval.high if value and value.interval else None,
         baseline=baseline.value if baseline else None,
-        gate=None if decision is None else "passed" if decision.passed else "refused",
-        reason=decision.reason if decision else drift.decision.sentence if drift else _why_held(batch),
+        gate="not read" if not_judged else None if decision is None else "passed" if decision.passed else "refused",
+        reason=not_judged[1] if not_judged else _reason(drift, decision, batch),
         report=str(report) if report else None,
         seconds=clock.total(),
         live_from=drift.live_nights[0].isoformat() if drift and drift.live_nights else None,
@@ -193,6 +201,10 @@ def _record(
     )
     append_night(workspace.nights_path, record)
     return record
+
+
+def _reason(drift: DriftOutcome | None, decision: GateDecision | None, batch: Batch | None) -> str:
+    return decision.reason if decision else drift.decision.sentence if drift else _why_held(batch)
 
 
 def _held(workspace: Workspace, ingested: IngestReport) -> Batch | None:

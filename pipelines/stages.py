@@ -34,12 +34,23 @@ from drift.windows import window_from_replay
 from offline_dqn.policy import AnyPolicy, Policy
 from pipelines.acting import load_release
 from pipelines.log_reading import read_log
-from pipelines.training import VERSION_ZERO, StageError, written_by
+from pipelines.readings import (
+    EVALUATION,
+    check_writable,
+    digest_of,
+    evaluation_bytes,
+    judged_releases,
+    ledger_of,
+    set_up,
+    snapshot_of,
+    spent_at,
+)
+from pipelines.training import VERSION_ZERO, StageError
 from pipelines.upkeep import compact_lake
 from pipelines.workspace import Workspace
 from reports.crossfit import step_probs
 from reports.estimators import cumulative_log_weights, on_policy_returns
-from reports.evaluation import EvaluationError, evaluate_candidate
+from reports.ledger import Ledger, Verdict
 from reports.manifest import read_manifest
 from reports.plan import LogPlan, plan_log
 from reports.records import Estimate, Evaluation, evaluation_from_json, evaluation_to_json
@@ -226,7 +237,7 @@ def measure(workspace: Workspace, *, forced: bool = False) -> DriftOutcome:
     _refuse_held_outcomes(lake)
     as_of = workspace.as_of(lake)
     try:
-        trained_on, summary = open_snapshot(current_snapshot(_snapshot_of(workspace, champion)))
+        trained_on, summary = open_snapshot(current_snapshot(snapshot_of(workspace, champion)))
     except SnapshotError as error:
         return DriftOutcome(None, _without_reference(error, forced), None)
     frozen_at = datetime.fromisoformat(summary.as_of)
@@ -357,64 +368,47 @@ class EvaluateOutcome:
 def evaluate(workspace: Workspace, release: int, drift: DriftOutcome | None = None) -> EvaluateOutcome:
     """Estimates a release on its snapshot's `gate` episodes, decides, and writes evaluation and report beside it.
 
-    A release meets `gate` once: a repeat returns the recorded decision, because every further look would spend error
-    that the gate's level does not hold.
+    A release meets `gate` once: a repeat returns the recorded decision and spends nothing. The reading is entered in
+    the error ledger before `gate` is read; killed after that and repeated, it goes on with the reading it began.
+
+    Raises:
+        ErrorSpentError: the year's error is spent; `gate` was not read.
+        StageError: there is nothing to judge the release on or to compare it with, or nothing can be written.
     """
     folder = workspace.registry.path(release)
     recorded = recorded_evaluation(workspace, release)
+    ledger = ledger_of(workspace)
     report_path = folder / "report.html"
     if recorded is not None:
+        _finish_reading(ledger, release, recorded, folder)
         return EvaluateOutcome(
             release, recorded, report_path, repeated=True, not_replayable=_why_not_replayable(workspace, release)
         )
-    snapshot_path = _snapshot_of(workspace, release)
-    replay, summary = open_snapshot(snapshot_path)
-    champion = workspace.registry.champion()
-    gate = replay.of_split(GATE)
-    rules_exist = workspace.release_path(VERSION_ZERO).exists()
-    version_zero = load_release(workspace, VERSION_ZERO, replay.contract) if rules_exist else None
-    baseline = load_release(workspace, champion, replay.contract) if champion is not None else None
-    try:
-        evaluation = evaluate_candidate(
-            replay,
-            candidate=load_release(workspace, release, replay.contract),
-            baseline=version_zero if champion == VERSION_ZERO else baseline,
-            version_zero=version_zero,
-            candidate_name=f"release {release}",
-            baseline_name="the logging policy" if champion is None else f"release {champion}, the champion",
-            version_zero_name="version 0, the rules" if version_zero is not None else None,
-            baseline_wrote_gate=bool(written_by(baseline, champion, gate).all()),
-            version_zero_wrote_gate=bool(written_by(version_zero, VERSION_ZERO, gate).all()),
-            excluded=_excluded(summary),
-            config=workspace.config.evaluate,
-            gate_config=workspace.config.gate,
-            seed=workspace.config.train.seed,
-        )
-    except EvaluationError as error:
-        raise StageError(f"Release {release} cannot be evaluated on snapshot {snapshot_path.name}: {error}") from error
+    bench = set_up(workspace, release)
+    check_writable(folder)
+    reading = ledger.begin(bench.terms, bench.gate, spent_at(workspace), judged_releases(workspace))
+    evaluation = bench.judge()
     decision = evaluation.decision
     assert decision is not None  # evaluate_candidate always decides
-    data = _report_data(workspace, release, evaluation, summary, drift)
+    data = _report_data(workspace, release, evaluation, bench.summary, drift)
+    content = evaluation_bytes(evaluation_to_json(evaluation))
+    verdict: Verdict = "passed" if decision.passed else "refused"
     workspace.registry.record_evaluation(
         release,
-        gate="passed" if decision.passed else "refused",
-        files={
-            "evaluation.json": json.dumps(evaluation_to_json(evaluation), indent=1).encode(),
-            "report.html": render_report(data).encode(),
-        },
+        gate=verdict,
+        files={EVALUATION: content, "report.html": render_report(data).encode()},
         tags=_headline(evaluation),
     )
+    ledger.decide(reading, verdict, digest_of(content))
     return EvaluateOutcome(release, evaluation, report_path, repeated=False)
 
 
-def _excluded(summary: SnapshotSummary) -> dict[str, int]:
-    """Episodes left out, by the names that the gate knows."""
-    left_out = {
-        "damaged": summary.n_damaged + summary.n_unplaced,
-        "still open": summary.n_open,
-        "older than the change": summary.n_before_change,
-    }
-    return {reason: n for reason, n in left_out.items() if n}
+def _finish_reading(ledger: Ledger, release: int, recorded: Evaluation, folder: Path) -> None:
+    """Enters the verdict of a reading that was cut off after its evaluation was recorded."""
+    own = [reading for reading in ledger.readings() if release in reading.releases]
+    if own and own[-1].verdict is None and recorded.decision is not None:
+        verdict: Verdict = "passed" if recorded.decision.passed else "refused"
+        ledger.decide(own[-1], verdict, digest_of((folder / EVALUATION).read_bytes()))
 
 
 def _headline(evaluation: Evaluation) -> dict[str, float]:
@@ -462,7 +456,7 @@ def _report_data(
         validation=newest.validation if newest else None,
         snapshot=summary.to_json(),
         batch=newest.to_json() if newest else None,
-        coverage=read_coverage(_snapshot_of(workspace, release)),
+        coverage=read_coverage(snapshot_of(workspace, release)),
         lineage={
             "policy digest": manifest["digest"],
             "contract digest": workspace.contract.digest,
@@ -530,12 +524,5 @@ def _acting_policy(workspace: Workspace, release: int) -> AnyPolicy | None:
 
 
 def _why_not_replayable(workspace: Workspace, release: int) -> str:
-    mark = erased_mark(_snapshot_of(workspace, release))
+    mark = erased_mark(snapshot_of(workspace, release))
     return f"not replayable: erased on {str(mark['erased_at'])[:10]}, with episodes that had to go" if mark else ""
-
-
-def _snapshot_of(workspace: Workspace, release: int) -> Path:
-    path = workspace.release_path(release) / "training.json"
-    if not path.exists():
-        raise StageError(f"Release {release} was not trained on a snapshot, so there is nothing to judge it on.")
-    return workspace.snapshots_path / str(json.loads(path.read_text())["snapshot"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from datasets.settings import Settings
 from reports.certified import CertifiedCurve, certified_curve, largest_share
@@ -28,6 +28,8 @@ class GateConfig(Settings):
     """How much worse than version 0; fixed for the life of a workspace, so that small losses cannot add up."""
     alpha: float = Field(0.01, gt=0, lt=0.5)
     """Chance per reading to pass a candidate that is worse by the margin; .01 is .20 a year over 20 readings."""
+    yearly_error: float = Field(0.20, gt=0, lt=1)
+    """What the readings of any 365 days may spend together; the error ledger refuses a reading beyond it."""
     harm_budget: float = Field(0.0, ge=0)
     """Largest loss of one night, in reward units, that the certified share of traffic may risk."""
     min_episodes: int = Field(100, ge=2)
@@ -44,6 +46,14 @@ class GateConfig(Settings):
     smallest_change: float = Field(1e-6, gt=0, lt=1)
     """A candidate whose action probabilities all lie this close to the baseline's is nothing new."""
     overlap: OverlapBounds = OverlapBounds()
+
+    @model_validator(mode="after")
+    def _one_reading_fits(self) -> GateConfig:
+        if self.alpha > self.yearly_error:
+            raise ValueError(
+                f"alpha = {self.alpha:g} is more than yearly_error = {self.yearly_error:g}: not one reading would fit"
+            )
+        return self
 
 
 def decide(evaluation: Evaluation, config: GateConfig) -> GateDecision:

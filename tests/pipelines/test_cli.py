@@ -29,6 +29,7 @@ COMMANDS = [
     ["nightly"],
     ["nights"],
     ["releases"],
+    ["ledger"],
     ["promote", "1", "--reviewer", "Ada"],
     ["rollback"],
     ["batches", "list"],

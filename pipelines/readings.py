@@ -1,0 +1,300 @@
+"""What a reading of `gate` rests on: policies, snapshot and settings put together, entered in the ledger, then judged.
+
+Kept apart from the stage so that a recorded decision can be made again from what its reading was entered with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets.replay import GATE, Replay
+from datasets.settings import build_settings
+from datasets.snapshot import SnapshotSummary, open_snapshot
+from offline_dqn.policy import AnyPolicy
+from pipelines.acting import ReleaseError, load_release
+from pipelines.training import VERSION_ZERO, StageError, written_by
+from pipelines.workspace import Workspace
+from reports.evaluate_config import EvaluateConfig
+from reports.evaluation import EvaluationError, evaluate_candidate
+from reports.gate import GateConfig
+from reports.ledger import Budget, Ledger, Terms, budget_of
+from reports.manifest import read_manifest
+from reports.records import Evaluation
+
+_PACKAGES = ("datasets", "drift", "offline_dqn", "reports")
+_LIBRARIES = ("numpy", "scipy", "torch", "scikit-learn")
+EVALUATION = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A candidate and everything it is judged with; nothing of `gate` but its size and nights was looked at.
+
+    Attributes:
+        release: the candidate's number.
+        champion: the release that it is compared with; None for the logging policy.
+        replay, summary: the candidate's snapshot.
+        candidate, baseline, version_zero: policies under the snapshot's contract; None where there is no such release.
+        evaluate, gate, seed: settings.
+    """
+
+    release: int
+    champion: int | None
+    replay: Replay
+    summary: SnapshotSummary
+    candidate: AnyPolicy
+    baseline: AnyPolicy | None
+    version_zero: AnyPolicy | None
+    evaluate: EvaluateConfig
+    gate: GateConfig
+    seed: int
+
+    @property
+    def terms(self) -> Terms:
+        """What the ledger enters."""
+        nights = self.replay.nights[self.replay.split == GATE]
+        return Terms(
+            release=self.release,
+            candidate=self.candidate.digest,
+            snapshot=self.summary.digest,
+            nights=tuple(str(night) for night in np.unique(nights)),
+            n_episodes=len(nights),
+            alpha=self.gate.alpha,
+            inputs={
+                "contract": self.replay.contract.digest,
+                "champion": self.champion,
+                "baseline": self.baseline.digest if self.baseline else None,
+                "version_zero": self.version_zero.digest if self.version_zero else None,
+                "evaluate": self.evaluate.model_dump(mode="json"),
+                "gate": self.gate.model_dump(mode="json", exclude={"yearly_error"}),  # of the year, not of the reading
+                "seed": self.seed,
+                "left_out": left_out(self.summary),
+            },
+            made_by=made_by(),
+        )
+
+    def judge(self) -> Evaluation:
+        """Estimates, decides: the reading itself.
+
+        Raises:
+            StageError: no gate episode can be used.
+        """
+        gate = self.replay.of_split(GATE)
+        rules_champion = self.champion == VERSION_ZERO
+        try:
+            return evaluate_candidate(
+                self.replay,
+                candidate=self.candidate,
+                baseline=self.version_zero if rules_champion else self.baseline,
+                version_zero=self.version_zero,
+                candidate_name=f"release {self.release}",
+                baseline_name="the logging policy"
+                if self.champion is None
+                else f"release {self.champion}, the champion",
+                version_zero_name="version 0, the rules" if self.version_zero is not None else None,
+                baseline_wrote_gate=bool(written_by(self.baseline, self.champion, gate).all()),
+                version_zero_wrote_gate=bool(written_by(self.version_zero, VERSION_ZERO, gate).all()),
+                excluded=left_out(self.summary),
+                config=self.evaluate,
+                gate_config=self.gate,
+                seed=self.seed,
+            )
+        except EvaluationError as error:
+            raise _not_evaluated(self.release, self.summary, str(error)) from error
+
+
+def set_up(workspace: Workspace, release: int) -> Bench:
+    """The bench of a release as things stand now.
+
+    Raises:
+        StageError: it was not trained on a snapshot, nothing of it is in `gate`, or what it is to be compared with is
+            gone.
+        SnapshotError: its snapshot is gone, or a byte of it has changed.
+    """
+    config = workspace.config
+    return bench_of(
+        workspace,
+        release,
+        champion=workspace.registry.champion(),
+        has_rules=config.baseline is not None or workspace.release_path(VERSION_ZERO).exists(),
+        evaluate=config.evaluate,
+        gate=config.gate,
+        seed=config.train.seed,
+    )
+
+
+def set_up_again(workspace: Workspace, terms: Terms) -> Bench:
+    """The bench of an entered reading: its release and settings, and what it was compared with then.
+
+    Raises:
+        StageError, SnapshotError: as `set_up`.
+    """
+    inputs = terms.inputs
+    gate = {**inputs["gate"], "yearly_error": workspace.config.gate.yearly_error}
+    return bench_of(
+        workspace,
+        terms.release,
+        champion=inputs["champion"],
+        has_rules=inputs["version_zero"] is not None,
+        evaluate=build_settings(EvaluateConfig, inputs["evaluate"], "the error ledger"),
+        gate=build_settings(GateConfig, gate, "the error ledger"),
+        seed=inputs["seed"],
+    )
+
+
+def bench_of(
+    workspace: Workspace,
+    release: int,
+    *,
+    champion: int | None,
+    has_rules: bool,
+    evaluate: EvaluateConfig,
+    gate: GateConfig,
+    seed: int,
+) -> Bench:
+    """The bench of a release, compared with the given champion and, where there are any, the rules."""
+    replay, summary = open_snapshot(snapshot_of(workspace, release))
+    if not (replay.split == GATE).any():
+        raise _not_evaluated(release, summary, "the gate split is empty")
+    candidate = load_release(workspace, release, replay.contract)
+    return Bench(
+        release=release,
+        champion=champion,
+        replay=replay,
+        summary=summary,
+        candidate=candidate,
+        baseline=None if champion is None else _compared(workspace, champion, replay, "the champion"),
+        version_zero=_compared(workspace, VERSION_ZERO, replay, "version 0, the rules of [baseline]")
+        if has_rules
+        else None,
+        evaluate=evaluate,
+        gate=gate,
+        seed=seed,
+    )
+
+
+def _compared(workspace: Workspace, release: int, replay: Replay, what: str) -> AnyPolicy:
+    try:
+        return load_release(workspace, release, replay.contract)
+    except ReleaseError as error:
+        raise StageError(
+            f"Nothing can be compared with {what}: {error} Restore {workspace.release_path(release)} from a backup; "
+            "`gate` was not read."
+        ) from error
+
+
+def _not_evaluated(release: int, summary: SnapshotSummary, cause: str) -> StageError:
+    splits = ", ".join(f"{name} {n}" for name, n in summary.split_episodes.items())
+    return StageError(
+        f"Release {release} cannot be evaluated on the snapshot of {summary.as_of[:16]}: {cause} (episodes by split: "
+        f"{splits}). Wait for more nights, or raise the gate's share in [snapshot]; then freeze and train again."
+    )
+
+
+def left_out(summary: SnapshotSummary) -> dict[str, int]:
+    """Episodes left out, by the names that the gate knows."""
+    reasons = {
+        "damaged": summary.n_damaged + summary.n_unplaced,
+        "still open": summary.n_open,
+        "older than the change": summary.n_before_change,
+    }
+    return {reason: n for reason, n in reasons.items() if n}
+
+
+def snapshot_of(workspace: Workspace, release: int) -> Path:
+    """The folder of the snapshot that a release was trained on."""
+    path = workspace.release_path(release) / "training.json"
+    if not path.exists():
+        raise StageError(f"Release {release} was not trained on a snapshot, so there is nothing to judge it on.")
+    return workspace.snapshots_path / str(json.loads(path.read_text())["snapshot"])
+
+
+# --- the ledger of a workspace
+
+
+def ledger_of(workspace: Workspace) -> Ledger:
+    """The error ledger, beside the releases."""
+    return Ledger(workspace.releases_path / "ledger.jsonl")
+
+
+def spent_at(workspace: Workspace) -> datetime:
+    """The instant at which a reading is entered: of the log's clock, and never later than ours.
+
+    So the year of logs that are read long after they were written is theirs, and nobody gains by a clock set forward.
+    """
+    return min(workspace.as_of(workspace.open_lake()), datetime.now(UTC))
+
+
+def budget(workspace: Workspace) -> Budget:
+    """What the year that ends now has spent."""
+    return budget_of(ledger_of(workspace).readings(), workspace.config.gate, spent_at(workspace))
+
+
+def judged_releases(workspace: Workspace) -> dict[int, str]:
+    """SHA-256 of `evaluation.json` by release that has a recorded verdict."""
+    manifests = {release: read_manifest(workspace.release_path(release)) for release in workspace.releases_on_disk()}
+    return {
+        release: manifest.evaluation_files[EVALUATION]
+        for release, manifest in manifests.items()
+        if manifest is not None and EVALUATION in manifest.evaluation_files
+    }
+
+
+def check_writable(folder: Path) -> None:
+    """Refuses before `gate` is read what could not be recorded afterwards.
+
+    Raises:
+        StageError: nothing can be written to the release's folder.
+    """
+    trial = folder / f".writable-{os.getpid()}"
+    try:
+        trial.write_bytes(b"")
+        trial.unlink()
+        blocked = [name for name in (EVALUATION, "report.html") if (folder / name).is_dir()]
+        if blocked:
+            raise IsADirectoryError(0, "is a folder", str(folder / blocked[0]))
+    except OSError as error:
+        raise StageError(
+            f"The report cannot be written: {error.filename or folder}: {error.strerror}. Make {folder} writable; "
+            "`gate` was not read and no error was spent."
+        ) from error
+
+
+def digest_of(content: bytes) -> str:
+    """SHA-256 of a file's content."""
+    return hashlib.sha256(content).hexdigest()
+
+
+@cache
+def made_by() -> Mapping[str, str]:
+    """Versions of the code that judges and of the libraries that compute; `source` is a digest of our own modules."""
+    root = Path(__file__).resolve().parents[1]
+    source = hashlib.sha256()
+    for package in _PACKAGES:
+        for path in sorted((root / package).rglob("*.py")):
+            source.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    libraries = {name: _version(name) for name in ("offline-dqn", *_LIBRARIES)}
+    return {**libraries, "source": source.hexdigest()[:16]}
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def evaluation_bytes(plain: Mapping[str, Any]) -> bytes:
+    """`evaluation.json` as it is stored."""
+    return json.dumps(plain, indent=1).encode()

@@ -1,0 +1,176 @@
+"""Readings of `gate` in a workspace: entered before it is read, finished after a kill, refused beyond the budget."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipelines import readings, stages
+from pipelines.training import StageError, train
+from pipelines.workspace import Workspace, open_workspace
+from reports.ledger import ErrorSpentError
+from tests.pipelines.conftest import Run, edit
+
+
+class Killed(BaseException):
+    """Stands for a process that is gone at this point: nothing catches it, nothing after it runs."""
+
+
+def killed(*_: object, **__: object) -> None:
+    raise Killed
+
+
+@pytest.fixture(scope="module")
+def with_candidate(first_night: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first night with a second candidate that has not met `gate`: the same settings with another seed."""
+    root = tmp_path_factory.mktemp("readings") / "workspace"
+    shutil.copytree(first_night, root)
+    edit(root / "offline_dqn.toml", "[train]\nn_updates = 800", "[train]\nseed = 5\nn_updates = 40")
+    assert train(open_workspace(root)).release == 2
+    return root
+
+
+@pytest.fixture
+def waiting(with_candidate: Path, tmp_path: Path) -> Workspace:
+    shutil.copytree(with_candidate, tmp_path / "waiting")
+    return open_workspace(tmp_path / "waiting")
+
+
+def n_spent(workspace: Workspace) -> int:
+    return len(readings.ledger_of(workspace).readings())
+
+
+def test_the_ledger_names_what_was_read(first_night: Path, run: Run) -> None:
+    answer = run(first_night, "ledger", "--json")
+    (reading,) = answer.json["readings"]
+
+    assert (reading["releases"], reading["alpha"], reading["verdict"]) == ([1], 0.05, "passed")
+    assert reading["nights"] == ["2026-01-05"]
+    assert reading["n_episodes"] > 900
+    assert len(reading["snapshot"]) == len(reading["evaluation"]) == 64
+    assert answer.json["budget"]["spent"] == 0.05
+    assert answer.json["budget"]["n_left"] == 3  # .20 a year at .05 a reading
+    shown = run(first_night, "ledger").out
+    assert "0.05 of 0.2, spent by 1 readings of gate" in shown
+    assert "3 more now" in run(first_night, "releases").out
+
+
+@pytest.mark.parametrize("where", ["before the entry", "while it is read", "before the record", "before the verdict"])
+def test_a_kill_gives_no_free_look_and_costs_none(
+    waiting: Workspace, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    places = {
+        "before the entry": ("pipelines.stages.check_writable", 1),
+        "while it is read": ("pipelines.readings.evaluate_candidate", 2),
+        "before the record": ("reports.registry.Registry.record_evaluation", 2),
+        "before the verdict": ("reports.ledger.Ledger.decide", 2),
+    }
+    target, n_entered = places[where]
+    with monkeypatch.context() as patch:
+        patch.setattr(target, killed)
+        with pytest.raises(Killed):
+            stages.evaluate(waiting, 2)
+    assert n_spent(waiting) == n_entered
+
+    outcome = stages.evaluate(open_workspace(waiting.root), 2)
+    repeated = stages.evaluate(open_workspace(waiting.root), 2)
+
+    own = readings.ledger_of(waiting).readings()[-1]
+    assert (n_spent(waiting), own.releases) == (2, (2,))
+    assert own.verdict == ("passed" if outcome.passed else "refused")
+    assert own.evaluation == readings.digest_of((waiting.release_path(2) / "evaluation.json").read_bytes())
+    assert repeated.repeated
+    assert repeated.evaluation == outcome.evaluation
+
+
+def test_a_reading_that_was_killed_is_not_resumed_under_other_settings(
+    waiting: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.readings.evaluate_candidate", killed)
+        with pytest.raises(Killed):
+            stages.evaluate(waiting, 2)
+    edit(waiting.root / "offline_dqn.toml", "alpha = 0.05", "alpha = 0.05\nmin_episodes = 3")
+
+    stages.evaluate(open_workspace(waiting.root), 2)
+
+    found = readings.ledger_of(waiting).readings()
+    assert [reading.verdict is None for reading in found] == [False, True, False]
+
+
+def test_a_year_that_is_spent_refuses_before_gate_is_read(
+    waiting: Workspace, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(waiting.root / "offline_dqn.toml", "alpha = 0.05", "alpha = 0.05\nyearly_error = 0.09")
+    monkeypatch.setattr("pipelines.readings.evaluate_candidate", killed)
+
+    answer = run(waiting, "evaluate", 2)
+
+    assert answer.code == 1
+    assert "Release 2 was not judged and `gate` was not read: 1 readings since 2026-01-0" in answer.err
+    assert "One becomes possible again on 2027-01-0" in answer.err
+    assert "with gate.alpha at most 0.04 one more would fit" in answer.err
+    assert n_spent(waiting) == 1
+    assert run(waiting, "evaluate", 1).code == 0  # a repeat spends nothing
+    assert "the next from 2027-01-0" in run(waiting, "ledger").out
+    with pytest.raises(ErrorSpentError):
+        stages.evaluate(open_workspace(waiting.root), 2)
+
+
+def test_a_report_that_cannot_be_written_is_told_before_gate_is_read(waiting: Workspace, run: Run) -> None:
+    folder = waiting.release_path(2)
+    (folder / "report.html").mkdir()
+
+    in_the_way = run(waiting, "evaluate", 2)
+
+    assert in_the_way.code == 1
+    assert "The report cannot be written" in in_the_way.err
+    assert "no error was spent" in in_the_way.err
+    (folder / "report.html").rmdir()
+    folder.chmod(0o555)
+    try:
+        if not os.access(folder, os.W_OK):  # it is writable to root whatever its mode
+            assert f"Make {folder} writable" in run(waiting, "evaluate", 2).err
+    finally:
+        folder.chmod(0o755)
+    assert n_spent(waiting) == 1
+
+
+@pytest.mark.parametrize(("gone", "what"), [(1, "the champion"), (0, "version 0, the rules of [baseline]")])
+def test_a_baseline_that_is_gone_is_told_and_spends_nothing(waiting: Workspace, gone: int, what: str) -> None:
+    shutil.rmtree(waiting.release_path(gone))
+
+    with pytest.raises(StageError) as refused:
+        stages.evaluate(waiting, 2)
+
+    assert f"Nothing can be compared with {what}: There is no release {gone}" in str(refused.value)
+    assert "Restore " in str(refused.value)
+    assert n_spent(waiting) == 1
+
+
+def test_no_episode_in_gate_spends_nothing(waiting: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = readings.open_snapshot
+
+    def without_gate(path: Path) -> object:
+        replay, summary = real(path)
+        return replay.of_split(0, 1), summary
+
+    monkeypatch.setattr("pipelines.readings.open_snapshot", without_gate)
+
+    with pytest.raises(StageError, match=r"Release 2 cannot be evaluated on the snapshot of .*the gate split is empty"):
+        stages.evaluate(waiting, 2)
+    assert n_spent(waiting) == 1
+
+
+def test_a_lost_ledger_stops_the_next_reading(waiting: Workspace, run: Run) -> None:
+    (waiting.releases_path / "ledger.jsonl").unlink()
+
+    answer = run(waiting, "evaluate", 2)
+
+    assert answer.code == 1
+    assert "ledger.jsonl does not know how release 1 met `gate`" in answer.err
+    assert json.loads(run(waiting, "evaluate", 1, "--json").out)["repeated"]
