@@ -33,7 +33,7 @@ from pipelines.erase_command import add_erase_command
 from pipelines.policy_commands import policy_app
 from pipelines.proof_commands import proof_app
 from pipelines.quarantine_commands import quarantine_app
-from pipelines.release_commands import print_budget, release_app
+from pipelines.release_commands import print_budget, print_replay, release_app
 from pipelines.sign_command import add_sign_command
 from pipelines.snapshot_commands import import_command, snapshot_app
 from pipelines.upkeep_commands import upkeep_app
@@ -379,6 +379,9 @@ def print_candidates(selection: Mapping[str, Any]) -> None:
 @command(app, "evaluate")
 def evaluate(
     version: Annotated[int, typer.Argument(help="Number of the release.")],
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Make the recorded decision again, and say whether every bit is the same.")
+    ] = False,
     workspace: WorkspaceOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
@@ -386,6 +389,9 @@ def evaluate(
     from pipelines import stages
 
     opened = open_workspace_of(workspace)
+    if replay:
+        print_replay(opened, version, as_json)
+        return
     with (
         exclusive_lock(opened.root / ".lock", f"The workspace {opened.root}", wait_s=0.0),
         console.progress("evaluating", None),

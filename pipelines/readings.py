@@ -134,8 +134,8 @@ def set_up(workspace: Workspace, release: int) -> Bench:
     )
 
 
-def set_up_again(workspace: Workspace, terms: Terms) -> Bench:
-    """The bench of an entered reading: its release and settings, and what it was compared with then.
+def set_up_again(workspace: Workspace, terms: Terms, release: int) -> Bench:
+    """The bench of an entered reading: its settings, and what it was compared with then.
 
     Raises:
         StageError, SnapshotError: as `set_up`.
@@ -144,7 +144,7 @@ def set_up_again(workspace: Workspace, terms: Terms) -> Bench:
     gate = {**inputs["gate"], "yearly_error": workspace.config.gate.yearly_error}
     return bench_of(
         workspace,
-        terms.release,
+        release,
         champion=inputs["champion"],
         has_rules=inputs["version_zero"] is not None,
         evaluate=build_settings(EvaluateConfig, inputs["evaluate"], "the error ledger"),

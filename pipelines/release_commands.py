@@ -1,14 +1,23 @@
-"""The command `ledger`: the readings of `gate`, and what a year may still spend."""
+"""The command `ledger`, and what `evaluate --replay` prints: decisions as records that can be checked."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from pipelines import console
-from pipelines.command import JsonOption, WorkspaceOption, command, open_workspace_of
+from pipelines.command import REFUSED, JsonOption, WorkspaceOption, command, open_workspace_of
+from reports.json_differences import JsonDifference
 from reports.ledger import Budget
+
+if TYPE_CHECKING:
+    from pipelines.workspace import Workspace
+
+_SHOWN = 12
+"""Differences that are listed; --json has them all."""
 
 release_app = typer.Typer(rich_markup_mode=None)
 
@@ -56,3 +65,35 @@ def print_budget(now: Budget) -> None:
             f"readings at {now.alpha:.3g} each": following,
         },
     )
+
+
+def print_replay(workspace: Workspace, release: int, as_json: bool) -> None:
+    """Replays a recorded decision and says whether every bit is the same; exit 3 where not."""
+    from pipelines.replaying import replay_decision
+
+    with console.progress("judging again", None):
+        replayed = replay_decision(workspace, release)
+    if as_json:
+        console.print_json(replayed.to_json())
+    else:
+        same = replayed.same and not replayed.altered
+        console.print_account(
+            f"Release {release}: {'every bit is the same' if same else 'the replay differs'}",
+            {
+                "first difference": None if replayed.first_byte is None else f"byte {replayed.first_byte:,}",
+                "stored file": replayed.altered or "as the ledger has it",
+                "spent": "nothing: the decision is known already",
+            },
+        )
+        _print_differences("evaluation.json, stored -> replayed", replayed.differences)
+        _print_differences("Inputs that changed since, as entered -> as found", replayed.changed)
+        _print_differences("A new reading would use, as entered -> today", replayed.changed_since)
+    if not replayed.same or replayed.altered:
+        raise typer.Exit(REFUSED)
+
+
+def _print_differences(title: str, differences: Sequence[JsonDifference]) -> None:
+    if differences:
+        more = [f"and {len(differences) - _SHOWN} more"] if len(differences) > _SHOWN else []
+        rows = [[str(difference)] for difference in differences[:_SHOWN]]
+        console.print_table(title, [""], [*rows, *([line] for line in more)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -174,3 +175,59 @@ def test_a_lost_ledger_stops_the_next_reading(waiting: Workspace, run: Run) -> N
     assert answer.code == 1
     assert "ledger.jsonl does not know how release 1 met `gate`" in answer.err
     assert json.loads(run(waiting, "evaluate", 1, "--json").out)["repeated"]
+
+
+def test_a_replayed_decision_has_the_same_bits_and_spends_nothing(workspace: Workspace, run: Run) -> None:
+    before = (workspace.releases_path / "ledger.jsonl").read_bytes()
+
+    answer = run(workspace, "evaluate", 1, "--replay", "--json")
+
+    assert answer.code == 0
+    assert (answer.json["same"], answer.json["differences"], answer.json["altered"]) == (True, [], "")
+    assert (answer.json["first_byte"], answer.json["changed"]) == (None, [])
+    # It was judged before it became champion; the replay uses the baseline of then and says that today's is another.
+    assert answer.json["changed_since"] == [{"path": "champion", "before": None, "after": 1}]
+    assert (workspace.releases_path / "ledger.jsonl").read_bytes() == before
+
+
+def test_a_changed_byte_of_an_evaluation_is_named(workspace: Workspace, run: Run) -> None:
+    path = workspace.release_path(1) / "evaluation.json"
+    text = path.read_text()
+    found = re.search(r'"value": -?\d+\.\d\d', text)
+    assert found is not None
+    place = found.end() - 1
+    path.write_text(f"{text[:place]}{(int(text[place]) + 1) % 10}{text[place + 1 :]}")
+
+    shown = run(workspace, "evaluate", 1, "--replay")
+    answer = run(workspace, "evaluate", 1, "--replay", "--json")
+
+    assert (shown.code, answer.code) == (3, 3)
+    assert answer.json["first_byte"] == place
+    assert [difference["path"] for difference in answer.json["differences"]] == ["estimates[0].value"]
+    assert f"byte {place:,}" in shown.out
+    assert "evaluation.json is not what was recorded" in shown.out
+
+
+def test_inputs_that_changed_are_named(workspace: Workspace, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    edit(workspace.root / "offline_dqn.toml", "alpha = 0.05", "alpha = 0.04\nmargin = 0.5")
+    monkeypatch.setattr(readings, "made_by", lambda: {"source": "other"})
+
+    answer = run(workspace, "evaluate", 1, "--replay", "--json")
+
+    assert (answer.code, answer.json["same"]) == (0, True)  # settings are those of then, and the other code agrees
+    found = {d["path"]: (d["before"], d["after"]) for d in answer.json["changed_since"]}
+    assert found == {"champion": (None, 1), "gate.margin": (0.0, 0.5), "gate.alpha": (0.05, 0.04)}
+    assert "made by.source" in [d["path"] for d in answer.json["changed"]]
+
+
+def test_what_cannot_be_replayed_says_why(waiting: Workspace, run: Run) -> None:
+    never = run(waiting, "evaluate", 2, "--replay")
+    assert (never.code, "Release 2 has no recorded decision" in never.err) == (1, True)
+
+    array = next(waiting.snapshots_path.glob("*/rewards.npy"))
+    content = bytearray(array.read_bytes())
+    content[-1] ^= 1
+    array.write_bytes(content)
+    changed = run(waiting, "evaluate", 1, "--replay")
+
+    assert (changed.code, "rewards.npy" in changed.err) == (1, True)
