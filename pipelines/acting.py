@@ -24,17 +24,22 @@ class ReleaseError(OfflineDqnError):
     """A release that is not there, not whole, or made for another problem."""
 
 
-def load_release(workspace: Workspace, release: int, contract: Contract | None = None) -> AnyPolicy:
+def load_release(
+    workspace: Workspace, release: int, contract: Contract | None = None, *, with_evaluation: bool = False
+) -> AnyPolicy:
     """A release's policy, once every byte of its folder is what was registered. Needs no MLflow, so anybody can act.
 
     Its actions follow `contract`: by default the current one, otherwise that of the snapshot it is asked about.
+
+    Args:
+        with_evaluation: whether what an evaluation added must be whole too: to act it must, to be judged it need not.
     """
     folder = workspace.release_path(release)
     manifest = read_manifest(folder)
     if manifest is None:
         known = ", ".join(map(str, workspace.releases_on_disk())) or "none"
         raise ReleaseError(f"There is no release {release} in {workspace.root}; there are: {known}.")
-    damage = manifest.damage(folder, without_evaluation=True)
+    damage = manifest.damage(folder, without_evaluation=not with_evaluation)
     if damage:
         raise ReleaseError(
             f"Release {release} is not what was registered: {damage}. Use another one; nothing was done."
@@ -69,7 +74,7 @@ def act(workspace: Workspace, release: int, path: Path, engine: Engine = "numpy"
         ObservationError: a line is no JSON object or does not fit the contract; every problem is named, nothing acts.
         ReleaseError: the release cannot act, or has no graph that holds all of it.
     """
-    policy = load_release(workspace, release)
+    policy = load_release(workspace, release, with_evaluation=True)
     records, masks = _read_observations(path, policy)
     if not records:
         return []

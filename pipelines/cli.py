@@ -382,6 +382,10 @@ def evaluate(
     replay: Annotated[
         bool, typer.Option("--replay", help="Make the recorded decision again, and say whether every bit is the same.")
     ] = False,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Another reading, where the recorded decision was against a former champion."),
+    ] = False,
     workspace: WorkspaceOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
@@ -396,7 +400,7 @@ def evaluate(
         exclusive_lock(opened.root / ".lock", f"The workspace {opened.root}", wait_s=0.0),
         console.progress("evaluating", None),
     ):
-        outcome = stages.evaluate(opened, version)
+        outcome = stages.evaluate(opened, version, again=again)
     opened.refresh_catalog(opened.open_lake())
     if as_json:
         console.print_json(outcome.to_json())
@@ -413,6 +417,8 @@ def _print_evaluation(outcome: EvaluateOutcome) -> None:
     console.print_account(title + (" (as recorded before)" if outcome.repeated else ""), {"reason": decision.reason})
     if outcome.not_replayable:
         console.warn(f"the snapshot it rests on is {outcome.not_replayable}")
+    if outcome.stale:
+        console.warn(f"the decision no longer stands: {outcome.stale}")
     rows: list[list[str]] = []
     named: str | None = None
     for e in evaluation.estimates:
@@ -429,7 +435,7 @@ def _print_evaluation(outcome: EvaluateOutcome) -> None:
         for c in sorted(decision.checks, key=lambda c: c.passed)
     ]
     console.print_table("Checks", ["", "check", "value", "bound", "meaning"], checks, right=["value", "bound"])
-    following = f"offline-dqn promote {outcome.release} --reviewer NAME" if outcome.passed else ""
+    following = f"offline-dqn promote {outcome.release} --reviewer NAME" if outcome.passed and not outcome.stale else ""
     console.print_account(
         "Then",
         {
@@ -517,22 +523,29 @@ def releases(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -
 
     opened = open_workspace_of(workspace)
     found, now = opened.registry.releases(), budget(opened)
+    rejected = {r.release: [f"rejected by {r.reviewer}"] for r in opened.registry.rejections()}
     if as_json:
-        console.print_json({"releases": [record.to_json() for record in found], "budget": now.to_json()})
+        console.print_json(
+            {
+                "releases": [record.to_json() for record in found],
+                "budget": now.to_json(),
+                "rejections": [rejection.to_json() for rejection in opened.registry.rejections()],
+            }
+        )
         return
     rows = [
         [
             r.number,
             f"{r.created_at:%Y-%m-%d %H:%M}",
             r.gate,
-            ", ".join(r.aliases),
+            ", ".join([*r.aliases, *rejected.get(r.number, ())]),
             _tag(r.tags, "value"),
             _tag(r.tags, "difference"),
             r.damage or "intact",
         ]
         for r in found
     ]
-    heads = ["release", "made", "gate", "aliases", "value", "difference", "bytes"]
+    heads = ["release", "made", "gate", "is", "value", "difference", "bytes"]
     console.print_table("Releases", heads, rows, right=["release", "value", "difference"])
     print_budget(now)
 
@@ -550,19 +563,23 @@ def promote(
     version: Annotated[int, typer.Argument(help="Number of the release.")],
     reviewer: ReviewerOption,
     note: NoteOption = "",
+    override: Annotated[
+        bool, typer.Option("--override", help="Although the newest nights differ, or it was rejected; takes a note.")
+    ] = False,
     workspace: WorkspaceOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
     """Make a release whose gate passed the champion."""
-    from reports.registry import GateNotPassedError
+    from pipelines import promoting
+    from reports.registry import PromotionRefusedError
 
     opened = open_workspace_of(workspace)
     try:
-        promotion = opened.registry.promote(version, reviewer=reviewer, note=note)
-    except GateNotPassedError as error:
+        promotion, fresh = promoting.promote(opened, version, reviewer=reviewer, note=note, override=override)
+    except PromotionRefusedError as error:
         console.fail(str(error))
         raise typer.Exit(REFUSED) from error
-    _print_promotion(opened, promotion, as_json)
+    _print_promotion(opened, promotion, as_json, fresh)
 
 
 @command(app, "rollback")
@@ -579,15 +596,21 @@ def rollback(
     _print_promotion(opened, promotion, as_json)
 
 
-def _print_promotion(workspace: Workspace, promotion: Any, as_json: bool) -> None:
+def _print_promotion(workspace: Workspace, promotion: Any, as_json: bool, fresh: str = "") -> None:
     workspace.refresh_catalog(workspace.open_lake())
     if as_json:
-        console.print_json(promotion.to_json())
+        console.print_json({**promotion.to_json(), "freshness": fresh} if fresh else promotion.to_json())
         return
     before = "the logging policy" if promotion.from_release is None else f"release {promotion.from_release}"
     console.print_account(
         f"Release {promotion.to_release} is champion",
-        {"instead of": before, "reviewer": promotion.reviewer, "note": promotion.note, "undo": "offline-dqn rollback"},
+        {
+            "instead of": before,
+            "reviewer": promotion.reviewer,
+            "note": promotion.note,
+            "newest nights": fresh,
+            "undo": "offline-dqn rollback",
+        },
     )
 
 

@@ -30,7 +30,7 @@ from reports.evaluation import EvaluationError, evaluate_candidate
 from reports.gate import GateConfig
 from reports.ledger import Budget, Ledger, Terms, budget_of
 from reports.manifest import read_manifest
-from reports.records import Evaluation
+from reports.records import Evaluation, Freshness
 
 _PACKAGES = ("datasets", "drift", "offline_dqn", "reports")
 _LIBRARIES = ("numpy", "scipy", "torch", "scikit-learn")
@@ -84,8 +84,22 @@ class Bench:
             made_by=made_by(),
         )
 
-    def judge(self) -> Evaluation:
+    @property
+    def stands_for(self) -> str:
+        """The champions for which the decision stands: what the candidate was compared with.
+
+        The comparison with version 0 serves for it as champion, where it asks for no less.
+        """
+        against = ["none" if self.champion is None else str(self.champion)]
+        if self.version_zero is not None and self.gate.version_zero_margin <= self.gate.margin:
+            against.append(str(VERSION_ZERO))
+        return ", ".join(dict.fromkeys(against))
+
+    def judge(self, freshness: Freshness | None) -> Evaluation:
         """Estimates, decides: the reading itself.
+
+        Args:
+            freshness: what the newest nights said when it was entered.
 
         Raises:
             StageError: no gate episode can be used.
@@ -109,6 +123,7 @@ class Bench:
                 config=self.evaluate,
                 gate_config=self.gate,
                 seed=self.seed,
+                freshness=freshness,
             )
         except EvaluationError as error:
             raise _not_evaluated(self.release, self.summary, str(error)) from error

@@ -1,10 +1,10 @@
-"""The command `ledger`, and what `evaluate --replay` prints: decisions as records that can be checked."""
+"""The commands `ledger` and `reject`, and what `evaluate --replay` prints: decisions as records that can be checked."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -48,6 +48,26 @@ def ledger(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> 
     heads = ["reading", "at", "release", "snapshot", "nights of gate", "episodes", "alpha", "verdict"]
     console.print_table("Readings of gate", heads, rows, right=["reading", "episodes", "alpha"])
     print_budget(now)
+
+
+@command(release_app, "reject")
+def reject(
+    version: Annotated[int, typer.Argument(help="Number of the release.")],
+    reviewer: Annotated[str, typer.Option("--reviewer", help="Who says no.")],
+    note: Annotated[str, typer.Option("--note", help="Why.")],
+    workspace: WorkspaceOption = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """Record a reviewer's no to a release."""
+    from pipelines import promoting
+
+    rejection = promoting.reject(open_workspace_of(workspace), version, reviewer=reviewer, note=note)
+    if as_json:
+        console.print_json(rejection.to_json())
+        return
+    console.print_account(
+        f"Release {rejection.release} is rejected", {"reviewer": rejection.reviewer, "note": rejection.note}
+    )
 
 
 def print_budget(now: Budget) -> None:

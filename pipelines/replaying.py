@@ -11,7 +11,7 @@ from pipelines.training import StageError
 from pipelines.workspace import Workspace
 from reports.json_differences import JsonDifference, json_differences
 from reports.ledger import Reading, Terms
-from reports.records import evaluation_to_json
+from reports.records import Freshness, evaluation_from_json, evaluation_to_json
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Replayed:
 def replay_decision(workspace: Workspace, release: int) -> Replayed:
     """Judges a release again on the same snapshot, under the settings and against the champion of then.
 
+    What the newest nights said is taken as it was recorded: the lake has moved on since.
+
     Nothing is written and no error is spent: the outcome is known already.
 
     Raises:
@@ -56,7 +58,7 @@ def replay_decision(workspace: Workspace, release: int) -> Replayed:
     reading = recorded_reading(workspace, release)
     stored = (workspace.release_path(release) / EVALUATION).read_bytes()
     bench = set_up_again(workspace, reading.terms, release)
-    replayed = evaluation_bytes(evaluation_to_json(bench.judge()))
+    replayed = evaluation_bytes(evaluation_to_json(bench.judge(_freshness(stored))))
     return Replayed(
         release=release,
         same=stored == replayed,
@@ -69,6 +71,13 @@ def replay_decision(workspace: Workspace, release: int) -> Replayed:
         changed=tuple(json_differences(_deciding(reading.terms), _deciding(bench.terms))),
         changed_since=tuple(json_differences(_settings(reading.terms.inputs), _settings(_today(workspace, bench)))),
     )
+
+
+def _freshness(stored: bytes) -> Freshness | None:
+    try:
+        return evaluation_from_json(json.loads(stored)).freshness
+    except (ValueError, TypeError):  # altered beyond reading: that shows as a difference anyway
+        return None
 
 
 def recorded_reading(workspace: Workspace, release: int) -> Reading:

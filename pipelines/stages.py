@@ -24,15 +24,16 @@ from datasets.quarantine_replay import ReplayReport, replay_quarantine
 from datasets.replay import GATE, Replay
 from datasets.simulators.autoscaler_logs import SimulatedLogs, simulate_logs
 from datasets.snapshot import SnapshotError, SnapshotSummary, current_snapshot, erased_mark, open_snapshot
-from datasets.splits import gate_share, last_night_over
+from datasets.splits import gate_share
 from datasets.suite_process import SuiteError
 from datasets.validation import ValidationResult, validate_steps
 from drift.decision import LivePerformance, RetrainDecision, decide_retrain
 from drift.detection import measure_drift
 from drift.records import DriftReport
 from drift.windows import window_from_replay
-from offline_dqn.policy import AnyPolicy, Policy
+from offline_dqn.policy import AnyPolicy
 from pipelines.acting import load_release
+from pipelines.live_nights import freshness, newest_nights, weights_to
 from pipelines.log_reading import read_log
 from pipelines.readings import (
     EVALUATION,
@@ -48,12 +49,12 @@ from pipelines.readings import (
 from pipelines.training import VERSION_ZERO, StageError
 from pipelines.upkeep import compact_lake
 from pipelines.workspace import Workspace
-from reports.crossfit import step_probs
-from reports.estimators import cumulative_log_weights, on_policy_returns
+from reports.estimators import on_policy_returns
 from reports.ledger import Ledger, Verdict
 from reports.manifest import read_manifest
 from reports.plan import LogPlan, plan_log
 from reports.records import Estimate, Evaluation, evaluation_from_json, evaluation_to_json
+from reports.registry import JUDGED_AGAINST
 from reports.render import ReportData, render_report
 
 # --- ingest, validate
@@ -242,13 +243,13 @@ def measure(workspace: Workspace, *, forced: bool = False) -> DriftOutcome:
         return DriftOutcome(None, _without_reference(error, forced), None)
     frozen_at = datetime.fromisoformat(summary.as_of)
     since = read_episodes(lake, workspace.config.snapshot, as_of=as_of, started_after=frozen_at)
-    live = _newest_nights(workspace, since, as_of)
+    live = newest_nights(workspace, since, as_of)
     report, performance = None, None
     if live is not None:
         policy = load_release(workspace, champion, trained_on.contract)
         acted = live.policy_versions == str(champion)
         gate = trained_on.of_split(GATE)
-        weights = _weights_to(policy, gate) if acted.mean() > 0.5 else None
+        weights = weights_to(policy, gate) if acted.mean() > 0.5 else None
         report = measure_drift(window_from_replay(gate, weights), window_from_replay(live), config)
         performance = _performance(workspace, champion, live.subset(acted))
     decision = decide_retrain(
@@ -269,32 +270,6 @@ def _without_reference(error: SnapshotError, forced: bool) -> RetrainDecision:
         return RetrainDecision(True, "forced", f"Retrain: it was asked for; {lost}", ("it was asked for",))
     advice = "`offline-dqn nightly --force-train` trains a successor with a reference of its own"
     return RetrainDecision(False, "not enough data", f"Keep the champion: {lost}; {advice}.", ())
-
-
-def _newest_nights(workspace: Workspace, live: Replay | None, as_of: datetime) -> Replay | None:
-    """The newest nights that are over: an early-morning fragment of today would differ from any whole day.
-
-    A night is over when the last episode that may have started in it has ended or timed out, and none of its rewards
-    is awaited any more. Simulated and back-filled logs come in whole nights; but the last windows of such a night are
-    open until later rows have come in.
-    """
-    if live is None:
-        return None
-    whole_nights = workspace.config.ingest.as_of == "newest"
-    last = last_night_over(live.contract, as_of, whole_nights=whole_nights)
-    nights = np.unique(live.nights)
-    nights = nights[nights <= np.datetime64(last)]
-    newest = nights[-workspace.config.drift.live_nights :]
-    return live.subset(np.isin(live.nights, newest)) if len(newest) else None
-
-
-def _weights_to(policy: Policy, gate: Replay) -> Any:
-    """(T,) weight of each step of the log as `policy` would have visited it; None where the log cannot say."""
-    if np.isnan(gate.behavior_prob).any():
-        return None
-    probs = step_probs(policy, gate)
-    taken = probs[np.arange(gate.n_steps), gate.actions]
-    return np.exp(cumulative_log_weights(taken, gate.behavior_prob, gate.offsets))
 
 
 def _performance(workspace: Workspace, champion: int, own: Replay) -> LivePerformance | None:
@@ -333,6 +308,8 @@ class EvaluateOutcome:
     repeated: bool
     not_replayable: str = ""
     """Why the decision cannot be made again from its snapshot; "" where it can."""
+    stale: str = ""
+    """Why the decision no longer stands: it was compared with another champion; "" where it does."""
 
     @property
     def passed(self) -> bool:
@@ -360,16 +337,23 @@ class EvaluateOutcome:
             "passed": self.passed,
             "repeated": self.repeated,
             "not_replayable": self.not_replayable,
+            "stale": self.stale,
             "report": str(self.report_path),
             "evaluation": evaluation_to_json(self.evaluation),
         }
 
 
-def evaluate(workspace: Workspace, release: int, drift: DriftOutcome | None = None) -> EvaluateOutcome:
+def evaluate(
+    workspace: Workspace, release: int, drift: DriftOutcome | None = None, *, again: bool = False
+) -> EvaluateOutcome:
     """Estimates a release on its snapshot's `gate` episodes, decides, and writes evaluation and report beside it.
 
     A release meets `gate` once: a repeat returns the recorded decision and spends nothing. The reading is entered in
     the error ledger before `gate` is read; killed after that and repeated, it goes on with the reading it began.
+
+    Args:
+        drift: what the night's drift stage found, for the report.
+        again: read `gate` once more for a release whose recorded decision compared it with a former champion.
 
     Raises:
         ErrorSpentError: the year's error is spent; `gate` was not read.
@@ -379,15 +363,21 @@ def evaluate(workspace: Workspace, release: int, drift: DriftOutcome | None = No
     recorded = recorded_evaluation(workspace, release)
     ledger = ledger_of(workspace)
     report_path = folder / "report.html"
-    if recorded is not None:
-        _finish_reading(ledger, release, recorded, folder)
-        return EvaluateOutcome(
-            release, recorded, report_path, repeated=True, not_replayable=_why_not_replayable(workspace, release)
+    stale = workspace.registry.stale(release)
+    if recorded is not None and again and not stale:
+        raise StageError(
+            f"The decision on release {release} stands: it was compared with what acts now. A second reading of the "
+            "same episodes would spend error and could only repeat or contradict it."
         )
+    if recorded is not None and not again:
+        _finish_reading(ledger, release, recorded, folder)
+        why = _why_not_replayable(workspace, release)
+        return EvaluateOutcome(release, recorded, report_path, repeated=True, not_replayable=why, stale=stale)
     bench = set_up(workspace, release)
     check_writable(folder)
+    fresh = freshness(workspace, bench.replay, bench.summary)
     reading = ledger.begin(bench.terms, bench.gate, spent_at(workspace), judged_releases(workspace))
-    evaluation = bench.judge()
+    evaluation = bench.judge(fresh)
     decision = evaluation.decision
     assert decision is not None  # evaluate_candidate always decides
     data = _report_data(workspace, release, evaluation, bench.summary, drift)
@@ -397,7 +387,7 @@ def evaluate(workspace: Workspace, release: int, drift: DriftOutcome | None = No
         release,
         gate=verdict,
         files={EVALUATION: content, "report.html": render_report(data).encode()},
-        tags=_headline(evaluation),
+        tags={**_headline(evaluation), JUDGED_AGAINST: bench.stands_for},
     )
     ledger.decide(reading, verdict, digest_of(content))
     return EvaluateOutcome(release, evaluation, report_path, repeated=False)

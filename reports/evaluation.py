@@ -20,7 +20,7 @@ from reports.estimators import Floats
 from reports.evaluate_config import EvaluateConfig
 from reports.explaining import explain_changes, explain_q
 from reports.gate import GateConfig, decide
-from reports.records import Counts, Evaluation
+from reports.records import Counts, Evaluation, Freshness
 from reports.trial import Arm, Role, Trial, feasible_range, masked
 
 
@@ -44,6 +44,7 @@ def evaluate_candidate(
     gate_config: GateConfig,
     seed: int,
     fit_q: QFitter | None = None,
+    freshness: Freshness | None = None,
 ) -> Evaluation:
     """Estimate the candidate's value on the gate episodes, compare it with what runs today, and decide.
 
@@ -60,6 +61,7 @@ def evaluate_candidate(
         gate_config: when the candidate passes.
         seed: of folds, fits and bootstrap.
         fit_q: fits action values; fitted Q evaluation with `config.fqe` by default.
+        freshness: whether newer nights are like the gate episodes; None where nobody looked.
 
     Raises:
         EvaluationError: if no gate episode can be used.
@@ -143,6 +145,7 @@ def evaluate_candidate(
         config={"evaluate": config.model_dump(mode="json"), "gate": gate_config.model_dump(mode="json")},
         changes=explain_changes(replay, gate, trial, candidate, n_examples=config.example_episodes, seed=seed),
         q_calibration=explain_q(gate, trial, candidate, level=config.level, refused=found.propensities.refused),
+        freshness=freshness,
     )
     return replace(evaluation, decision=decide(evaluation, gate_config))
 

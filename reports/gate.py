@@ -74,6 +74,7 @@ def decide(evaluation: Evaluation, config: GateConfig) -> GateDecision:
         _feasible_check(evaluation),
         _agreement_check(evaluation),
         *_q_checks(evaluation),
+        *_freshness_check(evaluation),
         _value_check(VALUE_CHECK, evaluation.baseline_name, against_baseline, lower, config.margin, config.alpha),
         *_version_zero_check(evaluation, config),
         *_sensitivity_check(evaluation, config.tolerated_odds_factor),
@@ -249,6 +250,12 @@ def _q_checks(evaluation: Evaluation) -> Iterator[Check]:
         if bounded
         else f"Shown only: {claim.note}.",
     )
+
+
+def _freshness_check(evaluation: Evaluation) -> Iterator[Check]:
+    fresh = evaluation.freshness
+    if fresh is not None:
+        yield Check("freshness", fresh.status != "differs", fresh.psi, fresh.threshold, fresh.sentence)
 
 
 def _value_check(

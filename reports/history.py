@@ -1,4 +1,4 @@
-"""Who promoted what, when and why: one JSON line per promotion or rollback, only ever appended."""
+"""Who promoted or rejected what, when and why: one JSON line each, only ever appended."""
 
 from __future__ import annotations
 
@@ -38,6 +38,41 @@ class Promotion:
         """What `to_json` wrote."""
         at = datetime.fromisoformat(values["at"])
         return cls(at, values["action"], values["from"], values["to"], values["reviewer"], values["note"])
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A reviewer's no to a release whose gate passed."""
+
+    at: datetime
+    release: int
+    reviewer: str
+    note: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "at": self.at.isoformat(),
+            "action": "reject",
+            "release": self.release,
+            "reviewer": self.reviewer,
+            "note": self.note,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Rejection:
+        """What `to_json` wrote."""
+        return cls(datetime.fromisoformat(values["at"]), values["release"], values["reviewer"], values["note"])
+
+
+def read_rejections(path: Path) -> list[Rejection]:
+    """Every rejection, oldest first. A last line that a crash cut off did not happen."""
+    return [Rejection.from_json(record) for record in read_records(path)]
+
+
+def append_rejection(path: Path, rejection: Rejection) -> None:
+    """Adds a line, through to the disk; a line that a crash cut off is removed first."""
+    append_record(path, rejection.to_json())
 
 
 def read_history(path: Path) -> list[Promotion]:

@@ -303,6 +303,26 @@ class GateDecision:
 
 
 @dataclass(frozen=True)
+class Freshness:
+    """Whether the newest nights are like the candidate's own `gate` episodes."""
+
+    status: Literal["no newer nights", "not enough data", "like the gate", "differs"]
+    sentence: str
+    nights: tuple[str, ...]
+    """The newest nights, ascending."""
+    n_episodes: int
+    """Of those nights."""
+    column: str | None
+    """The column nearest to drift, by PSI over its threshold."""
+    psi: float | None
+    """Of that column, in nats."""
+    threshold: float | None
+    """What an unchanged night exceeds in no column at the promised rate, and at least the smallest PSI that matters."""
+    optimistic: bool
+    """Whether the threshold knows nothing of shocks that a night's episodes share, so that it alarms too often."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Everything the report and the gate need to know about one candidate."""
 
@@ -336,6 +356,8 @@ class Evaluation:
     config: Mapping[str, Mapping[str, object]]
     """Resolved settings by stage: "evaluate" and "gate"."""
     sensitivity: Sensitivity | None = None
+    freshness: Freshness | None = None
+    """None where nobody looked at newer nights."""
     decision: GateDecision | None = None
     changes: Changes | None = None
     """What the candidate does otherwise; None in records that were made without asking."""

@@ -2,8 +2,8 @@
 
 Release 0 is the rule-based baseline; candidates are 1, 2, and so on. A release is its folder `releases/<n>`:
 `release.json` there holds the SHA-256 of every file, and a tag of the MLflow version holds that of `release.json`.
-`history.jsonl` says who is champion, and the MLflow alias repeats it. Folder and history come first; what a crash kept
-MLflow from learning, the next operation tells it.
+`history.jsonl` says who is champion, and the MLflow alias repeats it; `rejections.jsonl` what reviewers said no to.
+Folder and history come first; what a crash kept MLflow from learning, the next operation tells it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,23 @@ from typing import Literal, get_args
 from datasets.durable import write_durably
 from datasets.errors import OfflineDqnError
 from datasets.locking import exclusive_lock
-from reports.history import Promotion, append_promotion, line_of_champions, read_history
+from reports.history import (
+    Promotion,
+    Rejection,
+    append_promotion,
+    append_rejection,
+    line_of_champions,
+    read_history,
+    read_rejections,
+)
 from reports.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from reports.tracking import Tracking
 
 TRAINING = "training.json"
 """A trained release's file with its "config" and its "history": metrics by update, each with its "step"."""
+
+JUDGED_AGAINST = "judged_against"
+"""A tag of a judged release: the champions for which its decision stands, such as "2" or "none, 0"."""
 
 Gate = Literal["passed", "refused", "baseline", "not evaluated"]
 _LOCK_WAIT_S = 60.0
@@ -37,8 +48,20 @@ class RegistryError(OfflineDqnError):
     """A release that is not there, not whole, or may not do what was asked of it."""
 
 
-class GateNotPassedError(RegistryError):
-    """A release that may not be promoted because its gate did not pass."""
+class PromotionRefusedError(RegistryError):
+    """A release that may not be promoted as things stand. Nothing was changed."""
+
+
+class GateNotPassedError(PromotionRefusedError):
+    """Its gate did not pass, or it was not evaluated."""
+
+
+class StaleDecisionError(PromotionRefusedError):
+    """Its gate compared it with a champion that is no longer champion."""
+
+
+class RejectedError(PromotionRefusedError):
+    """A reviewer has rejected it."""
 
 
 @dataclass(frozen=True)
@@ -214,26 +237,110 @@ class Registry:
         """Every promotion and rollback, oldest first."""
         return read_history(self._history_path)
 
-    def promote(self, number: int, *, reviewer: str, note: str = "", at: datetime | None = None) -> Promotion:
+    def rejections(self) -> list[Rejection]:
+        """Every rejection, oldest first."""
+        return read_rejections(self._rejections_path)
+
+    def promote(
+        self, number: int, *, reviewer: str, note: str = "", at: datetime | None = None, despite_rejection: bool = False
+    ) -> Promotion:
         """Makes a release whose gate passed (or the baseline) the champion.
+
+        Of two at once one wins; the other is refused, and told who won and when.
+
+        Args:
+            despite_rejection: promote what a reviewer has rejected before; the record of both stays.
 
         Raises:
             GateNotPassedError: its gate did not pass, or it was not evaluated.
+            StaleDecisionError: it was compared with another champion than today's.
+            RejectedError: a reviewer has rejected it.
             RegistryError: it is unknown, its bytes changed, it is champion already, or no
                 reviewer is named. Nothing changes then.
         """
         with self._opened():
-            manifest = self._known(number)
-            if manifest.gate not in ("passed", "baseline"):
-                raise GateNotPassedError(
-                    f"Release {number} cannot be promoted: its gate is '{manifest.gate}', not 'passed'. "
-                    + (
-                        f"Run `offline-dqn evaluate {number}` first."
-                        if manifest.gate == "not evaluated"
-                        else f"{self._path(number) / 'report.html'} says why; train another candidate."
-                    )
-                )
+            self._refuse_promotion(number, despite_rejection)
             return self._make_champion("promote", number, reviewer, note, at)
+
+    def check_promotion(self, number: int, *, despite_rejection: bool = False) -> None:
+        """Raises what `promote` would raise now, as far as it does not depend on the reviewer; changes nothing."""
+        with self._opened():
+            self._refuse_promotion(number, despite_rejection)
+            self._refuse_champion(number)
+            self._refuse_damage(number)
+
+    def reject(self, number: int, *, reviewer: str, note: str, at: datetime | None = None) -> Rejection:
+        """Records a reviewer's no to a release that is not champion.
+
+        Raises:
+            RegistryError: it is unknown, the baseline or the champion, or reviewer or note are empty.
+        """
+        with self._opened():
+            manifest = self._known(number)
+            if manifest.gate == "baseline":
+                raise RegistryError("Release 0, the baseline, is what one can always go back to; it is not rejected.")
+            if self.champion() == number:
+                raise RegistryError(
+                    f"Release {number} is the champion; `offline-dqn rollback` takes it out of service."
+                )
+            if not reviewer.strip() or not note.strip():
+                raise RegistryError(
+                    f"Who rejects release {number}, and why? Name both: --reviewer NAME --note TEXT. Whoever trains "
+                    "the next one will want to know."
+                )
+            when = (at or datetime.now(UTC)).astimezone(UTC)
+            rejection = Rejection(when, number, reviewer.strip(), note.strip())
+            append_rejection(self._rejections_path, rejection)
+            return rejection
+
+    def stale(self, number: int) -> str:
+        """Why the decision on a release no longer stands, in words; "" where it does, or where there is none."""
+        manifest = read_manifest(self._path(number))
+        return "" if manifest is None else self._why_stale(manifest)
+
+    def _refuse_promotion(self, number: int, despite_rejection: bool) -> None:
+        manifest = self._known(number)
+        if manifest.gate not in ("passed", "baseline"):
+            raise GateNotPassedError(
+                f"Release {number} cannot be promoted: its gate is '{manifest.gate}', not 'passed'. "
+                + (
+                    f"Run `offline-dqn evaluate {number}` first."
+                    if manifest.gate == "not evaluated"
+                    else f"{self._path(number) / 'report.html'} says why; train another candidate."
+                )
+            )
+        self._refuse_champion(number)
+        stale = self._why_stale(manifest)
+        if stale:
+            raise StaleDecisionError(f"Release {number} cannot be promoted: {stale}")
+        rejected = [r for r in self.rejections() if r.release == number]
+        if rejected and not despite_rejection:
+            last = rejected[-1]
+            raise RejectedError(
+                f"Release {number} was rejected by {last.reviewer} on {last.at:%Y-%m-%d %H:%M} UTC: {last.note}. Train "
+                "another candidate, or promote it all the same with --override and a note that says why."
+            )
+
+    def _why_stale(self, manifest: Manifest) -> str:
+        champion, judged_against = self.champion(), manifest.tags.get(JUDGED_AGAINST)
+        now = "none" if champion is None else str(champion)
+        if judged_against is None or now in judged_against.split(", ") or champion == manifest.release:
+            return ""
+        first = judged_against.split(", ")[0]
+        then = "the logging policy" if first == "none" else f"release {first}"
+        return (
+            f"it was compared with {then}, and {self._acting()}. Its gate says nothing about a lead over that. "
+            f"`offline-dqn evaluate {manifest.release} --again` compares it with what acts now, for another reading of "
+            "`gate`; the next night trains and judges a candidate of its own."
+        )
+
+    def _acting(self) -> str:
+        """Who made today's champion, and when."""
+        last = self.history()[-1]
+        return (
+            f"release {last.to_release} is the champion since {last.at:%Y-%m-%d %H:%M:%S} UTC ({last.action}, by "
+            f"{last.reviewer})"
+        )
 
     def rollback(
         self, to: int | None = None, *, reviewer: str, note: str = "", at: datetime | None = None
@@ -263,9 +370,8 @@ class Registry:
     ) -> Promotion:
         if not reviewer.strip():
             raise RegistryError(f"Who answers for release {number}? Name a reviewer: --reviewer NAME.")
+        self._refuse_champion(number)
         champion = self.champion()
-        if champion == number:
-            raise RegistryError(f"Release {number} is the champion already; nothing was changed.")
         self._refuse_damage(number)
         when = (at or datetime.now(UTC)).astimezone(UTC)
         promotion = Promotion(when, action, champion, number, reviewer.strip(), note)
@@ -274,6 +380,14 @@ class Registry:
         )  # the commit point; the aliases follow, here or at the next opening
         self._repair_aliases()
         return promotion
+
+    def _refuse_champion(self, number: int) -> None:
+        if self.champion() == number:
+            last = self.history()[-1]
+            raise RegistryError(
+                f"Release {number} is the champion already; nothing was changed. {last.reviewer} made it that on "
+                f"{last.at:%Y-%m-%d %H:%M:%S} UTC."
+            )
 
     @contextmanager
     def _opened(self) -> Iterator[None]:
@@ -330,6 +444,10 @@ class Registry:
     @property
     def _history_path(self) -> Path:
         return self.releases_path / "history.jsonl"
+
+    @property
+    def _rejections_path(self) -> Path:
+        return self.releases_path / "rejections.jsonl"
 
     def _path(self, number: int) -> Path:
         return self.releases_path / str(number)

@@ -30,6 +30,10 @@ _BY_NAME = {
     "finite Q-values": "Lower train.learning_rate, or look for extreme values among the rewards, and train again.",
     "feasible Q-values": _CAUTIOUS_Q,
     "Q-values against evaluation": _CAUTIOUS_Q,
+    "freshness": (
+        "The world has moved on since the gate episodes were logged. `offline-dqn nightly` (with --force-train where "
+        "it sees no cause) trains and judges a successor on the nights since the change."
+    ),
     "damaged episodes": (
         "Find the cause in the quarantine and correct it upstream; where few episodes are damaged, reward.min and "
         "reward.max in the contract let the gate charge them."

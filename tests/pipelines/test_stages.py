@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from datasets.snapshot import open_snapshot
-from pipelines import stages
+from pipelines import live_nights, stages
 from pipelines.acting import load_release
 from pipelines.training import train, written_by
 from pipelines.workspace import Workspace
@@ -20,7 +20,7 @@ from tests.pipelines.conftest import Run
 
 
 def live_replay(window: str | None, *nights: str) -> Any:
-    """What `_newest_nights` asks of a replay; episodes time out after two hours."""
+    """What `newest_nights` asks of a replay; episodes time out after two hours."""
     days = np.array(nights, dtype="datetime64[D]")
     outcomes = {"outcomes": {"attribution_window": window}} if window else {}
     contract = tiny(episodes={"timeout": "2h"}, **outcomes)
@@ -42,7 +42,7 @@ def test_only_nights_that_are_over_are_live(as_of: str, clock: str, window: str 
     workspace = cast(Workspace, SimpleNamespace(config=settings))
     live = live_replay(window, "2026-03-01", "2026-03-02", "2026-03-03")
 
-    found = stages._newest_nights(workspace, live, datetime.fromisoformat(as_of).replace(tzinfo=UTC))
+    found = live_nights.newest_nights(workspace, live, datetime.fromisoformat(as_of).replace(tzinfo=UTC))
 
     assert [str(night) for night in cast(Any, found)] == expected
 

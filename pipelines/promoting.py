@@ -1,0 +1,62 @@
+"""Promotion and rejection as a reviewer asks for them, from a shell, from Prefect's form or from Python."""
+
+from __future__ import annotations
+
+from pipelines.live_nights import freshness_of_release
+from pipelines.readings import snapshot_of
+from pipelines.workspace import Workspace
+from reports.history import Promotion, Rejection
+from reports.manifest import read_manifest
+from reports.registry import TRAINING, PromotionRefusedError
+
+
+class WorldChangedError(PromotionRefusedError):
+    """The newest nights differ from what the release was judged on."""
+
+
+def promote(
+    workspace: Workspace, release: int, *, reviewer: str, note: str = "", override: bool = False
+) -> tuple[Promotion, str]:
+    """Makes a release the champion if its decision still stands and the newest nights are like what it was judged on.
+
+    Args:
+        override: promote although the newest nights differ, or although it was rejected before. It takes a note, which
+            goes into the history; it opens no gate, mends no byte and makes no stale comparison current.
+
+    Returns:
+        The promotion, and a sentence on the newest nights.
+
+    Raises:
+        PromotionRefusedError: the gate did not pass, compared with another champion, was followed by a rejection, or
+            the world has changed since. Nothing changes then.
+        RegistryError: it is unknown, damaged, or champion already, or no reviewer (or no note to override) is given.
+    """
+    registry = workspace.registry
+    if override and not note.strip():
+        raise PromotionRefusedError(f"Why is release {release} promoted all the same? --override takes a --note.")
+    registry.check_promotion(release, despite_rejection=override)
+    manifest = read_manifest(workspace.release_path(release))
+    says = ""
+    if manifest is not None and TRAINING in manifest.files:
+        fresh = freshness_of_release(workspace, snapshot_of(workspace, release))
+        says = fresh.sentence
+        if fresh.status == "differs" and not override:
+            raise WorldChangedError(
+                f"Release {release} cannot be promoted: {fresh.sentence} What it was judged on is no longer what it "
+                "would meet. `offline-dqn nightly` trains and judges a successor on the nights since; to promote this "
+                "one all the same, give --override and a --note that says why."
+            )
+        if fresh.status == "differs":
+            note = f"{note} (although: {fresh.sentence})"
+    promotion = registry.promote(release, reviewer=reviewer, note=note, despite_rejection=override)
+    workspace.refresh_catalog(workspace.open_lake())
+    return promotion, says
+
+
+def reject(workspace: Workspace, release: int, *, reviewer: str, note: str) -> Rejection:
+    """Records a reviewer's no, with who and why.
+
+    Raises:
+        RegistryError: it is unknown, the baseline or the champion, or reviewer or note are empty.
+    """
+    return workspace.registry.reject(release, reviewer=reviewer, note=note)
