@@ -15,6 +15,7 @@ from offline_dqn.fqe_config import FqeConfig
 from offline_dqn.fqe_network import fit_q_network
 from offline_dqn.policy import Policy
 from reports.assessment import DECIDING_RULE, assess, night_episodes_upper
+from reports.calibration_line import line_of
 from reports.crossfit import QFitter, QFunction, cross_fit, deal_folds, step_probs
 from reports.estimators import Floats
 from reports.evaluate_config import EvaluateConfig
@@ -147,7 +148,7 @@ def evaluate_candidate(
         q_calibration=explain_q(gate, trial, candidate, level=config.level, refused=found.propensities.refused),
         freshness=freshness,
     )
-    return replace(evaluation, decision=decide(evaluation, gate_config))
+    return replace(evaluation, decision=decide(evaluation, gate_config), calibration=line_of(evaluation))
 
 
 def _with_known_probabilities(replay: Replay) -> tuple[Replay, int]:

@@ -57,6 +57,13 @@ GLOSSARY: tuple[TermGroup, ...] = (
                 "reports.gate.GateConfig",
             ),
             Term(
+                "calibrated_rate",
+                "how often the gate errs",
+                "Share of simulated logs in which a candidate that is worse by exactly the margin passed, in the "
+                "simulated world most like this log in episode length, episodes, overlap and deciding estimator.",
+                "reports.calibration_line.fitting_line",
+            ),
+            Term(
                 "certified_share",
                 "certified share",
                 "Largest share of the traffic whose worst plausible loss in one night stays within the harm budget.",

@@ -323,6 +323,33 @@ class Freshness:
 
 
 @dataclass(frozen=True)
+class CalibrationLine:
+    """How often the gate erred in the simulated world most like this evaluation."""
+
+    fits: bool
+    """Whether any calibrated world is like it; without one there are no numbers."""
+    text: str
+    """For the reviewer, in one or two sentences."""
+    world: str | None = None
+    horizon: float | None = None
+    """Mean steps of an episode there."""
+    n_episodes: int | None = None
+    overlap: float | None = None
+    """Effective sample size there, in shares of the episodes."""
+    level: float | None = None
+    """Stated chance to pass a candidate that is worse by the margin."""
+    false_pass: float | None = None
+    """Share of simulated logs in which such a candidate passed."""
+    upper: float | None = None
+    """One-sided 95 % upper limit of that chance."""
+    n_logs: int | None = None
+    power: float | None = None
+    """Share of logs in which a better candidate passed."""
+    held: bool | None = None
+    """Whether the upper limit is at most 1.5 times the level."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Everything the report and the gate need to know about one candidate."""
 
@@ -363,6 +390,8 @@ class Evaluation:
     """What the candidate does otherwise; None in records that were made without asking."""
     q_calibration: QCalibration | None = None
     """None for a policy without Q-values."""
+    calibration: CalibrationLine | None = None
+    """How often the gate erred in the simulated world most like this; None in records that were made without asking."""
     format_version: int = field(default=1)
 
     def estimate(self, estimator: str, policy: str) -> Estimate | None:

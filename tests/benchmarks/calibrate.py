@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.calibrated_code import ROOT, code_behind
+from tests.benchmarks.calibration_files import write_calibration
 from tests.benchmarks.calibration_rows import (
     CalibrationRow,
     calibration_table,
@@ -26,30 +28,20 @@ from tests.benchmarks.calibration_rows import (
     gate_rows,
     promises_in_words,
 )
-from tests.benchmarks.rows import write_json
 
-ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_LOGS = 1_000
 """A method that errs exactly as often as it states (.05) is found to hold its level in about half of all runs of 300
 logs, and nearly always with 1,000."""
 
 _SAY_EVERY_S = 20.0
 
-_ARITHMETIC = ("reports/*.py", "offline_dqn/fqe*.py", "offline_dqn/ridge.py", "offline_dqn/counted_model.py",
-               "tests/benchmarks/outcomes.py")  # fmt: skip
-_TABLES = ("tests/benchmarks/gate_worlds.py", "tests/benchmarks/tables.py", "tests/benchmarks/rolled.py")
-_FAMILIES: dict[str, tuple[str, tuple[str, ...], Callable[[Any, Sequence[dict[str, Any]]], list[CalibrationRow]]]] = {
-    # Where the cells are, the code whose change makes old outcomes worthless, and how outcomes become rows.
-    "gate": ("gate_cells", (*_ARITHMETIC, *_TABLES), gate_rows),
-    "autoscaler": ("autoscaler_cells", (*_ARITHMETIC, "datasets/simulators/*.py"), gate_rows),
-    "drift": ("drift_cells", ("drift/*.py", "tests/drift/worlds.py"), drift_rows),
+_FAMILIES: dict[str, tuple[str, str, Callable[[Any, Sequence[dict[str, Any]]], list[CalibrationRow]]]] = {
+    # Where the cells are, the module whose code they run, and how outcomes become rows.
+    "gate": ("gate_cells", "gate_release", gate_rows),
+    "learned": ("learned_cells", "learned_cells", gate_rows),
+    "autoscaler": ("autoscaler_cells", "autoscaler_cells", gate_rows),
+    "drift": ("drift_cells", "drift_cells", drift_rows),
 }
-_NOT_ARITHMETIC = frozenset((
-    "across", "candidate_table", "charts", "confidence_sequence", "formatting", "glossary", "history", "manifest",
-    "pictures", "plan", "promotion", "registry", "remedies", "render", "select_config", "selection", "templates",
-    "tracking", "training_pictures",
-))  # fmt: skip
-"""Modules of reports/ that show or keep numbers, or make such that no verdict rests on."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +58,9 @@ class Cell:
 
     def key(self) -> str:
         """Digest of the cell's settings and of the code behind it."""
-        patterns = _FAMILIES[self.family][1]
         unseen = {"logs": 0, "limit": False, "power": None}  # what the judge does not look at
         digest = hashlib.sha256(json.dumps(asdict(self.judge) | unseen, sort_keys=True).encode())
-        for path in sorted(p for pattern in patterns for p in ROOT.glob(pattern) if p.stem not in _NOT_ARITHMETIC):
+        for path in code_behind(f"tests.benchmarks.{_FAMILIES[self.family][1]}"):
             digest.update(path.name.encode() + path.read_bytes())
         return digest.hexdigest()[:16]
 
@@ -204,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--family", default="", choices=["", *_FAMILIES], help="one family; all of them by default")
     parser.add_argument("--cell", default="", help="cells whose title holds this text")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "calibration.json")
+    parser.add_argument("--output", type=Path, default=ROOT, help="root of the repository to write into")
     parser.add_argument("--cache", type=Path, default=ROOT / ".calibration")
     asked = parser.parse_args(arguments)
     wanted = cells(asked.family, asked.cell)
@@ -214,7 +205,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(calibration_table(rows))
     print(f"\n{promises_in_words(rows)}")
     if not (asked.family or asked.cell):  # a part would replace the whole
-        write_json(asked.output, [{k: v for k, v in asdict(row).items() if v is not None} for row in rows])
+        write_calibration(asked.output, rows)
     return 0
 
 

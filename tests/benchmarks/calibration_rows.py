@@ -38,6 +38,8 @@ class CalibrationRow:
     n: int
     met: bool
     """upper at most `SLACK` times level; for power, observed at least level."""
+    estimator: str | None = None
+    """That decided in most logs."""
     candidate: str | None = None
     """What it does against the policy that wrote the log."""
     gain: float | None = None
@@ -154,10 +156,14 @@ class _Rows:
         )  # fmt: skip
 
     @property
+    def _deciding(self) -> str | None:
+        """What decided in most logs."""
+        found: str | None = Counter(o["deciding"] for o in self.outcomes).most_common(1)[0][0]
+        return found
+
+    @property
     def _gate(self) -> str:
-        """The gate, with what decided in most logs."""
-        names = Counter(str(o["deciding"]) for o in self.outcomes)
-        return f"gate, {names.most_common(1)[0][0]} decides"
+        return f"gate, {self._deciding or 'nothing'} decides"
 
     def _row(
         self,
@@ -180,7 +186,7 @@ class _Rows:
         return CalibrationRow(
             work=work, world=self.cell.world, method=method, kind=kind, level=level,
             observed=_rounded(sum(found) / len(found)), upper=_rounded(upper), n=len(found),
-            met=upper <= SLACK * level if met is None else met, candidate=self.cell.candidate,
+            met=upper <= SLACK * level if met is None else met, candidate=self.cell.candidate, estimator=self._deciding,
             gain=_significant(_mean([o["gain"] for o in self.outcomes])),
             horizon=_significant(_mean([o["mean_length"] for o in self.outcomes])),
             n_episodes=self.cell.conditions.n_episodes, overlap=_significant(_mean(overlaps)), **more,

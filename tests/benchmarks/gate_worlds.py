@@ -12,7 +12,7 @@ from scipy import optimize
 
 from datasets.contract import Contract
 from datasets.observations import Observations
-from datasets.replay import GATE, TRAIN, Replay
+from datasets.replay import GATE, SELECT, TRAIN, Replay
 from tests.benchmarks.tables import Table, cliff_walking, drawn_table, frozen_lake, soft_around, taxi
 from tests.offline_dqn.worlds import make_replay
 
@@ -129,6 +129,7 @@ class Conditions:
         horizon: steps after which an episode is cut.
         n_episodes: of the gate.
         n_others: that models may be fitted on, in shares of it.
+        select: share of these on which candidates are compared.
         noise: standard deviation of a uniform error of each reward.
         cost: taken off every reward.
         cluster_size: episodes that share a shock.
@@ -141,6 +142,7 @@ class Conditions:
     horizon: int
     n_episodes: int
     n_others: float = 1.0
+    select: float = 0.0
     noise: float = 0.0
     cost: float = 0.0
     cluster_size: int = 1
@@ -159,6 +161,7 @@ def draw_log(world: GateWorld, logger: Floats, conditions: Conditions, rng: np.r
     table = world.table
     n_gate = conditions.n_episodes
     n = n_gate + round(conditions.n_others * n_gate)
+    n_select = round(conditions.select * (n - n_gate))
     rolled = table.roll(logger, n, conditions.horizon, rng)
     group = np.arange(n) // conditions.cluster_size
     rewards = _shaken(rolled.rewards, rolled.actions, np.repeat(group, rolled.lengths), table, conditions, rng)
@@ -179,7 +182,9 @@ def draw_log(world: GateWorld, logger: Floats, conditions: Conditions, rng: np.r
         replay,
         clusters=group if conditions.clusters_known else np.arange(n),
         nights=first_night + night.astype("timedelta64[D]"),
-        split=np.where(np.arange(n) < n_gate, GATE, TRAIN).astype(np.int8),
+        split=np.where(np.arange(n) < n_gate, GATE, np.where(np.arange(n) < n_gate + n_select, SELECT, TRAIN)).astype(
+            np.int8
+        ),
     )
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from tests.benchmarks import calibrate, gate_cells
-from tests.benchmarks.calibration_rows import drift_rows, gate_rows, promises_in_words, upper_limit
+from reports.calibration_line import CalibratedWorld
+from tests.benchmarks import calibrate, gate_cells, gate_release
+from tests.benchmarks.calibrated_code import ROOT, code_behind
+from tests.benchmarks.calibration_files import calibrated_worlds, calibration_page, write_calibration
+from tests.benchmarks.calibration_rows import CalibrationRow, drift_rows, gate_rows, promises_in_words, upper_limit
 from tests.benchmarks.drift_cells import DriftCell
-from tests.benchmarks.gate_cells import GateCell
+from tests.benchmarks.gate_release import GateCell
 from tests.benchmarks.gate_worlds import Conditions, draw_log, gate_world, shifted
 from tests.benchmarks.tables import soft_around
 
@@ -86,7 +90,7 @@ def test_drift_rows_tell_false_alarms_from_power() -> None:
 def test_equal_candidates_are_worth_as_much_and_differ() -> None:
     for cell in gate_cells.CELLS:
         if cell.direction == "equal":
-            release = gate_cells._release(cell)
+            release = gate_release.release_of(cell)
             value = release.world.table.value(release.candidate, cell.conditions.horizon)
             assert value == pytest.approx(release.log_value, abs=1e-9), cell.world
             assert abs(release.candidate - release.logger).max() > 0.05, cell.world
@@ -141,8 +145,41 @@ def test_cells_are_found_by_their_title() -> None:
     assert all("Taxi" in cell.title for cell in found)
 
 
-def test_modules_that_make_no_numbers_do_not_void_what_was_judged() -> None:
-    named = {path.stem for path in (calibrate.ROOT / "reports").glob("*.py")}
-    arithmetic = named - calibrate._NOT_ARITHMETIC
-    assert {"assessment", "crossfit", "estimators", "evaluation", "gate", "intervals", "trial"} <= arithmetic
-    assert not arithmetic & {"render", "charts", "pictures", "glossary"}
+def test_what_a_verdict_rests_on_is_found_and_what_only_shows_it_is_not() -> None:
+    behind = {path.stem for path in code_behind("tests.benchmarks.gate_release")}
+    assert {"assessment", "crossfit", "estimators", "gate", "intervals", "trial", "fqe", "gate_worlds"} <= behind
+    assert not behind & {"render", "charts", "pictures", "glossary", "calibration_line", "gate_cells", "learner"}
+    assert "detection" in {path.stem for path in code_behind("tests.benchmarks.drift_cells")}
+
+
+def test_files_hold_every_row_what_reports_quote_and_a_page(tmp_path: Path) -> None:
+    (tmp_path / "reports").mkdir()
+    hostile = replace(TINY, note="<script>")
+    rows = gate_rows(hostile, [outcome(passed=True)] * 2 + [outcome()] * 98)
+    rows += gate_rows(replace(hostile, direction="better"), [outcome(passed=True, gain=0.5)] * 9 + [outcome(gain=0.5)])
+    rows += drift_rows(DriftCell(world="any", reference_nights=7), [{"alarmed": False}] * 9)
+    write_calibration(tmp_path, rows)
+    written = json.loads((tmp_path / "docs" / "calibration.json").read_text())
+    assert len(written) == len(rows)
+    assert all(set(row) >= KEYS for row in written)
+    (world,) = [CalibratedWorld(**row) for row in json.loads((tmp_path / "reports" / "calibration.json").read_text())]
+    assert (world.false_pass, world.n_logs, world.power, world.estimator) == (0.02, 100, 0.9, "dr")
+    page = (tmp_path / "docs" / "calibration.md").read_text()
+    assert (
+        "| equal: up to 50% moved, half of the states for the better | 0 | false pass, over all logs | 5% | 2.0% "
+        in page
+    )
+    for name in ("calibration-false-passes.svg", "calibration-power.svg"):
+        picture = (tmp_path / "docs" / name).read_text()
+        assert name in page
+        assert "<script>" not in picture
+        assert ElementTree.fromstring(picture).tag.endswith("svg")
+
+
+def test_what_is_committed_is_of_one_run() -> None:
+    """The page and what reports quote, against the rows they were made of."""
+    rows = [CalibrationRow(**row) for row in json.loads((ROOT / "docs" / "calibration.json").read_text())]
+    assert (ROOT / "docs" / "calibration.md").read_text() == calibration_page(rows)
+    assert [asdict(world) for world in calibrated_worlds(rows)] == json.loads(
+        (ROOT / "reports" / "calibration.json").read_text()
+    )

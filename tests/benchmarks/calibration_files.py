@@ -1,0 +1,184 @@
+"""What `make calibrate` leaves behind: every row, the worlds that reports quote, and a page with pictures."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from reports.calibration_line import SHIPPED, CalibratedWorld
+from tests.benchmarks.calibration_rows import DRIFT, SLACK, CalibrationRow, promises_in_words
+from tests.benchmarks.rows import write_json
+
+FALSE_PASS, POWER = "false pass, over all logs", "power: a better candidate passes"
+UNREFUSED = "false pass, over logs that no other check refused"
+_PICTURES = {"false_passes": "calibration-false-passes.svg", "power": "calibration-power.svg"}
+
+
+def write_calibration(root: Path, rows: Sequence[CalibrationRow]) -> None:
+    """`docs/calibration.json` with every row, `docs/calibration.md` with its pictures, and what the package ships."""
+    docs = root / "docs"
+    write_json(docs / "calibration.json", [_without_none(row) for row in rows])
+    write_json(root / "reports" / SHIPPED, [asdict(world) for world in calibrated_worlds(rows)])
+    write_pages(docs, rows)
+
+
+def write_pages(docs: Path, rows: Sequence[CalibrationRow]) -> None:
+    """The page and its pictures alone."""
+    (docs / "calibration.md").write_text(calibration_page(rows))
+    (docs / _PICTURES["false_passes"]).write_text(false_pass_picture(rows))
+    (docs / _PICTURES["power"]).write_text(power_picture(rows))
+
+
+def calibrated_worlds(rows: Sequence[CalibrationRow]) -> list[CalibratedWorld]:
+    """Every promise on false passes, with the power in the same world where a better candidate was tried there."""
+    power = {row.world: row for row in rows if row.work == POWER}
+    return [
+        CalibratedWorld(
+            world=row.world,
+            candidate=row.candidate or "",
+            estimator=row.estimator or "",
+            horizon=row.horizon or 0.0,
+            n_episodes=row.n_episodes or 0,
+            overlap=row.overlap,
+            level=row.level,
+            n_logs=row.n,
+            false_pass=row.observed,
+            upper=row.upper,
+            held=row.met,
+            power=power[row.world].observed if row.world in power else None,
+            better=power[row.world].candidate if row.world in power else None,
+        )
+        for row in rows
+        if row.work == FALSE_PASS and row.kind == "promise" and row.estimator is not None
+    ]
+
+
+def calibration_page(rows: Sequence[CalibrationRow]) -> str:
+    """Markdown: the promises in words, the pictures, a table for each world, and how every estimator did there."""
+    parts = [
+        "# How often the gate is wrong",
+        "Written by `make calibrate`. Each row counts simulated releases in a world where the true value of every "
+        "policy is known: by dynamic programming over the log's horizon in tables, by simulating 200,000 service-hours "
+        "or 20,000 service-days in the autoscaler. Every log goes through the whole evaluation (cross-fitting, the "
+        "rule that names the deciding estimator, every check of the gate). Whatever wrote the log is the baseline. A "
+        'candidate that is worse lies exactly at the margin, unless "margin 0" is said; then it lies beyond it. A '
+        f"level is held if the one-sided 95 % upper limit of the rate is at most {SLACK:g} times the level. All rows, "
+        "with more digits, are in [calibration.json](calibration.json).",
+        promises_in_words(rows).replace("\n  ", "\n- ").replace("\n- ", "\n\n- ", 1),
+        f"![False passes of each world with their limits]({_PICTURES['false_passes']})",
+        f"![Power of each world]({_PICTURES['power']})",
+    ]
+    gate_rows = [row for row in rows if row.method != DRIFT]
+    for world in dict.fromkeys(row.world for row in gate_rows):
+        parts += _world_part(world, [row for row in gate_rows if row.world == world])
+    parts += ["## Drift", _markdown(
+        ["world", "counted", "level", "observed", "at most", "logs", "held"],
+        [[row.world, row.work, f"{row.level:.0%}", f"{row.observed:.1%}", f"{row.upper:.1%}", f"{row.n:,}", _held(row)]
+         for row in rows if row.method == DRIFT],
+    )]  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def _world_part(world: str, rows: Sequence[CalibrationRow]) -> Iterator[str]:
+    verdicts = [row for row in rows if row.refused is not None]
+    first = verdicts[0]
+    overlap = "" if first.overlap is None else f", effective sample {first.overlap:.0%} of the episodes"
+    yield f"## {world}"
+    yield f"Episodes of {first.horizon:g} steps on average{overlap}; decided by {first.estimator or 'nothing'}."
+    yield _markdown(
+        ["candidate", "true gain", "counted", "level", "observed", "at most", "logs", "held", "refused by"],
+        [[row.candidate or "", f"{row.gain:g}", row.work, f"{row.level:.0%}", f"{row.observed:.1%}",
+          f"{row.upper:.1%}", f"{row.n:,}", _held(row), _refusals(row)] for row in verdicts],
+    )  # fmt: skip
+    estimators = [row for row in rows if row.bias is not None]
+    yield "<details><summary>Every estimator: bias, error and coverage</summary>"
+    yield _markdown(
+        ["candidate", "estimator", "bias", "root mean squared error", "90 % interval covers", "95 % interval covers"],
+        [[row.candidate or "", row.method, f"{row.bias:g}", f"{row.rmse:g}", _share(row.coverage_90),
+          _share(row.coverage_95)] for row in estimators],
+    )  # fmt: skip
+    yield "</details>"
+
+
+def _held(row: CalibrationRow) -> str:
+    said = "yes" if row.met else "no"
+    return said if row.kind == "promise" else f"({said})"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def _refusals(row: CalibrationRow) -> str:
+    named = ", ".join(f"{name} {share:.0%}" for name, share in list((row.refused_by or {}).items())[:4])
+    return f"{row.refused:.0%}: {named}" if named else "none"
+
+
+def _markdown(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *("---:" for _ in heads[1:])]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [list(heads), rule, *cells])
+
+
+def false_pass_picture(rows: Sequence[CalibrationRow]) -> str:
+    """SVG: for each world and candidate the rate of false passes and its upper limit, in shares of the stated level."""
+    shown = [row for row in rows if row.work.startswith(FALSE_PASS)]
+    return _picture(
+        "False passes over the stated level: rate and one-sided 95 % upper limit",
+        [(_title(row), row.observed / row.level, row.upper / row.level, row.met, row.kind) for row in shown],
+        largest=4.0, marks=((1.0, "level"), (SLACK, "held up to")),
+    )  # fmt: skip
+
+
+def power_picture(rows: Sequence[CalibrationRow]) -> str:
+    """SVG: for each world the share of logs in which a better candidate passed."""
+    shown = [row for row in rows if row.work == POWER]
+    return _picture(
+        "Power: share of logs in which a better candidate passed",
+        [(_title(row), row.observed, row.observed, row.met, row.kind) for row in shown],
+        largest=1.0, marks=((0.8, ".8"),),
+    )  # fmt: skip
+
+
+def _title(row: CalibrationRow) -> str:
+    return f"{row.world}; {row.candidate}"
+
+
+_LEFT, _WIDTH, _LINE, _TOP = 610, 300, 16, 44
+
+
+def _picture(
+    title: str,
+    lines: Sequence[tuple[str, float, float, bool, str]],
+    *,
+    largest: float,
+    marks: Sequence[tuple[float, str]],
+) -> str:
+    """Horizontal lines with a dot for the rate and a whisker to its limit; hollow where nothing is promised."""
+    height = _TOP + _LINE * len(lines) + 12
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_LEFT + _WIDTH + 40} {height}" role="img" '
+        f'font-family="sans-serif" font-size="10"><title>{html.escape(title)}</title>',
+        f'<rect width="100%" height="100%" fill="#fff"/><text x="8" y="16" font-size="13">{html.escape(title)}</text>',
+    ]
+    for place, name in marks:
+        x = _LEFT + _WIDTH * place / largest
+        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP - 8}" y2="{height - 8}" stroke="#999"/>')
+        parts.append(f'<text x="{x:.1f}" y="{_TOP - 12}" text-anchor="middle" fill="#555">{html.escape(name)}</text>')
+    for i, (name, rate, limit, met, kind) in enumerate(lines):
+        y, color = _TOP + _LINE * i + 8, "#1b6e3c" if met else "#b3261e"
+        x, end = (_LEFT + _WIDTH * min(value / largest, 1.06) for value in (rate, limit))
+        short = name if len(name) <= 118 else name[:117] + "…"
+        parts.append(
+            f'<text x="{_LEFT - 8}" y="{y + 3}" text-anchor="end" textLength="{min(_LEFT - 16, 5.1 * len(short)):.0f}" '
+            f'lengthAdjust="spacingAndGlyphs">{html.escape(short)}</text>'
+        )
+        parts.append(f'<line x1="{x:.1f}" x2="{end:.1f}" y1="{y}" y2="{y}" stroke="{color}" stroke-width="2"/>')
+        fill = color if kind == "promise" else "#fff"
+        parts.append(f'<circle cx="{x:.1f}" cy="{y}" r="3.5" fill="{fill}" stroke="{color}"/>')
+    return "\n".join([*parts, "</svg>\n"])
+
+
+def _without_none(row: CalibrationRow) -> dict[str, object]:
+    return {name: value for name, value in asdict(row).items() if value is not None}
