@@ -21,7 +21,8 @@ from reports.estimators import Floats
 from reports.evaluate_config import EvaluateConfig
 from reports.explaining import explain_changes, explain_q
 from reports.gate import GateConfig, decide
-from reports.records import Counts, Evaluation, Freshness
+from reports.overlap_regions import map_overlap
+from reports.records import Counts, Evaluation, Freshness, OverlapMap
 from reports.trial import Arm, Role, Trial, feasible_range, masked
 
 
@@ -134,6 +135,7 @@ def evaluate_candidate(
         design_effects=found.design_effects,
         action_shares=found.action_shares,
         sensitivity=found.sensitivity,
+        overlap_map=_overlap_map(trial, gate, gate_config) if found.deciding_estimator is not None else None,
         feasible=trial.feasible,
         counts=_counts(replay, gate, excluded, n_unknown, gate_config.alpha),
         largest_probability_change=_largest_change(trial),
@@ -178,6 +180,21 @@ def _disagreement(candidate: Policy, gate: Replay, trial: Trial) -> float | None
         return None
     greedy = masked(trial.own_q, trial.available).argmax(axis=1)
     return float(spread[np.arange(gate.n_steps), greedy].mean())
+
+
+def _overlap_map(trial: Trial, gate: Replay, config: GateConfig) -> OverlapMap:
+    return map_overlap(
+        gate.contract,
+        gate.observations.take(np.arange(gate.n_steps)),
+        probs=trial.candidate.probs,
+        actions=trial.actions,
+        behavior_probs=trial.behavior_probs,
+        clusters=trial.clusters,
+        offsets=trial.offsets,
+        n_nights=len(np.unique(trial.nights)),
+        smallest_sample_size=config.overlap.smallest_sample_size,
+        products=True,
+    )
 
 
 def _largest_change(trial: Trial) -> float | None:

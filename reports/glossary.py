@@ -238,6 +238,13 @@ GLOSSARY: tuple[TermGroup, ...] = (
                 "reports.propensity.check_propensities",
             ),
             Term(
+                "overlap_region",
+                "where the log shows too little",
+                "Regions of the features in which the ratio of candidate to log, which has mean 1 where the log takes "
+                "all that the candidate does, falls short of 1, or costs more logged steps than the gate can afford.",
+                "reports.overlap_regions.map_overlap",
+            ),
+            Term(
                 "sensitivity",
                 "if the probabilities are wrong",
                 "The factor by which the odds p / (1 − p) of logged actions would have to be off, each in the "

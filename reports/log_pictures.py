@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from reports import formatting
 from reports.charts import Scale, Series
 from reports.pictures import Panel
 from reports.plane import Axis, Mark, plane
-from reports.records import Evaluation, Sensitivity
+from reports.records import Evaluation, Sensitivity, WeightHistogram
 
 _REACH = 2.0
 """Worst cases are drawn down to so many times the estimate's distance from what it must clear; beyond, all is lost."""
@@ -52,3 +54,34 @@ def sensitivity_words(found: Sensitivity) -> str:
     if found.passes:
         return f"The value clears the margin as long as no odds are wrong by more than a factor of {factor}."
     return f"Odds wrong by a factor of {factor}, all in the candidate's favor, could hide that it clears the margin."
+
+
+def weight_picture(histogram: WeightHistogram) -> Panel:
+    """Share of episodes and of the whole weight by size of the weight, as outlines of a histogram on a log scale."""
+    edges, unit = histogram.log10_edges, histogram.unit
+    tallest = max(*histogram.shares, *histogram.weight_shares)
+    lines = [
+        Series(f"{unit}s", *_outline(edges, histogram.shares), "blind"),
+        Series("weight", *_outline(edges, histogram.weight_shares), "worst"),
+    ]
+    zero = f"; {formatting.share(histogram.zero_share)} of the {unit}s weigh nothing" if histogram.zero_share else ""
+    chart = plane(
+        Axis(
+            Scale(edges[0], edges[-1]), f"weight of an {unit}" if unit == "episode" else f"weight of a {unit}", _power
+        ),
+        Axis(Scale(0.0, 1.04 * tallest), "share", formatting.share),
+        f"Share of {unit}s and of their weight by size of the weight{zero}",
+        lines=lines,
+        height=150,
+    )
+    return Panel("Where the weight lies", chart, note=f"shares by size of the weight{zero}")
+
+
+def _outline(edges: Sequence[float], shares: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Corners of the bars' upper rim."""
+    xs = [x for edge in edges for x in (edge, edge)]
+    return tuple(xs), (0.0, *(y for share in shares for y in (share, share)), 0.0)
+
+
+def _power(log10: float) -> str:
+    return formatting.number(10.0**log10, 2)

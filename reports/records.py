@@ -121,6 +121,60 @@ class Overlap:
 
 
 @dataclass(frozen=True)
+class OverlapRegion:
+    """How much of the candidate the log shows in one region of the features."""
+
+    where: str
+    """The region in words, such as "replicas >= 6 and cpu <= 0.2"."""
+    n_steps: int
+    step_share: float
+    """Of all gate steps."""
+    n_episodes: int
+    """Episodes that pass through it."""
+    mean_ratio: float | None
+    """Mean of candidate's over behavior probability of the logged action: 1 less what the log never takes."""
+    mean_ratio_interval: Interval | None
+    largest_ratio: float | None
+    effective_steps: float
+    """(sum of ratios)^2 / sum of their squares."""
+    cost: float | None
+    """Logged steps per effective step; None where no step counts."""
+    action: str | None
+    """What the candidate does there that the log shows least; None where it takes nothing more often than the log."""
+    candidate_share: float
+    """Mean probability with which the candidate takes that action there."""
+    log_share: float
+    """Share of these steps in which the log took it."""
+    flagged: str | None = None
+    """Why the log cannot judge the candidate there; None where it can."""
+    repair: str | None = None
+    """What log would."""
+
+
+@dataclass(frozen=True)
+class WeightHistogram:
+    """How the weights of episodes (or steps, where the deciding estimator weighs steps) spread, on a log scale."""
+
+    unit: str
+    log10_edges: tuple[float, ...]
+    """(B + 1)"""
+    shares: tuple[float, ...]
+    """(B) share of episodes in each bin."""
+    weight_shares: tuple[float, ...]
+    """(B) share of the whole weight that they carry."""
+    zero_share: float
+    """Share of episodes of weight 0."""
+
+
+@dataclass(frozen=True)
+class OverlapMap:
+    """Overlap of log and candidate by regions of the features, those in which it is missing first."""
+
+    regions: tuple[OverlapRegion, ...]
+    histogram: WeightHistogram | None
+
+
+@dataclass(frozen=True)
 class ActionAverage:
     """Average of 1[A = a] / p over the rows where action a was available; 1 if the probabilities are right."""
 
@@ -385,6 +439,8 @@ class Evaluation:
     sensitivity: Sensitivity | None = None
     freshness: Freshness | None = None
     """None where nobody looked at newer nights."""
+    overlap_map: OverlapMap | None = None
+    """None where nothing was weighted."""
     decision: GateDecision | None = None
     changes: Changes | None = None
     """What the candidate does otherwise; None in records that were made without asking."""

@@ -79,8 +79,20 @@ def remedy_for(check: Check, evaluation: Evaluation) -> str:
     if check.name == "agreement of estimators" and check.value is None:
         return "There are no two estimates to compare: what refused them, above, has to be settled first."
     known = _BY_NAME.get(check.name)
+    if check.name.endswith("of the candidate") and (where := _least_shown(evaluation)) is not None:
+        return f"{_STAY_CLOSER} {where}"
     beginnings = (says for begins, says in _BY_BEGINNING.items() if check.name.startswith(begins))
     return known or next(beginnings, check.meaning)
+
+
+def _least_shown(evaluation: Evaluation) -> str | None:
+    """What the region would take in which the log shows least of the candidate; None where none is flagged."""
+    regions = evaluation.overlap_map.regions if evaluation.overlap_map is not None else ()
+    flagged = [region for region in regions if region.flagged is not None]
+    if not flagged:
+        return None
+    more = f" ({len(flagged) - 1} more in the report.)" if len(flagged) > 1 else ""
+    return f"Where {flagged[0].where}: {flagged[0].repair}.{more}"
 
 
 def rooms(evaluation: Evaluation) -> tuple[str, ...]:

@@ -20,8 +20,8 @@ from reports import change_pictures, charts, formatting, pictures, training_pict
 from reports.candidate_table import candidate_rows, compared_on
 from reports.decision_pictures import certified_picture
 from reports.glossary import GLOSSARY
-from reports.log_pictures import sensitivity_picture, sensitivity_words
-from reports.records import Evaluation
+from reports.log_pictures import sensitivity_picture, sensitivity_words, weight_picture
+from reports.records import Evaluation, WeightHistogram
 from reports.remedies import remedies, rooms
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -88,6 +88,7 @@ def render_report(data: ReportData) -> str:
         value=pictures.value_picture(evaluation),
         difference=pictures.difference_picture(evaluation),
         propensity=pictures.propensity_picture(evaluation),
+        weights=weight_picture(histogram) if (histogram := _weight_histogram(evaluation)) else None,
         sensitivity=sensitivity_picture(evaluation),
         sensitivity_says=sensitivity_words(evaluation.sensitivity) if evaluation.sensitivity else "",
         actions=pictures.action_pictures(evaluation),
@@ -112,6 +113,10 @@ def render_report(data: ReportData) -> str:
         glossary=GLOSSARY,
     )  # fmt: skip
     return "\n".join(line.rstrip() for line in text.splitlines() if line.strip()) + "\n"
+
+
+def _weight_histogram(evaluation: Evaluation) -> WeightHistogram | None:
+    return evaluation.overlap_map.histogram if evaluation.overlap_map is not None else None
 
 
 def _environment() -> Environment:

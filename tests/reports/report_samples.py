@@ -31,10 +31,13 @@ from reports.records import (
     FeasibleRange,
     Interval,
     Overlap,
+    OverlapMap,
+    OverlapRegion,
     PropensityReport,
     QClaim,
     Sensitivity,
     SensitivityPoint,
+    WeightHistogram,
 )
 from reports.render import ReportData
 
@@ -117,6 +120,23 @@ def passed_evaluation() -> Evaluation:
             6,
             "the odds of every logged action are off by at most the factor, each in the direction that does most harm; "
             "over an episode the errors multiply",
+        ),
+        overlap_map=OverlapMap(
+            (
+                OverlapRegion(
+                    "replicas >= 6 and cpu <= 0.2", 812, 0.067, 402, 0.62, interval(0.41, 0.93), 31.0, 21.4, 37.9,
+                    "scale_down", 0.81, 0.03,
+                    flagged="the log never takes about 38% of what the candidate does there",
+                    repair="let the acting policy take 'scale_down' in at least 12% of these steps",
+                ),
+                OverlapRegion(
+                    f"zone = {HOSTILE}", 11230, 0.933, 2007, 1.003, interval(0.97, 1.04), 9.5, 8410.0, 1.34, None, 0.2,
+                    0.2,
+                ),
+            ),
+            WeightHistogram(
+                "episode", (-2.0, -1.0, 0.0, 1.0, 2.0), (0.1, 0.5, 0.3, 0.02), (0.01, 0.2, 0.5, 0.29), 0.08
+            ),
         ),
         feasible=FeasibleRange(-46.86, 0.0, 6),
         counts=Counts(2007, 12042, 2007, 21, 0, 3011, {"open": 14, "damaged": 0}, 0.0, 6.0, 6.0, 6, 131.0),

@@ -147,6 +147,18 @@ def test_a_better_candidate_passes_with_a_difference_near_the_truth(replay: Repl
     assert evaluation_from_json(json.loads(json.dumps(evaluation_to_json(evaluation)))) == evaluation
 
 
+def test_a_state_in_which_the_log_hardly_follows_the_candidate_is_named() -> None:
+    behavior, candidate = UNIFORM.copy(), UNIFORM.copy()
+    behavior[2], candidate[2] = [0.99, 0.01], [0.05, 0.95]
+    replay = make_replay(simulate(WORLD, behavior, 2400, np.random.default_rng(0)), behavior)
+    found = evaluate(replay, candidate).overlap_map
+    assert found is not None
+    assert found.regions[0].where == "state = 2"
+    assert found.regions[0].action == "right"
+    assert found.regions[0].flagged is not None
+    assert all(region.flagged is None for region in found.regions[1:])
+
+
 def test_the_same_seed_gives_the_same_evaluation(replay: Replay) -> None:
     assert evaluate(replay, greedy(WORLD, 0.6)) == evaluate(replay, greedy(WORLD, 0.6))
 
