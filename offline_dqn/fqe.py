@@ -19,6 +19,7 @@ from datasets.replay import Replay
 from offline_dqn.fqe_config import FqeConfig
 from offline_dqn.fqe_features import Array, Basis, Features
 from offline_dqn.ridge import Regression
+from offline_dqn.state_weights import Visits, fit_state_weights, state_weights
 
 _TOLERANCE = 1e-3
 """Backward induction ends when no target moves by more than this share of the largest reward."""
@@ -55,6 +56,25 @@ class FittedQ:
         with threadpool_limits(limits=1):
             q_values: Array = self.basis.features(replay) @ self.coefficients
         return np.clip(q_values, self.low, self.high)
+
+
+@dataclass(frozen=True)
+class FittedWeights:
+    """Marginalized weights of one policy, linear in the features of a step.
+
+    Attributes:
+        basis: the features.
+        coefficients: (D',) of w - 1.
+        ridge: the chosen strength of shrinkage towards 1.
+    """
+
+    basis: Basis
+    coefficients: Array
+    ridge: float
+
+    def state_weights(self, replay: Replay) -> Array:
+        """(T,) >= 0 of each step."""
+        return state_weights(self.basis.features(replay), self.coefficients)
 
 
 @dataclass(frozen=True)
@@ -140,6 +160,31 @@ class QEvaluation:
         everywhere = np.zeros(len(self._drawn))
         everywhere[self._drawn] = influence
         return fitted, DirectValue(value, everywhere)
+
+    def fit_state_weights(self, ratios: Array) -> FittedWeights:
+        """How much more often a policy visits what the log saw.
+
+        Args:
+            ratios: (T,) evaluation_prob / behavior_prob of each logged action of the replay.
+
+        Raises:
+            ValueError: ratios has another length, or one that is negative or not finite.
+        """
+        if ratios.shape != self._shape[:1] or not np.all(np.isfinite(ratios) & (ratios >= 0)):
+            raise ValueError(f"ratios wants {self._shape[0]} finite numbers of at least 0")
+        with threadpool_limits(limits=1):
+            log = self._log
+            visits = Visits(
+                features=log.features,
+                inner=log.inner,
+                first=log.replay.offsets[:-1],
+                reach=np.power(log.replay.contract.gamma, log.replay.step_in_episode.astype(np.float64)),
+                gamma=log.replay.contract.gamma,
+                ratios=ratios[self._steps],
+            )
+            held_out = self._halves[0].held_out if self._halves else np.zeros(log.replay.n_steps, dtype=bool)
+            coefficients, ridge = fit_state_weights(visits, held_out)
+        return FittedWeights(self._basis, coefficients, ridge)
 
     def _fit(self, evaluation_probs: Array) -> tuple[_Induction, FittedQ]:
         check_probs(evaluation_probs, self._shape)

@@ -33,3 +33,11 @@ class FqeConfig(Settings):
     choose."""
     max_steps: int = Field(60_000, gt=0)
     """Whole episodes are drawn until so many steps are reached; a control variate gains little from more."""
+    largest_table: int = Field(2_000, ge=0)
+    """Distinct observations up to which `linear` gives way to averages per observation and action; 0 never."""
+    smallest_visits: float = Field(3.0, gt=0)
+    """Steps, on average, that each observation and action must have for that."""
+    most_cut_in_table: float = Field(0.01, ge=0, le=1)
+    """Share of episodes that the log may cut for that: a cut comes by the clock, which no table knows."""
+    table_shrinkage: float = Field(1.0, gt=0)
+    """Steps' worth of evidence that an entry of the table is like the others."""

@@ -1,7 +1,7 @@
 """From the arrays of a trial to everything an evaluation says: estimates, comparisons, overlap, checks of the inputs.
 
 Pure: models of the policies' values come in as arrays, fitted elsewhere on other episodes. The estimator that decides
-is named by rule before a reward is looked at: doubly robust if the behavior probabilities are usable, none otherwise.
+comes in by name (`reports.deciding`); where the behavior probabilities are not usable, none does.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from reports import estimators
+from reports.deciding import Deciding
 from reports.dependence import design_effect
 from reports.estimators import Floats, RatioSum
 from reports.evaluate_config import AssessmentConfig
@@ -28,7 +29,7 @@ from reports.intervals import (
     upper_bound,
 )
 from reports.magic import magic
-from reports.overlap import measure_overlap
+from reports.overlap import MARGINALIZED, PRODUCTS, measure_overlap
 from reports.propensity import check_propensities
 from reports.records import (
     ActionShares,
@@ -43,12 +44,21 @@ from reports.records import (
     Sensitivity,
 )
 from reports.sensitivity import sensitivity_of
-from reports.trial import Role, Trial, estimators_of, log_weights_of, masked
+from reports.trial import NO_WEIGHTS, Role, StepWeights, Trial, estimators_of, masked, step_weights_of
 
 DECIDING_RULE = (
-    "Cross-fitted doubly robust estimation decides wherever the behavior probabilities are usable; without them "
-    "nothing decides and the gate refuses. The rule is fixed before the gate episodes are read."
+    "Cross-fitted doubly robust estimation decides wherever the behavior probabilities are usable, with products of "
+    "ratios where they are affordable and with marginalized weights where they are not; without probabilities nothing "
+    "decides and the gate refuses. The rule is fixed before the gate episodes are read."
 )
+
+CHECKS = {"dr": "wpdis", "drl": "window"}
+"""What each deciding estimator is checked against."""
+
+_ONE_STEP = ("switch_dr", "dros")
+_PRODUCTS = ("is", "wis", "pdis", "wpdis", "dr", "wdr", "magic")
+_KINDS: tuple[Deciding, ...] = ("dr", "drl")
+_MARGINAL = ("mis", "drl", "window")
 
 
 @dataclass(frozen=True)
@@ -91,23 +101,22 @@ def assess(trial: Trial, config: AssessmentConfig, gate: GateConfig, rng: np.ran
         config=config.propensity,
     )
     weighted = propensities.refused is None
-    log_weights = log_weights_of(trial) if weighted else {}
-    sums = estimators_of(trial, log_weights, largest_step_table=config.largest_step_table)
+    weights = step_weights_of(trial) if weighted else NO_WEIGHTS
+    sums = estimators_of(trial, weights, largest_step_table=config.largest_step_table)
     n_replicates = max(config.n_replicates, int(np.ceil(100 / gate.alpha)))
     replicates: dict[str, Floats] = {}
     if len(np.unique(trial.clusters)) > 1:
         replicates = bootstrap_replicates(sums, trial.clusters, n_replicates=n_replicates, rng=rng)
-    report = _Reporter(trial, config, gate, propensities, log_weights, sums, replicates)
-    overlaps = tuple(report.overlap(role) for role in arms) if weighted else ()
-    refusals = {overlap.policy: overlap.refused for overlap in overlaps}
-    estimates = report.estimates(refusals)
+    report = _Reporter(trial, config, gate, propensities, weights, sums, replicates)
+    overlaps = tuple(report.overlap(role, kind) for kind in _KINDS for role in arms if role in weights.of(kind))
+    estimates = report.estimates(overlaps)
     if weighted and replicates:
-        estimates = (*estimates, report.magic(refusals.get("candidate"), rng))
-    deciding = "dr" if weighted else None
+        of_products = {o.policy: o.refused for o in overlaps if o.weights == PRODUCTS}
+        estimates = (*estimates, report.magic(of_products.get("candidate"), rng))
     comparisons = report.comparisons(estimates)
     against_baseline = next(c for c in comparisons if c.against == "baseline" and c.binding)
     return Assessment(
-        deciding_estimator=deciding,
+        deciding_estimator=trial.deciding if weighted else None,
         estimates=estimates,
         comparisons=comparisons,
         agreement=report.agreement(estimates),
@@ -116,7 +125,9 @@ def assess(trial: Trial, config: AssessmentConfig, gate: GateConfig, rng: np.ran
         q_claim=report.q_claim(),
         design_effects=report.design_effects(rng.spawn(1)[0]) if weighted else (),
         action_shares=_action_shares(trial),
-        sensitivity=sensitivity_of(trial, log_weights, against_baseline, gate.margin, products=True),
+        sensitivity=sensitivity_of(
+            trial, weights.of(trial.deciding), against_baseline, gate.margin, products=trial.deciding == "dr"
+        ),
         n_replicates=n_replicates,
     )
 
@@ -143,37 +154,43 @@ class _Reporter:
     config: AssessmentConfig
     gate: GateConfig
     propensities: PropensityReport
-    log_weights: Mapping[str, Floats]
+    weights: StepWeights
     sums: Mapping[str, RatioSum]
     replicates: Mapping[str, Floats]
 
-    def overlap(self, role: Role) -> Overlap:
-        weights = self.sums[f"weight/{role}"]
-        terms = self.sums[f"dr/{role}"].terms
+    def overlap(self, role: Role, kind: Deciding) -> Overlap:
+        """How well the log covers a policy, by products of ratios ("dr") or by marginalized weights ("drl")."""
+        mean = f"weight/{role}" if kind == "dr" else f"balance/{role}"
+        terms = self.sums[f"{kind}/{role}"].terms
         if role == "candidate":  # what decides is its difference to the baseline
-            terms = terms - self.sums[self._value_of("baseline")].terms
-        with np.errstate(invalid="ignore", over="ignore"):
+            terms = terms - self.sums[self._value_of("baseline", kind)].terms
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             influence = terms - terms.mean()
+            whole = estimators.episode_log_weights(self.weights.product[role], self.trial.offsets)
+            if kind == "drl":
+                whole = np.log(np.maximum(self.sums[mean].terms, 0.0))
         return measure_overlap(
             role,
-            estimators.episode_log_weights(self.log_weights[role], self.trial.offsets),
+            whole,
             influence,
-            weights.value,
-            self._interval(f"weight/{role}", self.gate.overlap.mean_weight_level),
+            self.sums[mean].value,
+            self._interval(mean, self.gate.overlap.mean_weight_level),
             self.gate.overlap,
+            decides=kind == self.trial.deciding,
+            weights=PRODUCTS if kind == "dr" else MARGINALIZED,
         )
 
-    def estimates(self, overlap_refusals: Mapping[str, str | None]) -> tuple[Estimate, ...]:
+    def estimates(self, overlaps: tuple[Overlap, ...]) -> tuple[Estimate, ...]:
+        refusals = {(overlap.policy, overlap.weights): overlap.refused for overlap in overlaps}
         found = []
         for key, estimator in self.sums.items():
             name, role = key.split("/")
-            if name in ("weight", "greedy"):
+            if name in ("weight", "balance", "greedy"):
                 continue
-            unweighted = name in ("on_policy", "direct")
-            cause = None if unweighted else overlap_refusals.get(role)
-            found.append(self._estimate(name, role, estimator.value, cause))
+            weights = PRODUCTS if name in (*_PRODUCTS, *_ONE_STEP) else MARGINALIZED if name in _MARGINAL else ""
+            found.append(self._estimate(name, role, estimator.value, refusals.get((role, weights))))
         if self.propensities.refused is not None:
-            names = ("is", "wis", "pdis", "wpdis", "dr", "wdr", "magic")
+            names = (*_PRODUCTS, *(_MARGINAL if self.trial.deciding == "drl" else ()))
             found += [self._estimate(name, "candidate", 0.0, self.propensities.refused) for name in names]
         return tuple(found)
 
@@ -202,7 +219,7 @@ class _Reporter:
             value=None if cause else value,
             interval=None if cause else interval,
             propensity="none" if name in ("on_policy", "direct") else self.trial.propensity_kind,
-            binding=name == "dr" or (role == "log" and "on_policy/log" in self._values_of_others()),
+            binding=name == self.trial.deciding or (role == "log" and "on_policy/log" in self._values_of_others()),
             refused=cause,
             note=_note(name, one_step=self.trial.is_one_step),
         )
@@ -215,7 +232,7 @@ class _Reporter:
             trial.rewards,
             q[np.arange(len(trial.actions)), trial.actions],
             (trial.candidate.probs * q).sum(axis=1),
-            self.log_weights["candidate"],
+            self.weights.product["candidate"],
             trial.offsets,
             trial.gamma,
             clusters=trial.clusters,
@@ -233,7 +250,8 @@ class _Reporter:
         found = []
         for against in others:
             value_of = self._value_of(against)
-            found.append(self._comparison(against, "dr/candidate", value_of, refused, binding=True))
+            decides = f"{self.trial.deciding}/candidate"
+            found.append(self._comparison(against, decides, value_of, refused, binding=True))
             model_of = f"direct/{against}" if f"direct/{against}" in self.sums else "on_policy/log"
             found.append(self._comparison(against, "direct/candidate", model_of, refused, binding=False))
         return tuple(found)
@@ -261,15 +279,19 @@ class _Reporter:
         )
 
     def agreement(self, estimates: tuple[Estimate, ...]) -> Agreement:
-        """DR against WPDIS, or against WIS where the table of steps would be too large."""
-        checking = "wis" if "wis/candidate" in self.sums and "wpdis/candidate" not in self.sums else "wpdis"
+        """DR against WPDIS, or WIS where the table of steps would be too large; DRL against itself with a window."""
+        deciding: str = self.trial.deciding
+        checking = CHECKS[deciding]
+        if checking == "wpdis" and "wis/candidate" in self.sums and "wpdis/candidate" not in self.sums:
+            checking = "wis"
         refused = {e.estimator: e.refused for e in estimates if e.policy == "candidate"}
-        cause = refused.get("dr") or refused.get(checking)
+        cause = refused.get(deciding) or refused.get(checking)
         if cause is not None:
-            return Agreement("dr", checking, None, None, cause)
-        replicates = self._difference("dr/candidate", f"{checking}/candidate")
-        difference = self.sums["dr/candidate"].value - self.sums[f"{checking}/candidate"].value
-        return Agreement("dr", checking, difference, percentile_interval(replicates, self.config.agreement_level))
+            return Agreement(deciding, checking, None, None, cause)
+        replicates = self._difference(f"{deciding}/candidate", f"{checking}/candidate")
+        difference = self.sums[f"{deciding}/candidate"].value - self.sums[f"{checking}/candidate"].value
+        interval = percentile_interval(replicates, self.config.agreement_level)
+        return Agreement(deciding, checking, difference, interval)
 
     def q_claim(self) -> QClaim | None:
         trial = self.trial
@@ -282,7 +304,7 @@ class _Reporter:
         beyond = self._beyond_cuts()
         uppers = [
             upper_bound(self.replicates[key], self.gate.alpha)
-            for key in ("dr/candidate", "greedy/candidate")
+            for key in (f"{trial.deciding}/candidate", "greedy/candidate")
             if key in self.replicates
         ]
         finite_uppers = [bound for bound in uppers if bound is not None]
@@ -312,7 +334,7 @@ class _Reporter:
     def design_effects(self, rng: np.random.Generator) -> tuple[DesignEffect, ...]:
         """Of clusters against episodes (the intervals know of it) and of nights against clusters (they may not)."""
         clusters, nights = cluster_codes(self.trial.clusters), cluster_codes(self.trial.nights)
-        terms = self.sums["dr/candidate"].terms - self.sums[self._value_of("baseline")].terms
+        terms = self.sums[f"{self.trial.deciding}/candidate"].terms - self.sums[self._value_of("baseline")].terms
         found = []
         if not np.all(np.isfinite(terms)) or clusters.max() == 0 or np.ptp(terms) == 0:
             return ()
@@ -325,8 +347,8 @@ class _Reporter:
             found.append(design_effect("night", nights, "cluster", clusters, terms, ignored=not whole, rng=rng))
         return tuple(found)
 
-    def _value_of(self, against: Role) -> str:
-        return f"dr/{against}" if against in self.trial.arms else "on_policy/log"
+    def _value_of(self, against: Role, kind: Deciding | None = None) -> str:
+        return f"{kind or self.trial.deciding}/{against}" if against in self.trial.arms else "on_policy/log"
 
     def _values_of_others(self) -> list[str]:
         return [self._value_of("baseline"), self._value_of("version_zero") if self.trial.version_zero_is_log else ""]

@@ -24,7 +24,7 @@ from datasets.errors import OfflineDqnError
 from datasets.observations import Observations
 from datasets.replay import GATE, Replay
 from offline_dqn.policy import Policy
-from reports.crossfit import QFitter, deal_folds
+from reports.crossfit import FoldFitter, deal_folds
 from reports.estimators import Floats, on_policy_returns
 from reports.evaluate_config import EvaluateConfig
 from reports.evaluation import evaluate_candidate
@@ -63,7 +63,7 @@ def backtest(
     config: EvaluateConfig,
     gate_config: GateConfig,
     seed: int,
-    fit_q: QFitter | None = None,
+    fit_models: FoldFitter | None = None,
 ) -> Backtest:
     """Estimate every version of a log from every other's episodes.
 
@@ -72,13 +72,13 @@ def backtest(
         registered: policy of each version that is a release and, by its probabilities, wrote what bears its name.
         config, gate_config: of the evaluation, exactly as a release on trial is judged by them.
         seed: of samples, folds, fits and bootstrap.
-        fit_q: as `evaluate_candidate` takes it.
+        fit_models: as `evaluate_candidate` takes it.
     """
     names, counts = np.unique(replay.policy_versions[replay.policy_versions != ""].astype(str), return_counts=True)
     versions = [str(name) for name in names[np.argsort(-counts, kind="stable")][:_MOST_VERSIONS]]
     if len(versions) < 2:
         return Backtest((), config.level, _why_no_pairs(replay, versions))
-    arguments = {"config": config, "gate_config": gate_config, "seed": seed, "fit_q": fit_q}
+    arguments = {"config": config, "gate_config": gate_config, "seed": seed, "fit_models": fit_models}
     pairs = [
         _pair(replay, version, other, registered, arguments)
         for version in versions

@@ -1,4 +1,4 @@
-"""Cross-fitting: models of the policies' values, and of the behavior policy, that never saw the episodes they judge.
+"""Cross-fitting: models of the policies' values, visits, and of the behavior policy, that never saw what they judge.
 
 The gate clusters are dealt into folds; what is used on a fold was fitted on every episode outside it.
 """
@@ -6,6 +6,8 @@ The gate clusters are dealt into folds; what is used on a fold was fitted on eve
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,27 +21,83 @@ from reports.estimators import Floats, Ints
 from reports.evaluate_config import PropensityConfig
 from reports.intervals import cluster_codes
 from reports.propensity import PropensityError, fit_behavior_model
-from reports.trial import Role
 
 
 class NothingToFitError(OfflineDqnError):
     """No episode lies outside a fold."""
 
 
-class QFunction(Protocol):
-    """Fitted action values of one policy."""
+@dataclass(frozen=True)
+class Fold:
+    """Episodes that are judged, and those outside, on which their models are fitted.
 
-    def q_values(self, replay: Replay) -> NDArray[Any]:
-        """(T, A) of each step of `replay`, in reward units."""
+    Attributes:
+        replay: all of them, of every split.
+        judged: (N,) bool, the episodes of the fold.
+        seed: of what is drawn for its models.
+    """
+
+    replay: Replay
+    judged: NDArray[np.bool_]
+    seed: int
+
+    @cached_property
+    def steps(self) -> NDArray[np.bool_]:
+        """(T,) the judged steps of the replay."""
+        return np.asarray(self.judged[self.replay.episode_of_step])
+
+    @cached_property
+    def outside(self) -> Replay:
+        """The episodes to fit on."""
+        return self.replay.subset(~self.judged)
+
+    @cached_property
+    def held(self) -> Replay:
+        """The episodes to judge."""
+        return self.replay.subset(self.judged)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Fitted outside."""
+        return fit_encoder(self.outside.contract, self.outside.observations)
+
+
+class FoldModels(Protocol):
+    """Prepared episodes outside a fold, from which any policy is modelled."""
+
+    def q_values(self, evaluation_probs: Floats) -> Floats:
+        """(T_held, A) action values in reward units, of a policy with (T_outside, A) probabilities outside."""
+        ...
+
+    def state_weights(self, ratios: Floats, *, outside: bool = False) -> Floats:
+        """(T_held,) marginalized weights >= 0 of a policy with (T_outside,) ratios of the logged actions outside.
+
+        With `outside`, (T_outside,) of the very steps that they were fitted on.
+        """
         ...
 
 
-class QFitter(Protocol):
-    """Fits the action values of a policy on logged episodes."""
+class FoldFitter(Protocol):
+    """Prepares a fold's models."""
 
-    def __call__(self, replay: Replay, evaluation_probs: Floats, *, encoder: Encoder, seed: int) -> QFunction:
-        """`evaluation_probs` are (T, A), one row per step of `replay`."""
+    def __call__(self, fold: Fold) -> FoldModels:
+        """Of the episodes outside the fold."""
         ...
+
+
+@dataclass(frozen=True)
+class CrossFitted:
+    """What models that never saw an episode say of its steps.
+
+    Attributes:
+        q: (T, A) action values by role, in reward units.
+        state_weights: (T,) marginalized weights by role; empty where too few behavior probabilities are known.
+        behavior_probs: (T,) of the logged actions; NaN where there are none.
+    """
+
+    q: Mapping[str, Floats]
+    state_weights: Mapping[str, Floats]
+    behavior_probs: Floats
 
 
 def deal_folds(clusters: NDArray[Any], n_folds: int, seed: int) -> Ints:
@@ -56,58 +114,87 @@ def deal_folds(clusters: NDArray[Any], n_folds: int, seed: int) -> Ints:
 def cross_fit(
     replay: Replay,
     folds: Ints,
-    policies: Mapping[Role, Policy],
-    fit_q: QFitter,
+    policies: Mapping[str, Floats],
+    fit_models: FoldFitter,
     *,
     propensity: PropensityConfig,
     seed: int,
-) -> tuple[dict[Role, Floats], Floats]:
-    """Action values and behavior probabilities on the gate steps, from models that never saw the step's fold.
+) -> CrossFitted:
+    """Action values, marginalized weights and behavior probabilities on the gate steps, from other episodes.
 
     Args:
-        replay: every split.
+        replay: every split, of T_all steps.
         folds: (N,) fold of each gate episode, from `deal_folds`.
-        policies: whose action values are wanted; the same object under two roles is fitted once.
-        fit_q: fits action values.
+        policies: by role, (T_all, A) probabilities of the policies whose models are wanted; the same array under two
+            roles is modelled once.
+        fit_models: prepares the models of a fold.
         propensity: how behavior probabilities are estimated where the contract says so.
         seed: of the fits.
-
-    Returns:
-        (T, A) action values by role, in reward units; (T,) behavior probabilities, NaN where there are none.
 
     Raises:
         NothingToFitError: if a fold holds every episode there is.
     """
-    gate = replay.of_split(GATE)
-    q: dict[Role, Floats] = {role: np.empty((gate.n_steps, gate.n_actions)) for role in policies}
-    behavior_probs = gate.behavior_prob.copy()
-    estimated = replay.contract.behavior.propensity == "estimated"
-    for fold in range(int(folds.max()) + 1):
-        in_fold = np.zeros(replay.n_episodes, dtype=bool)
-        in_fold[np.flatnonzero(replay.split == GATE)[folds == fold]] = True
-        held, steps = gate.subset(folds == fold), (folds == fold)[gate.episode_of_step]
-        outside = replay.subset(~in_fold)
-        if outside.n_episodes == 0:
+    on_gate = replay.split == GATE
+    q: dict[str, Floats] = {role: np.zeros((replay.n_steps, replay.n_actions)) for role in policies}
+    weights: dict[str, Floats] = {role: np.zeros(replay.n_steps) for role in policies}
+    behavior_probs, weighable = np.array(replay.behavior_prob), True
+    for number in range(int(folds.max()) + 1):
+        judged = np.zeros(replay.n_episodes, dtype=bool)
+        judged[np.flatnonzero(on_gate)[folds == number]] = True
+        if judged.all():
             raise NothingToFitError(
                 "The replay dataset is one cluster of gate episodes: nothing lies outside it to fit a model on. Wait "
                 "for more nights."
             )
-        encoder = fit_encoder(outside.contract, outside.observations)
-        values: dict[int, Floats] = {}
-        for role, policy in policies.items():
-            if id(policy) not in values:
-                fitted = fit_q(outside, step_probs(policy, outside), encoder=encoder, seed=seed + fold)
-                values[id(policy)] = np.asarray(fitted.q_values(held), dtype=np.float64)
-            q[role][steps] = values[id(policy)]
-        if estimated:
-            behavior_probs[steps] = estimated_probs(outside, held, encoder, propensity, seed + fold)
-    return q, behavior_probs
+        fold = Fold(replay, judged, seed + number)
+        models = fit_models(fold)
+        outside_probs = behavior_outside(fold, propensity)
+        if replay.contract.behavior.propensity == "estimated":
+            behavior_probs[fold.steps] = estimated_probs(fold.outside, fold.held, fold.encoder, propensity, fold.seed)
+        done: dict[int, str] = {}
+        for role, probs in policies.items():
+            same = done.setdefault(id(probs), role)
+            if same != role:
+                q[role][fold.steps], weights[role][fold.steps] = q[same][fold.steps], weights[same][fold.steps]
+                continue
+            q[role][fold.steps] = models.q_values(probs[~fold.steps])
+            if outside_probs is None:
+                weighable = False
+                continue
+            ratios = logged_ratios(probs[~fold.steps], fold.outside.actions, outside_probs)
+            weights[role][fold.steps] = models.state_weights(ratios)
+    steps = on_gate[replay.episode_of_step]
+    return CrossFitted(
+        q={role: values[steps] for role, values in q.items()},
+        state_weights={role: values[steps] for role, values in weights.items()} if weighable else {},
+        behavior_probs=behavior_probs[steps],
+    )
 
 
 def step_probs(policy: Policy, replay: Replay) -> Floats:
     """(T, A) probabilities on the steps, without the final observations."""
     rows = np.arange(replay.n_steps)
     return np.asarray(policy.action_probs(replay.observations.take(rows), replay.available[rows]), dtype=np.float64)
+
+
+def logged_ratios(probs: Floats, actions: Ints, behavior_probs: Floats) -> Floats:
+    """(T,) evaluation_prob / behavior_prob of the logged actions; 1, as if nothing changed, where none is known."""
+    ratios = probs[np.arange(len(actions)), actions] / behavior_probs
+    return np.where(np.isfinite(ratios), ratios, 1.0)
+
+
+_MOST_UNKNOWN = 0.1
+"""Share of the steps outside a fold that may lack a behavior probability before visits are not modelled."""
+
+
+def behavior_outside(fold: Fold, config: PropensityConfig) -> Floats | None:
+    """(T_outside,) behavior probabilities of the steps models are fitted on; None where too many are unknown."""
+    outside = fold.outside
+    probs = outside.behavior_prob
+    if outside.contract.behavior.propensity == "estimated":
+        probs = estimated_probs(outside, outside, fold.encoder, config, fold.seed)
+    unknown = float(np.mean(~(probs > 0)))
+    return None if unknown > _MOST_UNKNOWN else np.where(probs > 0, probs, np.nan)
 
 
 def estimated_probs(outside: Replay, held: Replay, encoder: Encoder, config: PropensityConfig, seed: int) -> Floats:

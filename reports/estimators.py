@@ -104,6 +104,51 @@ def cumulative_log_weights(evaluation_probs: Floats, behavior_probs: Floats, off
     return log_weights
 
 
+def windowed_log_weights(log_ratios: Floats, log_state_weights: Floats, offsets: Ints, window: int) -> Floats:
+    """(T,) log of marginalized weights: that of the state `window` steps ago, times the ratios since.
+
+    With window 0 the weight of a step is w(s_t) ratio_t (marginalized importance sampling); within the first `window`
+    steps of an episode, and everywhere for a window as long as the episode, it is the product of all ratios so far.
+    Where observations tell all that matters, every window has the same expectation, and a longer one a larger variance.
+
+    Args:
+        log_ratios: (T,) log of evaluation_prob / behavior_prob; -inf where the policy would not have acted so.
+        log_state_weights: (T,) log of w(s_t), discounted visits of the policy over those of the log.
+        offsets: (N + 1,) int64.
+        window: in steps, at least 0.
+
+    Source: Liu, Li, Tang, Zhou 2018, Breaking the Curse of Horizon (arXiv:1810.12429) for window 0; Xie, Ma, Wang 2019,
+    Towards Optimal Off-Policy Evaluation (arXiv:1906.03393) for weights by step.
+    """
+    position = step_in_episode(offsets)
+    starts = np.repeat(offsets[:-1], np.diff(offsets))
+    never = np.isneginf(log_ratios)
+    finite = np.where(never, 0.0, log_ratios)
+    begins = np.maximum(np.arange(len(log_ratios)) - window, starts)
+    sums, impossible = (np.concatenate([[0.0], np.cumsum(values)]) for values in (finite, never.astype(np.float64)))
+    products = sums[1:] - sums[begins]
+    products[impossible[1:] - impossible[begins] > 0.5] = -np.inf
+    exact = position < window  # the product reaches back to the first step, whose own weight is 1
+    return np.asarray(products + np.where(exact, 0.0, log_state_weights[begins]))
+
+
+def balance_terms(log_weights: Floats, offsets: Ints, gamma: float) -> Floats:
+    """(N,) terms whose mean is 1 if marginalized weights are right: sum_t gamma^t w_t (1 - gamma [t is not the last]).
+
+    The discounted visits of a policy, less those that follow one of its own visits, are its first steps: one per
+    episode. An action that the policy takes and the log never does makes the mean smaller.
+
+    Args:
+        log_weights: (T,) log of w(s_t) ratio_t.
+        offsets: (N + 1,) int64.
+        gamma: discount of one step.
+    """
+    leaves = np.full(int(offsets[-1]), 1.0 - gamma)
+    leaves[offsets[1:] - 1] = 1.0
+    weighted = _times(np.exp(_capped(log_weights)), discounted(leaves, offsets, gamma))
+    return _episode_sums(weighted, offsets)
+
+
 def discounted(rewards: Floats, offsets: Ints, gamma: float) -> Floats:
     """(T,) gamma^t r_t, with t counted from the episode's first step."""
     return np.asarray(gamma ** step_in_episode(offsets).astype(np.float64) * rewards)

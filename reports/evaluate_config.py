@@ -8,6 +8,7 @@ from pydantic import Field
 
 from datasets.settings import Settings
 from offline_dqn.fqe_config import FqeConfig
+from reports.deciding import DecidingConfig
 
 
 class PropensityConfig(Settings):
@@ -46,6 +47,7 @@ class EvaluateConfig(AssessmentConfig):
     n_folds: int = Field(5, ge=2)
     """Folds of clusters among the gate episodes, each modelled by what lies outside it."""
     fqe: FqeConfig = FqeConfig()
+    deciding: DecidingConfig = DecidingConfig()
     placebo_halves: int = Field(4_000, ge=400)
     """Random halves of the log in which a difference whose truth is 0 meets the gate's bound."""
     example_episodes: int = Field(4, ge=0, le=20)

@@ -7,23 +7,21 @@ from dataclasses import replace
 
 import numpy as np
 
-from datasets.encoding import Encoder
 from datasets.errors import OfflineDqnError
 from datasets.replay import GATE, Replay
-from offline_dqn.fqe import fit_q_evaluation
-from offline_dqn.fqe_config import FqeConfig
-from offline_dqn.fqe_network import fit_q_network
 from offline_dqn.policy import Policy
 from reports.assessment import DECIDING_RULE, assess, night_episodes_upper
 from reports.calibration_line import line_of
-from reports.crossfit import QFitter, QFunction, cross_fit, deal_folds, step_probs
+from reports.crossfit import Fold, FoldFitter, behavior_outside, cross_fit, deal_folds, logged_ratios, step_probs
+from reports.deciding import DecidingRule, choose_deciding
 from reports.estimators import Floats
 from reports.evaluate_config import EvaluateConfig
 from reports.explaining import explain_changes, explain_q
 from reports.gate import GateConfig, decide
 from reports.overlap_regions import map_overlap
 from reports.records import Counts, Evaluation, Freshness, OverlapMap
-from reports.trial import Arm, Role, Trial, feasible_range, masked
+from reports.trial import Arm, Role, Trial, feasible_range, greedy_probs, masked
+from reports.value_models import fold_fitter
 
 
 class EvaluationError(OfflineDqnError):
@@ -45,7 +43,7 @@ def evaluate_candidate(
     config: EvaluateConfig,
     gate_config: GateConfig,
     seed: int,
-    fit_q: QFitter | None = None,
+    fit_models: FoldFitter | None = None,
     freshness: Freshness | None = None,
 ) -> Evaluation:
     """Estimate the candidate's value on the gate episodes, compare it with what runs today, and decide.
@@ -62,7 +60,7 @@ def evaluate_candidate(
         config: estimators, folds, fitted Q evaluation.
         gate_config: when the candidate passes.
         seed: of folds, fits and bootstrap.
-        fit_q: fits action values; fitted Q evaluation with `config.fqe` by default.
+        fit_models: prepares the models of a fold; as `reports.value_models` says with `config.fqe` by default.
         freshness: whether newer nights are like the gate episodes; None where nobody looked.
 
     Raises:
@@ -87,21 +85,36 @@ def evaluate_candidate(
     if version_zero is baseline and baseline is not None:
         version_zero_wrote_gate = baseline_wrote_gate
     wrote_gate = {"baseline": baseline_wrote_gate, "version_zero": version_zero_wrote_gate}
-    modelled = {role: policy for role, policy in policies.items() if not wrote_gate.get(role, False)}
+    fit_models = fit_models or fold_fitter(replay, config.fqe)
+    probs_of = {id(policy): step_probs(policy, replay) for policy in policies.values()}
+    probs: dict[Role, Floats] = {role: probs_of[id(policy)] for role, policy in policies.items()}
+    on_gate = (replay.split == GATE)[replay.episode_of_step]
+    rule = _deciding_rule(replay, probs["candidate"], fit_models, config, gate_config, gate.n_episodes, seed)
+    own_q = candidate.q_values(replay.observations.take(np.arange(replay.n_steps)))
+    greedy = None
+    if own_q is not None and rule.estimator == "drl" and np.all(np.isfinite(own_q)):
+        greedy = greedy_probs(np.asarray(own_q), replay.available[: replay.n_steps])
+    modelled: dict[str, Floats] = {str(role): p for role, p in probs.items() if not wrote_gate.get(role, False)}
     folds = deal_folds(gate.clusters, config.n_folds, seed)
-    q, behavior_probs = cross_fit(
-        replay, folds, modelled, fit_q or _fqe_fitter(config.fqe), propensity=config.propensity, seed=seed
+    fitted = cross_fit(
+        replay,
+        folds,
+        modelled if greedy is None else {**modelled, "greedy": greedy},
+        fit_models,
+        propensity=config.propensity,
+        seed=seed,
     )
-    probs = {role: step_probs(policy, gate) for role, policy in policies.items()}
-    arms = {role: Arm(probs=probs[role], q=q.get(role)) for role in policies}
-    own_q = candidate.q_values(gate.observations.take(np.arange(gate.n_steps)))
+    arms = {
+        role: Arm(probs=p[on_gate], q=fitted.q.get(role), state_weights=fitted.state_weights.get(role))
+        for role, p in probs.items()
+    }
     reward, gamma = replay.contract.reward, replay.contract.gamma
     trial = Trial(
         names=replay.contract.actions.names,
         actions=gate.actions,
         rewards=gate.rewards,
         available=gate.available[: gate.n_steps],
-        behavior_probs=behavior_probs,
+        behavior_probs=fitted.behavior_probs,
         propensity_kind=replay.contract.behavior.propensity,
         offsets=gate.offsets,
         clusters=gate.clusters,
@@ -115,7 +128,12 @@ def evaluate_candidate(
         version_zero=arms.get("version_zero"),
         version_zero_is_log=version_zero_wrote_gate,
         policy_versions=gate.policy_versions,
-        own_q=None if own_q is None else np.asarray(own_q, dtype=np.float64),
+        own_q=None if own_q is None else np.asarray(own_q, dtype=np.float64)[on_gate],
+        greedy=None
+        if greedy is None
+        else Arm(probs=greedy[on_gate], q=fitted.q["greedy"], state_weights=fitted.state_weights.get("greedy")),
+        deciding=rule.estimator,
+        window=rule.window,
     )
     found = assess(trial, config, gate_config, np.random.default_rng(seed))
     evaluation = Evaluation(
@@ -125,7 +143,7 @@ def evaluate_candidate(
         baseline_source="log" if baseline is None else "wrote_gate" if baseline_wrote_gate else "estimated",
         version_zero_name=None if version_zero is None else version_zero_name or "version 0",
         deciding_estimator=found.deciding_estimator,
-        deciding_rule=DECIDING_RULE,
+        deciding_rule=f"{DECIDING_RULE} {rule.says}",
         estimates=found.estimates,
         comparisons=found.comparisons,
         agreement=found.agreement,
@@ -165,12 +183,43 @@ def _with_known_probabilities(replay: Replay) -> tuple[Replay, int]:
     return (replay.subset(~left_out), int(left_out.sum())) if left_out.any() else (replay, 0)
 
 
-def _fqe_fitter(config: FqeConfig) -> QFitter:
-    def fit(replay: Replay, evaluation_probs: Floats, *, encoder: Encoder, seed: int) -> QFunction:
-        fit_model = fit_q_network if config.model == "network" else fit_q_evaluation
-        return fit_model(replay, evaluation_probs, config, encoder=encoder, seed=seed)
+_MOST_RULE_STEPS = 60_000
+"""Steps outside the gate that the rule looks at: what policies do there is known from fewer than all."""
 
-    return fit
+
+def _deciding_rule(
+    replay: Replay,
+    probs: Floats,
+    fit_models: FoldFitter,
+    config: EvaluateConfig,
+    gate_config: GateConfig,
+    n_gate_episodes: int,
+    seed: int,
+) -> DecidingRule:
+    """The estimator that decides, by what candidate and log do on the episodes outside the gate."""
+    outside = replay.split != GATE
+    if not outside.any():
+        return DecidingRule("dr", 0, None, "No episode lies outside the gate to look at.")
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(outside))
+    n_looked_at = max(1, int(np.searchsorted(np.cumsum(replay.lengths[order]), _MOST_RULE_STEPS, side="right")))
+    looked_at = np.zeros(replay.n_episodes, dtype=bool)
+    looked_at[order[:n_looked_at]] = True
+    fold = Fold(replay, ~looked_at, seed)
+    behavior_probs = behavior_outside(fold, config.propensity)
+    ratios, weights = np.ones(fold.outside.n_steps), None
+    if behavior_probs is not None:
+        ratios = logged_ratios(probs[~fold.steps], fold.outside.actions, behavior_probs)
+        if fold.outside.lengths.max() > 1:
+            weights = fit_models(fold).state_weights(ratios, outside=True)
+    return choose_deciding(
+        ratios,
+        weights,
+        fold.outside.offsets,
+        replay.contract.gamma,
+        n_gate_episodes=n_gate_episodes,
+        largest_share=gate_config.overlap.largest_share,
+        config=config.deciding,
+    )
 
 
 def _disagreement(candidate: Policy, gate: Replay, trial: Trial) -> float | None:

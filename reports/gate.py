@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from datasets.settings import Settings
 from reports.certified import CertifiedCurve, certified_curve, largest_share
 from reports.formatting import apart
-from reports.overlap import OverlapBounds
+from reports.overlap import PRODUCTS, OverlapBounds, is_balanced
 from reports.records import Check, Comparison, Evaluation, GateDecision, Overlap
 
 _REASONS_SHOWN = 2
@@ -70,7 +70,12 @@ def decide(evaluation: Evaluation, config: GateConfig) -> GateDecision:
     lower = _charged_lower_bound(evaluation, against_baseline)
     checks = (
         *_data_checks(evaluation, config),
-        *(check for overlap in evaluation.overlaps for check in _overlap_checks(overlap, config.overlap)),
+        *(
+            check
+            for overlap in evaluation.overlaps
+            if overlap.decides
+            for check in _overlap_checks(overlap, config.overlap)
+        ),
         _feasible_check(evaluation),
         _agreement_check(evaluation),
         *_q_checks(evaluation),
@@ -159,12 +164,15 @@ def _damage_check(evaluation: Evaluation, config: GateConfig) -> Check:
 def _overlap_checks(overlap: Overlap, bounds: OverlapBounds) -> Iterator[Check]:
     interval, tail, share = overlap.mean_weight_interval, overlap.tail_index, overlap.largest_share
     of = "of version 0" if overlap.policy == "version_zero" else f"of the {overlap.policy}"
+    tolerance = 0.0 if overlap.weights == PRODUCTS else bounds.largest_imbalance
+    within = f", within {tolerance:g}" if tolerance else ""
     yield Check(
         f"mean weight {of}",
-        interval is not None and interval.low <= 1.0 <= interval.high,
+        interval is not None and is_balanced(interval, tolerance),
         overlap.mean_weight,
         1.0,
-        f"The interval of the mean weight, [{apart(interval.low, 1.0)}, {apart(interval.high, 1.0)}], must contain 1."
+        f"The interval of the mean weight, [{apart(interval.low, 1.0)}, {apart(interval.high, 1.0)}], must contain 1"
+        f"{within}."
         if interval
         else "The weights overflow or have no interval.",
     )

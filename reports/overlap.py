@@ -12,12 +12,19 @@ from reports.records import Interval, Overlap
 
 _FEWEST_TAIL_VALUES = 5
 
+PRODUCTS, MARGINALIZED = "products of ratios", "marginalized"
+"""Kinds of weights, as records name them."""
+
 
 class OverlapBounds(Settings):
     """What still counts as overlap."""
 
     mean_weight_level: float = Field(0.95, gt=0, le=0.99)
     """Level of the mean weight's interval; overlap is refused where that interval excludes 1."""
+    largest_imbalance: float = Field(0.1, ge=0, lt=1)
+    """How far from 1 the mean of marginalized weights may lie, beyond its interval: they are modelled, and the interval
+    knows nothing of the model's own error. An action that the log never takes shows here once for every time that it
+    is wanted in an episode."""
     largest_tail_index: float = Field(0.7, gt=0, lt=1)
     """Pareto tail index of the influence terms above which their mean is not trusted."""
     largest_share: float = Field(0.10, gt=0, le=1)
@@ -33,6 +40,9 @@ def measure_overlap(
     mean_weight: float,
     mean_weight_interval: Interval | None,
     bounds: OverlapBounds,
+    *,
+    decides: bool = True,
+    weights: str = PRODUCTS,
 ) -> Overlap:
     """Every number on the overlap of one policy, and every cause to distrust its weights.
 
@@ -43,6 +53,8 @@ def measure_overlap(
         mean_weight: mean of the N weights; inf where it overflowed.
         mean_weight_interval: its confidence interval; None where it has none.
         bounds: what still counts as overlap.
+        decides: whether the gate rests on these weights.
+        weights: what they are, for the record.
     """
     overflowed = not np.isfinite(mean_weight) or not np.all(np.isfinite(influence))
     size = effective_sample_size(log_weights)
@@ -51,7 +63,7 @@ def measure_overlap(
     causes = []
     if overflowed or mean_weight_interval is None:
         causes.append("the weights overflow, or have no interval")
-    elif not mean_weight_interval.low <= 1.0 <= mean_weight_interval.high:
+    elif not is_balanced(mean_weight_interval, 0.0 if weights == PRODUCTS else bounds.largest_imbalance):
         causes.append(
             f"the mean weight's interval [{apart(mean_weight_interval.low, 1.0)}, "
             f"{apart(mean_weight_interval.high, 1.0)}] excludes 1, "
@@ -73,7 +85,14 @@ def measure_overlap(
         tail_index=tail,
         largest_share=share,
         refused="; ".join(causes) or None,
+        decides=decides,
+        weights=weights,
     )
+
+
+def is_balanced(mean_weight: Interval, tolerance: float) -> bool:
+    """Whether the interval of a mean weight comes within `tolerance` of 1."""
+    return mean_weight.low <= 1.0 + tolerance and mean_weight.high >= 1.0 - tolerance
 
 
 def largest_influence_share(influence: Floats) -> float:

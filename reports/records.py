@@ -54,7 +54,8 @@ class Estimate:
     """One estimator's value of one policy, in reward units per episode, or the cause why there is none."""
 
     estimator: str
-    """"on_policy", "direct", "is", "wis", "pdis", "wpdis", "dr", "wdr", "magic", "switch_dr" or "dros"."""
+    """"on_policy", "direct", "is", "wis", "pdis", "wpdis", "dr", "wdr", "magic", "switch_dr", "dros", "mis", "drl" or
+    "window"."""
     policy: str
     """"log", "candidate", "baseline" or "version_zero"."""
     value: float | None
@@ -118,6 +119,10 @@ class Overlap:
     """Share of the one most influential episode in the sum of squared influence terms."""
     refused: str | None = None
     """Every cause for which weighted estimates of this policy are not trusted."""
+    decides: bool = True
+    """Whether the gate rests on these weights; the others are shown beside them."""
+    weights: str = "products of ratios"
+    """"products of ratios" or "marginalized"."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reports import estimators, one_step
+from reports.deciding import Deciding
 from reports.estimators import Floats, Ints, RatioSum
 from reports.records import FeasibleRange, PropensityKind
 
@@ -24,6 +25,8 @@ class Arm:
     """(T, A) probability of each action, as it acts."""
     q: Floats | None
     """(T, A) its action values, from models not fitted on the step's episode; None where the log gives its value."""
+    state_weights: Floats | None = None
+    """(T,) marginalized weights, how much more often it visits the step's state; None where they were not modelled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,12 @@ class Trial:
     """(N,) policy version that wrote each episode; None where nothing tells them apart."""
     own_q: Floats | None = None
     """(T, A) the candidate's own Q-values; None for a policy without."""
+    greedy: Arm | None = None
+    """The candidate without exploration; None leaves its value to the candidate's own models."""
+    deciding: Deciding = "dr"
+    """Whose weights decide: products of ratios, or marginalized ones."""
+    window: int = 0
+    """Steps of exact products by which the check of marginalized weights looks back."""
 
     @property
     def is_one_step(self) -> bool:
@@ -81,28 +90,65 @@ def feasible_range(low: float | None, high: float | None, gamma: float, longest:
     )
 
 
-def log_weights_of(trial: Trial) -> dict[str, Floats]:
-    """(T,) cumulative log weights of each arm, and of the candidate without exploration under "greedy"."""
+@dataclass(frozen=True)
+class StepWeights:
+    """(T,) log weights of every arm, and of the candidate without exploration under "greedy", by role.
+
+    Attributes:
+        product: of all ratios of the episode so far.
+        marginal: of the state and the step's own ratio; only of arms whose visits are modelled.
+        window: of the state some steps ago and the ratios since; likewise.
+    """
+
+    product: Mapping[str, Floats]
+    marginal: Mapping[str, Floats]
+    window: Mapping[str, Floats]
+
+    def of(self, deciding: Deciding) -> Mapping[str, Floats]:
+        """Those that an estimator decides with."""
+        return self.marginal if deciding == "drl" else self.product
+
+
+NO_WEIGHTS = StepWeights({}, {}, {})
+
+
+def step_weights_of(trial: Trial) -> StepWeights:
+    """The weights of every step by every arm.
+
+    Raises:
+        ValueError: marginalized weights decide, and an arm has none.
+    """
     taken = np.arange(len(trial.actions)), trial.actions
-    probs: dict[str, Floats] = {role: arm.probs for role, arm in trial.arms.items()}
-    if trial.own_q is not None and np.all(np.isfinite(trial.own_q)):
-        probs["greedy"] = greedy_probs(trial.own_q, trial.available)
-    return {
-        name: estimators.cumulative_log_weights(p[taken], trial.behavior_probs, trial.offsets)
-        for name, p in probs.items()
-    }
+    arms: dict[str, Arm] = {str(role): arm for role, arm in trial.arms.items()}
+    if trial.greedy is not None:
+        arms["greedy"] = trial.greedy
+    elif trial.own_q is not None and np.all(np.isfinite(trial.own_q)) and trial.deciding == "dr":
+        arms["greedy"] = Arm(probs=greedy_probs(trial.own_q, trial.available), q=None)
+    product, marginal, window = {}, {}, {}
+    for role, arm in arms.items():
+        probs = arm.probs[taken]
+        product[role] = estimators.cumulative_log_weights(probs, trial.behavior_probs, trial.offsets)
+        if arm.state_weights is not None and not trial.is_one_step:
+            with np.errstate(divide="ignore"):
+                ratios, states = np.log(probs) - np.log(trial.behavior_probs), np.log(arm.state_weights)
+            marginal[role] = estimators.windowed_log_weights(ratios, states, trial.offsets, 0)
+            window[role] = estimators.windowed_log_weights(ratios, states, trial.offsets, trial.window)
+        elif trial.deciding == "drl" and role in trial.arms:
+            raise ValueError(f"marginalized weights shall decide, and the {role} has none")
+    return StepWeights(product, marginal, window)
 
 
-def estimators_of(trial: Trial, log_weights: Mapping[str, Floats], *, largest_step_table: int) -> dict[str, RatioSum]:
+def estimators_of(trial: Trial, weights: StepWeights, *, largest_step_table: int) -> dict[str, RatioSum]:
     """Every estimator by "name/role", such as "dr/candidate", on the same episodes.
 
-    "weight" is the mean weight, "greedy" the DR of the candidate without exploration. Without log weights there are
-    only the log's own return and the direct method. Where every episode is one step, PDIS and WPDIS are IS and WIS and
-    left out, and Switch-DR and DRos stand beside DR.
+    "weight" and "balance" are the mean weights of products and of marginalized weights, which should be 1; "greedy" is
+    the deciding estimator of the candidate without exploration. Without weights there are only the log's own return
+    and the direct method. Where every episode is one step, PDIS, WPDIS and marginalized weights would say the same and
+    are left out, and Switch-DR and DRos stand beside DR.
 
     Args:
         trial: episodes and policies.
-        log_weights: from `log_weights_of`, or empty.
+        weights: from `step_weights_of`, or `NO_WEIGHTS`.
         largest_step_table: episodes times longest length beyond which WPDIS and WDR are left out.
     """
     offsets, rewards, gamma = trial.offsets, trial.rewards, trial.gamma
@@ -112,13 +158,17 @@ def estimators_of(trial: Trial, log_weights: Mapping[str, Floats], *, largest_st
         assert arm.q is not None
         values = (arm.probs * arm.q).sum(axis=1)
         sums[f"direct/{role}"] = estimators.mean_of(values[offsets[:-1]])
-        if role not in log_weights:
+        if role not in weights.product:
             continue
-        steps = log_weights[role]
+        model = rewards, arm.q[np.arange(len(rewards)), trial.actions], values
+        steps = weights.product[role]
         whole = estimators.episode_log_weights(steps, offsets)
         sums[f"weight/{role}"] = estimators.importance_sampling(np.ones(len(returns)), whole)
-        model = rewards, arm.q[np.arange(len(rewards)), trial.actions], values
         sums[f"dr/{role}"] = estimators.doubly_robust(*model, steps, offsets, gamma)
+        if role in weights.marginal:
+            marginal = weights.marginal[role]
+            sums[f"balance/{role}"] = estimators.mean_of(estimators.balance_terms(marginal, offsets, gamma))
+            sums[f"drl/{role}"] = estimators.doubly_robust(*model, marginal, offsets, gamma)
         if role != "candidate":
             continue
         sums["is/candidate"] = estimators.importance_sampling(returns, whole)
@@ -132,11 +182,18 @@ def estimators_of(trial: Trial, log_weights: Mapping[str, Floats], *, largest_st
             if not trial.is_one_step:
                 sums["wpdis/candidate"] = estimators.weighted_per_decision(rewards, steps, offsets, gamma)
             sums["wdr/candidate"] = estimators.weighted_doubly_robust(*model, steps, offsets, gamma)
-        if "greedy" in log_weights and trial.own_q is not None:
-            # Any Q keeps DR unbiased: the candidate's model serves its greedy form too.
-            greedy_values = (greedy_probs(trial.own_q, trial.available) * arm.q).sum(axis=1)
+        if role in weights.marginal:
+            sums["mis/candidate"] = estimators.per_decision(rewards, weights.marginal[role], offsets, gamma)
+        if trial.deciding == "drl":
+            sums["window/candidate"] = estimators.doubly_robust(*model, weights.window[role], offsets, gamma)
+        decides = weights.of(trial.deciding)
+        if "greedy" in decides and trial.own_q is not None:
+            # Any Q keeps DR unbiased: without a model of its own, the candidate's serves its greedy form too.
+            greedy_q = arm.q if trial.greedy is None or trial.greedy.q is None else trial.greedy.q
+            greedy_values = (greedy_probs(trial.own_q, trial.available) * greedy_q).sum(axis=1)
+            q_taken = greedy_q[np.arange(len(rewards)), trial.actions]
             sums["greedy/candidate"] = estimators.doubly_robust(
-                *model[:2], greedy_values, log_weights["greedy"], offsets, gamma
+                rewards, q_taken, greedy_values, decides["greedy"], offsets, gamma
             )
     return sums
 

@@ -6,17 +6,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from datasets.encoding import Encoder
 from datasets.replay import Replay
 from reports.backtest import FEWEST_EPISODES, Span, backtest, is_uniform, minus
-from reports.crossfit import QFitter, QFunction
+from reports.crossfit import FoldFitter
 from reports.evaluate_config import EvaluateConfig
 from reports.gate import GateConfig
 from reports.intervals import student_t_interval
 from reports.overlap import OverlapBounds
 from reports.placebo import clopper_pearson
 from reports.proof_records import Backtest, BacktestPair
-from tests.reports.test_evaluation import CONTRACT, TablePolicy, TableQ, known_q, make_replay
+from tests.reports.test_evaluation import CONTRACT, KnownModels, TablePolicy, known_models, make_replay
 from tests.reports.worlds import Log, World, greedy, simulate, small_world
 
 WORLD = small_world()
@@ -62,14 +61,16 @@ def run(
     *,
     registered: dict[str, TablePolicy] | None = None,
     gate: GateConfig = GATE_CONFIG,
-    fit_q: QFitter = known_q,
+    fit_models: FoldFitter = known_models,
 ) -> Backtest:
-    return backtest(replay, registered=registered or {}, config=CONFIG, gate_config=gate, seed=0, fit_q=fit_q)
+    return backtest(replay, registered=registered or {}, config=CONFIG, gate_config=gate, seed=0, fit_models=fit_models)
 
 
-def no_q(replay: Replay, evaluation_probs: NDArray[np.float64], *, encoder: Encoder, seed: int) -> QFunction:  # noqa: ARG001
-    """A model that says 0, so that the weights alone decide."""
-    return TableQ(np.zeros((4, 2)))
+class NoModels(KnownModels):
+    """Knows nothing: every value is 0."""
+
+    def q_values(self, evaluation_probs: np.ndarray) -> np.ndarray:  # noqa: ARG002  # part of the protocol
+        return np.zeros((self.fold.held.n_steps, 2))
 
 
 def of(found: Backtest, version: str) -> BacktestPair:
@@ -124,8 +125,8 @@ def test_wrong_propensities_that_no_check_of_the_log_sees_are_missed() -> None:
     replay = two_versions(1, 800, a=hidden, b=UNIFORM)
     lying = replace(replay, behavior_prob=np.full(replay.n_steps, 0.5))
     release = {"b": TablePolicy(UNIFORM)}
-    found = of(run(lying, registered=release, fit_q=no_q), "b")
-    right = of(run(replay, registered=release, fit_q=no_q, gate=TOLERANT), "b")
+    found = of(run(lying, registered=release, fit_models=NoModels), "b")
+    right = of(run(replay, registered=release, fit_models=NoModels, gate=TOLERANT), "b")
 
     assert right.verdict == "covered"
     assert found.verdict == "missed", found.cause

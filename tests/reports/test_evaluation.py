@@ -9,15 +9,15 @@ import pytest
 from numpy.typing import NDArray
 
 from datasets.contract import Contract, contract_from_text
-from datasets.encoding import Encoder
 from datasets.observations import Observations
 from datasets.replay import GATE, SELECT, TRAIN, Replay
 from offline_dqn.fqe import FqeConfig
-from reports.crossfit import NothingToFitError, QFunction, cross_fit, deal_folds
+from reports.crossfit import Fold, NothingToFitError, cross_fit, deal_folds
 from reports.evaluation import EvaluateConfig, EvaluationError, evaluate_candidate
 from reports.gate import GateConfig
 from reports.propensity import PropensityConfig
 from reports.records import Evaluation, evaluation_from_json, evaluation_to_json
+from tests.offline_dqn.worlds import states_of
 from tests.reports.worlds import GAMMA, Log, World, greedy, simulate, small_world
 
 CONTRACT = """
@@ -89,24 +89,22 @@ def make_replay(log: Log, behavior: NDArray[np.float64], *, text: str = CONTRACT
 
 
 @dataclass(frozen=True)
-class TableQ:
-    table: NDArray[np.float64]
+class KnownModels:
+    """The true Q of the evaluation policy, read off its probabilities, in place of a fit; no state is reweighted."""
 
-    def q_values(self, replay: Replay) -> NDArray[Any]:
-        return self.table[replay.observations.columns["state"][: replay.n_steps]]
+    fold: Fold
+
+    def q_values(self, evaluation_probs: NDArray[np.float64]) -> NDArray[np.float64]:
+        table = np.full((4, 2), 0.5)
+        table[states_of(self.fold.outside)] = evaluation_probs
+        return np.asarray(WORLD.q(table)[states_of(self.fold.held)])
+
+    def state_weights(self, ratios: NDArray[np.float64], *, outside: bool = False) -> NDArray[np.float64]:
+        return np.ones(len(ratios) if outside else self.fold.held.n_steps)
 
 
-def known_q(
-    replay: Replay,
-    evaluation_probs: NDArray[np.float64],
-    *,
-    encoder: Encoder,  # noqa: ARG001  # part of the protocol
-    seed: int,  # noqa: ARG001
-) -> QFunction:
-    """The true Q of the evaluation policy, read off its probabilities, in place of a fit."""
-    table = np.full((4, 2), 0.5)
-    table[replay.observations.columns["state"][: replay.n_steps]] = evaluation_probs
-    return TableQ(WORLD.q(table))
+def known_models(fold: Fold) -> KnownModels:
+    return KnownModels(fold)
 
 
 def evaluate(replay: Replay, candidate: NDArray[np.float64] | TablePolicy, **changes: Any) -> Evaluation:
@@ -120,7 +118,7 @@ def evaluate(replay: Replay, candidate: NDArray[np.float64] | TablePolicy, **cha
         "config": CONFIG,
         "gate_config": GATE_CONFIG,
         "seed": 0,
-        "fit_q": known_q,
+        "fit_models": known_models,
     }
     return evaluate_candidate(replay, **(arguments | changes))
 
@@ -165,7 +163,7 @@ def test_the_same_seed_gives_the_same_evaluation(replay: Replay) -> None:
 
 def test_fitted_q_evaluation_is_the_default_model(replay: Replay) -> None:
     candidate = greedy(WORLD, 0.6)
-    evaluation = evaluate(replay, candidate, fit_q=None)
+    evaluation = evaluate(replay, candidate, fit_models=None)
     direct, robust = evaluation.estimate("direct", "candidate"), evaluation.estimate("dr", "candidate")
     assert direct is not None
     assert robust is not None
@@ -192,7 +190,7 @@ def test_a_champion_that_wrote_the_gate_episodes_is_worth_their_plain_mean(repla
     comparisons = [evaluation.comparison(name) for name in ("baseline", "version_zero")]
     assert [c.estimator for c in comparisons if c] == ["dr - on_policy"] * 2
     assert evaluation.baseline_source == "wrote_gate"
-    assert [o.policy for o in evaluation.overlaps] == ["candidate"]
+    assert [o.policy for o in evaluation.overlaps if o.decides] == ["candidate"]
     assert evaluation.largest_probability_change == pytest.approx(0.2)
 
 
@@ -203,7 +201,7 @@ def test_an_estimated_baseline_has_overlap_of_its_own(replay: Replay) -> None:
     assert comparison is not None
     assert comparison.estimator == "dr - dr"
     assert comparison.value == pytest.approx(world_gain(WORLD, greedy(WORLD, 0.6), baseline.table), abs=0.15)
-    assert [o.policy for o in evaluation.overlaps] == ["candidate", "baseline"]
+    assert [o.policy for o in evaluation.overlaps if o.decides] == ["candidate", "baseline"]
 
 
 def test_candidate_equal_to_the_logging_policy_is_nothing_new(replay: Replay) -> None:
@@ -215,16 +213,18 @@ def test_candidate_equal_to_the_logging_policy_is_nothing_new(replay: Replay) ->
 def test_models_never_see_the_fold_they_are_used_on(replay: Replay) -> None:
     fitted_on: list[set[str]] = []
 
-    def remember(replay: Replay, evaluation_probs: NDArray[np.float64], *, encoder: Encoder, seed: int) -> QFunction:
-        fitted_on.append(set(replay.episode_ids))
-        return known_q(replay, evaluation_probs, encoder=encoder, seed=seed)
+    @dataclass(frozen=True)
+    class Remembered(KnownModels):
+        def q_values(self, evaluation_probs: NDArray[np.float64]) -> NDArray[np.float64]:
+            fitted_on.append(set(self.fold.outside.episode_ids))
+            return super().q_values(evaluation_probs)
 
     gate = replay.of_split(GATE)
     clustered = replace(replay, clusters=replay.clusters // 3)
     folds = deal_folds(gate.clusters // 3, 3, seed=0)
-    policy = TablePolicy(greedy(WORLD, 0.6))
+    probs = greedy(WORLD, 0.6)[states_of(replay)]
     cross_fit(
-        clustered, folds, {"candidate": policy, "baseline": policy}, remember, propensity=PropensityConfig(), seed=0
+        clustered, folds, {"candidate": probs, "baseline": probs}, Remembered, propensity=PropensityConfig(), seed=0
     )
     assert len(fitted_on) == 3  # one policy in two roles is fitted once
     for fold, seen in enumerate(fitted_on):

@@ -21,7 +21,7 @@ from reports.sensitivity import (
     stepped_difference,
     worst_terms,
 )
-from reports.trial import estimators_of, log_weights_of
+from reports.trial import estimators_of, step_weights_of
 from tests.reports.worlds import World, evaluate_trial, greedy, make_trial, simulate, small_world
 
 CONFIG = AssessmentConfig(n_replicates=2_000)
@@ -155,8 +155,10 @@ def test_steps_of_the_deciding_estimate_add_up_to_it() -> None:
     against = make_trial(world, log, UNIFORM, other).candidate
     for baseline in (None, against):
         trial = make_trial(world, log, UNIFORM, candidate, baseline=baseline)
-        difference = stepped_difference(trial, log_weights_of(trial), "baseline" if baseline else None, products=True)
-        sums = estimators_of(trial, log_weights_of(trial), largest_step_table=1)
+        difference = stepped_difference(
+            trial, step_weights_of(trial).product, "baseline" if baseline else None, products=True
+        )
+        sums = estimators_of(trial, step_weights_of(trial), largest_step_table=1)
         expected = sums["dr/candidate"].value - sums["dr/baseline" if baseline else "on_policy/log"].value
         assert worst_terms(difference, 1.0).mean() == pytest.approx(expected)
 
@@ -178,7 +180,7 @@ def test_bounds_contain_the_truth_where_the_logged_odds_are_wrong_within_the_fac
         # A model that knows nothing, so that everything hangs on the probabilities.
         trial = make_trial(world, log, believed, candidate)
         trial = replace(trial, candidate=replace(trial.candidate, q=np.zeros((len(log.actions), 2))))
-        difference = stepped_difference(trial, log_weights_of(trial), None, products=True)
+        difference = stepped_difference(trial, step_weights_of(trial).product, None, products=True)
         as_logged, tight = worst_terms(difference, 1.0), worst_terms(difference, 1.4)
         assert tight.mean() < truth < best_terms(difference, 1.4).mean()
         missed += abs(as_logged.mean() - truth) > 4 * as_logged.std() / np.sqrt(len(as_logged))
