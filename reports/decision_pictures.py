@@ -5,6 +5,7 @@ from __future__ import annotations
 from reports import formatting
 from reports.certified import CertifiedCurve
 from reports.charts import Scale, Series
+from reports.page_script import plot_data
 from reports.pictures import Panel
 from reports.plane import Axis, Mark, plane
 
@@ -29,4 +30,6 @@ def certified_picture(curve: CertifiedCurve) -> Panel:
         lines=lines,
         marks=[Mark(at, risked, said)],
     )
-    return Panel("Worst-case loss of one night", chart, note="reward units, by share of traffic")
+    dot = Series("certified", (at,), (risked,), "dot")
+    data = plot_data(lines, "share of traffic", dots=[dot], y_range=(0.0, 1.04 * top))
+    return Panel("Worst-case loss of one night", chart, note="reward units, by share of traffic", data=data)

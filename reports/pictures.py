@@ -73,6 +73,8 @@ class Panel:
     term: str = ""
     note: str = ""
     instead: str = "not measured"
+    data: str = ""
+    """The same lines for the page's script, from `reports.page_script.plot_data`; "" where there is nothing to zoom."""
 
 
 def policy_name(evaluation: Evaluation, policy: str) -> str:

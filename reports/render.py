@@ -1,7 +1,8 @@
 """The report of one candidate: a single HTML file for the person who decides whether to promote.
 
-It needs no network and runs no script; a content security policy inside it holds even if text from a log were to slip
-through the escaping. The same data gives the same bytes.
+It needs no network and is whole without a script: the one it has lets curves be zoomed and tables be sorted. A content
+security policy inside it holds even if text from a log were to slip through the escaping. The same data gives the same
+bytes.
 """
 
 from __future__ import annotations
@@ -21,10 +22,14 @@ from reports.candidate_table import candidate_rows, compared_on
 from reports.decision_pictures import certified_picture
 from reports.glossary import GLOSSARY
 from reports.log_pictures import sensitivity_picture, sensitivity_words, weight_picture
+from reports.page_script import content_security_policy, page_script
 from reports.records import Evaluation, WeightHistogram
 from reports.remedies import remedies, rooms
 
 _TEMPLATES = Path(__file__).parent / "templates"
+
+_LONGEST_TEXT = 1_000
+"""Characters of one name or sentence; a log may hold names of any length."""
 
 _MINUS = re.compile(r"(?<![\w.-])-(?=\.?\d)|(?<=\de)-(?=\d)")
 
@@ -111,6 +116,8 @@ def render_report(data: ReportData) -> str:
         account=_account(data.batch),
         settings={stage: dict(_flat(values)) for stage, values in _settings(data).items()},
         glossary=GLOSSARY,
+        policy=content_security_policy(),
+        script=page_script(),
     )  # fmt: skip
     return "\n".join(line.rstrip() for line in text.splitlines() if line.strip()) + "\n"
 
@@ -122,7 +129,7 @@ def _weight_histogram(evaluation: Evaluation) -> WeightHistogram | None:
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
+        lstrip_blocks=True, finalize=_bounded,
     )  # fmt: skip
     environment.filters.update(
         number=formatting.number,
@@ -137,14 +144,23 @@ def _environment() -> Environment:
         observed=change_pictures.observed,
     )
     environment.globals.update(
-        with_interval=formatting.with_interval, policy_name=pictures.policy_name, estimator_names=pictures.ESTIMATORS
+        meanings={term.key: term.meaning for group in GLOSSARY for term in group.terms},
+        with_interval=formatting.with_interval,
+        policy_name=pictures.policy_name,
+        estimator_names=pictures.ESTIMATORS,
     )
     return environment
 
 
+def _bounded(value: object) -> object:
+    """Text that is far too long for a page, without its middle; what is markup already stays whole."""
+    endless = isinstance(value, str) and not isinstance(value, Markup) and len(value) > _LONGEST_TEXT
+    return charts.shortened(value, _LONGEST_TEXT) if endless and isinstance(value, str) else value
+
+
 def _prose(text: str) -> Markup:
     """A sentence that was written for a terminal: `code` becomes an element, and the minus of a number a true one."""
-    parts = re.split(r"`([^`]+)`", text)
+    parts = re.split(r"`([^`]+)`", charts.shortened(text, _LONGEST_TEXT))
     shown = [Markup("<code>{}</code>").format(p) if i % 2 else escape(_MINUS.sub("−", p)) for i, p in enumerate(parts)]
     return Markup("").join(shown)
 

@@ -11,6 +11,7 @@ from offline_dqn.metrics import METRICS, Metric, split_name
 from reports import charts
 from reports.formatting import number
 from reports.glossary import UNSEEN
+from reports.page_script import plot_data
 from reports.pictures import Panel
 
 _N_KINDS = 8
@@ -50,6 +51,7 @@ def _panel(metric: Metric, series: Sequence[charts.Series]) -> Panel:
         note=metric.unit,
         chart=charts.line_chart(series, f"{metric.title} over the updates: {_from_to(series)}"),
         instead=_at_once(series),
+        data=plot_data(series, "update"),
     )
 
 

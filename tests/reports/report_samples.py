@@ -23,6 +23,7 @@ from reports.records import (
     ActionAverage,
     ActionShares,
     Agreement,
+    Check,
     Comparison,
     Counts,
     DesignEffect,
@@ -379,7 +380,7 @@ def snapshot() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def coverage() -> dict[str, Any]:
+def coverage(name: str = "cpu") -> dict[str, Any]:
     def region(number: int, where: str, n_steps: int, *steps: int) -> dict[str, Any]:
         taken = dict(zip(("scale_down", "hold", "scale_up"), steps, strict=True))
         thin = [name for name, n in taken.items() if n < 30]
@@ -387,7 +388,7 @@ def coverage() -> dict[str, Any]:
                 "thin": thin}  # fmt: skip
 
     regions = [
-        region(4, "cpu about 0.45 (in all 0.52), zone = a in 97% (in all 34%)", 14022, 2210, 3104, 1701),
+        region(4, f"{name} about 0.45 (in all 0.52), zone = a in 97% (in all 34%)", 14022, 2210, 3104, 1701),
         region(1, "p95_ms about 412 ms (in all 188), replicas about 9 (in all 4)", 2904, 12, 811, 640),
         region(0, "request_rate about 1.9e+03 (in all 620)", 871, 0, 29, 398),
     ]
@@ -406,14 +407,14 @@ def batch() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def selection() -> dict[str, Any]:
+def selection(name: str = "cql 1, softmax <0.1>") -> dict[str, Any]:
     """What the candidate was chosen from."""
     found = {
         "origin": "network", "value": -21.4, "difference": 1.02, "standard_error": 0.2, "weights_refused": None,
         "lower_bound": 0.76, "upper_bound": 1.28, "gate_bound": 0.5, "cannot_certify": None, "same_as": None,
     }  # fmt: skip
     weighted = {"weighted_difference": 0.94, "weighted_low": 0.51, "weighted_error": 0.33}
-    names = {"cql 1, softmax <0.1>": ("direct", True), "tree of the log": ("dr", False)}
+    names = {name: ("direct", True), "tree of the log": ("dr", False)}
     return {
         "baseline_value": -22.42,
         "level": 0.9,
@@ -458,3 +459,70 @@ def report(evaluation: Evaluation, **more: Any) -> ReportData:
         "coverage": coverage(),
     }  # fmt: skip
     return ReportData(**(sections | more))
+
+
+def extreme_report(hostile: str = HOSTILE) -> ReportData:
+    """Hostile and endless names everywhere, numbers that do not exist or are out of all proportion."""
+    good, long = passed_evaluation(), "a_name_without_any_space_" * 8
+    assert good.decision is not None
+    drift = drift_report()
+    drift["columns"][0] |= {"name": hostile, "psi": math.nan}
+    drift["columns"][1] |= {"name": long, "psi": 1e9, "bins": [long, hostile] * 20, "reference_probs": [0.025] * 40}
+    drift["columns"][1]["live_probs"] = [0.0] * 39 + [1.0]
+    broken = {"step": 500.0, "bc/td_error_abs": math.nan, f"{hostile}/q_logged": None, "a/q_greedy": math.inf}
+    named = [{"step": 500.0 * i, f"{hostile}/q_logged": 1.0 + i, f"{long}/q_logged": -1e12 * i} for i in range(5)]
+    validated = validation(failing=True)
+    validated["records"][0] |= {"success": False, "says": hostile, "observed_value": math.nan}
+    estimates = (
+        replace(good.estimates[0], estimator=hostile, value=-1e300, interval=interval(-1e308, 9)),
+        *good.estimates[1:],
+    )
+    decision = replace(
+        good.decision,
+        passed=False,
+        reason=f"Refused, {hostile}: {long}",
+        checks=(Check(hostile, False, None, None, long), *good.decision.checks),
+    )
+    averages = (replace(good.propensities.actions[0], action=hostile, note=hostile), *good.propensities.actions[1:])
+    return report(
+        replace(
+            good,
+            candidate_name=hostile,
+            baseline_name=long,
+            version_zero_name=hostile,
+            estimates=estimates,
+            action_shares=(replace(good.action_shares[0], shares={hostile: 1.0, long: 0.0}),),
+            propensities=replace(good.propensities, actions=averages),
+            design_effects=(replace(good.design_effects[0], unit=hostile),),
+            changes=_named_changes(hostile, long),
+            decision=decision,
+        ),
+        contract_name=hostile,
+        drift=drift,
+        validation=validated,
+        training={"config": {long: hostile}, "history": [broken, *named], "n_steps": 1, "n_unusable_steps": 0,
+                  "seconds": math.nan, "selection": selection(hostile)},
+        snapshot=snapshot() | {"damage": {hostile: 9}},
+        batch=batch() | {"dropped_columns": [hostile, long], "note": hostile, "batch_id": hostile},
+        coverage=coverage(hostile),
+        lineage={hostile: long},
+    )  # fmt: skip
+
+
+def _named_changes(hostile: str, long: str) -> Changes:
+    """Features, actions, regions, values, and an episode of that name."""
+    found = changes(first_episode=hostile)
+    probs = {hostile: 0.6, long: 0.4}
+    step = replace(
+        found.episodes[0].steps[0], action=hostile, observation={hostile: hostile, long: math.pi},
+        candidate_probs=probs, baseline_probs=probs,
+    )  # fmt: skip
+    episode = replace(found.episodes[0], where=hostile, night=long, steps=(step,))
+    region = replace(found.regions[0], where=hostile, candidate_shares=probs, other_shares=probs)
+    return replace(
+        found,
+        regions=(region,),
+        episodes=(episode,),
+        shown_features=(hostile, long),
+        features=(replace(found.features[0], feature=hostile), replace(found.features[1], feature=long)),
+    )

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import html
+import base64
+import hashlib
 import importlib
+import json
 import math
 import re
-import shutil
-import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from reports import charts
 from reports.glossary import GLOSSARY, Term
+from reports.page_script import page_script, plot_data
 from reports.records import Check, Evaluation
 from reports.remedies import remedies, remedy_for
 from reports.render import ReportData, render_report
 from tests.reports import report_samples as samples
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VOID = {"meta", "br", "hr", "img", "link", "input", "col", "base"}
 TERMS = [term for group in GLOSSARY for term in group.terms]
 
@@ -49,7 +50,7 @@ class Page(HTMLParser):
         assert self.stack.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self.stack:
+        if not {"style", "script"} & set(self.stack):
             self.words.append(data)
 
     @property
@@ -68,48 +69,6 @@ def passed() -> str:
 @pytest.fixture(scope="module")
 def refused() -> str:
     return render_report(samples.report(samples.refused_evaluation()))
-
-
-def extreme_report() -> ReportData:
-    """Hostile and endless names, numbers that do not exist or are out of all proportion."""
-    evaluation, long = samples.passed_evaluation(), "a_name_without_any_space_" * 8
-    assert evaluation.decision is not None
-    drift = samples.drift_report()
-    drift["columns"][0] |= {"name": samples.HOSTILE, "psi": math.nan}
-    drift["columns"][1] |= {"name": long, "psi": 1e9, "bins": [long] * 40, "reference_probs": [0.025] * 40}
-    drift["columns"][1]["live_probs"] = [0.0] * 39 + [1.0]
-    broken = {"step": 500.0, "bc/td_error_abs": math.nan, f"{samples.HOSTILE}/q_logged": None, "a/q_greedy": math.inf}
-    validation = samples.validation(failing=True)
-    validation["records"][0] |= {"success": False, "says": samples.HOSTILE, "observed_value": math.nan}
-    shares = replace(evaluation.action_shares[0], shares={samples.HOSTILE: 1.0, long: 0.0})
-    estimates = (
-        replace(evaluation.estimates[0], estimator=samples.HOSTILE, value=-1e300, interval=samples.interval(-1e308, 9)),
-        *evaluation.estimates[1:],
-    )
-    decision = replace(
-        evaluation.decision,
-        passed=False,
-        reason=f"Refused, {samples.HOSTILE}: {long}",
-        checks=(Check(samples.HOSTILE, False, None, None, long), *evaluation.decision.checks),
-    )
-    return samples.report(
-        replace(
-            evaluation,
-            candidate_name=samples.HOSTILE,
-            baseline_name=long,
-            estimates=estimates,
-            action_shares=(shares,),
-            decision=decision,
-        ),
-        contract_name=samples.HOSTILE,
-        drift=drift,
-        validation=validation,
-        training={"config": {long: samples.HOSTILE}, "history": [broken, broken], "n_steps": 1, "n_unusable_steps": 0,
-                  "seconds": math.nan},
-        snapshot=samples.snapshot() | {"damage": {samples.HOSTILE: 9}},
-        batch=samples.batch() | {"dropped_columns": [samples.HOSTILE, long], "note": samples.HOSTILE},
-        lineage={samples.HOSTILE: long},
-    )  # fmt: skip
 
 
 def bare_report(evaluation: Evaluation) -> ReportData:
@@ -217,14 +176,14 @@ def test_what_is_missing_is_said_in_words() -> None:
         samples.report(samples.passed_evaluation()),
         samples.report(samples.refused_evaluation()),
         bare_report(samples.refused_evaluation()),
-        extreme_report(),
+        samples.extreme_report(),
     ],
 )
-def test_no_raw_none_or_nan_is_shown_and_nothing_is_fetched_or_run(data: ReportData) -> None:
+def test_no_raw_none_or_nan_is_shown_and_nothing_is_fetched(data: ReportData) -> None:
     text = render_report(data)
     page = Page(text)
     assert not re.search(r"\b(None|nan|inf|NaN|Undefined)\b", page.text)
-    assert all(tag not in ("script", "link", "img", "iframe", "object") for tag, _ in page.elements)
+    assert all(tag not in ("link", "img", "iframe", "object") for tag, _ in page.elements)
     assert page.attributes("src") == []
     assert all(link.startswith("#") for link in page.attributes("href"))
     assert "url(" not in text
@@ -232,9 +191,36 @@ def test_no_raw_none_or_nan_is_shown_and_nothing_is_fetched_or_run(data: ReportD
     assert not any(name.startswith("on") for _, attrs in page.elements for name in attrs)
 
 
+@pytest.mark.parametrize("data", [samples.report(samples.passed_evaluation()), samples.extreme_report()])
+def test_one_script_may_run_and_it_is_ours(data: ReportData) -> None:
+    text = render_report(data)
+    scripts = re.findall(r"<script[^>]*>(.*?)</script>", text, re.DOTALL)
+    assert scripts == [page_script()]
+    digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+    policy = Page(text).attributes("content")[1]
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'; ")
+    assert "unsafe" not in policy.replace("style-src 'unsafe-inline'", "")
+    assert "Permission is hereby granted, free of charge" in scripts[0]
+
+
+def test_lines_for_the_script_lie_over_one_axis_and_hold_no_number_that_is_none() -> None:
+    lines = [
+        charts.Series("a", [1.0, 2.0, 3.0], [0.123456789, math.nan, 5.0]),
+        charts.Series("b", [2.0, 4.0], [1.0, 2.0]),
+    ]
+    told = json.loads(plot_data(lines, "update", dots=[charts.Series("here", [2.5], [9.0], "dot")]))
+    assert told["x"] == [1.0, 2.0, 2.5, 3.0, 4.0]
+    assert [line["y"] for line in told["series"]] == [
+        [0.123457, None, None, 5.0, None], [None, 1.0, None, None, 2.0], [None, None, 9.0, None, None],
+    ]  # fmt: skip
+    assert [line.get("dots", False) for line in told["series"]] == [False, False, True]
+    assert plot_data([charts.Series("a", [1.0], [2.0])], "update") == ""
+
+
 def test_text_from_logs_is_shown_as_text() -> None:
-    text = render_report(extreme_report())
-    assert "<script" not in text
+    text = render_report(samples.extreme_report())
+    assert text.count("<script") == 1
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert samples.HOSTILE in Page(text).text
 
@@ -260,7 +246,7 @@ def test_glossary_names_what_computes_each_number(term: Term) -> None:
 
 def test_each_number_is_defined_once_and_every_link_leads_somewhere(passed: str, refused: str) -> None:
     assert len({term.key for term in TERMS}) == len({term.name for term in TERMS}) == len(TERMS)
-    for text in (passed, refused, render_report(extreme_report())):
+    for text in (passed, refused, render_report(samples.extreme_report())):
         page = Page(text)
         ids = page.attributes("id")
         assert len(ids) == len(set(ids))
@@ -308,50 +294,3 @@ def contrast(one: str, other: str) -> float:
 
     low, high = sorted((luminance(one), luminance(other)))
     return (high + 0.05) / (low + 0.05)
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on PATH")
-def test_browser_shows_the_verdict_without_overflow_on_a_phone_and_on_a_screen(tmp_path: Path) -> None:
-    reports: Mapping[str, ReportData] = {
-        "passed": samples.report(samples.passed_evaluation()),
-        "refused": samples.report(samples.refused_evaluation()),
-        "extreme": extreme_report(),
-    }
-    # One page holds every report at both widths in frames of its own and writes down how wide each came out.
-    frames = "".join(
-        f'<iframe id="{name}-{width}" style="width:{width}px;height:800px;border:0" '
-        f'srcdoc="{html.escape(render_report(data))}"></iframe>'
-        for name, data in reports.items()
-        for width in (390, 1280)
-    )
-    script = """<script>addEventListener("load", () => { for (const frame of document.querySelectorAll("iframe")) {
-      const root = frame.contentDocument.documentElement;
-      for (const folded of root.querySelectorAll("details")) folded.open = true;
-      const title = root.querySelector("h1").textContent;
-      const ran = frame.contentDocument.querySelectorAll("script").length;
-      frame.title = `${frame.id} is ${root.scrollWidth} wide, ${ran} scripts: ${title}`;
-    } })</script>"""
-    (tmp_path / "frames.html").write_text(f"<!doctype html><meta charset=utf-8>{frames}{script}")
-    dumped = html.unescape(dump_dom(tmp_path / "frames.html", tmp_path / "profile"))
-    for name, verdict in (("passed", "may be"), ("refused", "must not be"), ("extreme", "must not be")):
-        for width in (390, 1280):
-            assert f"{name}-{width} is {width} wide, 0 scripts: Release 7 {verdict} promoted" in dumped
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on PATH")
-def test_browser_opens_the_file_itself(tmp_path: Path, passed: str) -> None:
-    (tmp_path / "report.html").write_text(passed)
-    page = Page(dump_dom(tmp_path / "report.html", tmp_path / "profile"))
-    assert "Release 7 may be promoted" in page.text
-    assert not any(value.startswith("http") for name in ("src", "href") for value in page.attributes(name))
-
-
-def dump_dom(path: Path, profile: Path) -> str:
-    """What a headless browser makes of a file, as text."""
-    assert CHROMIUM is not None
-    flags = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        "--disable-component-update --disable-sync --hide-scrollbars --virtual-time-budget=5000"
-    )
-    command = [CHROMIUM, *flags.split(), f"--user-data-dir={profile}", "--dump-dom", path.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
