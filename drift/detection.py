@@ -152,18 +152,11 @@ def _compare(
 ) -> tuple[dict[str, Any], BinnedColumn]:
     """A column's numbers, as keyword arguments of `ColumnDrift`, and its binned reference."""
     weights = None if before.exogenous else reference.weights
-    if before.kind == "numeric":
-        groups = reference.clusters[reference.episode_of_row]
-        bins = numeric_bins(before.values, n_bins=config.n_bins, weights=weights, groups=groups)
-        labels, slots, live_slots = bins.labels, bins.assign(before.values), bins.assign(now.values)
-        distance, unseen = _distance(before.values, now.values, weights), None
-    else:
-        (codes, vocabulary), (live_codes, live_vocabulary) = _labelled(before), _labelled(now)
-        is_boolean = before.kind == "boolean"
-        categories = CategoryBins(vocabulary) if is_boolean else category_bins(codes, vocabulary, weights=weights)
-        labels = categories.labels
-        slots, live_slots = categories.assign(codes, vocabulary), categories.assign(live_codes, live_vocabulary)
-        distance, unseen = None, float((live_slots == len(categories.kept)).mean())
+    groups = reference.clusters[reference.episode_of_row]
+    labels, slots, live_slots = column_slots(before, now, groups=groups, weights=weights, n_bins=config.n_bins)
+    numeric = before.kind == "numeric"
+    distance = _distance(before.values, now.values, weights) if numeric else None
+    unseen = None if numeric else float((live_slots == len(labels) - 2).mean())
     counts, live_counts = histogram(slots, len(labels), weights), histogram(live_slots, len(labels))
     probs, live_probs = counts / counts.sum(), live_counts / live_counts.sum()
     numbers = {
@@ -184,6 +177,35 @@ def _compare(
         "live_probs": tuple(live_probs.tolist()),
     }
     return numbers, BinnedColumn(slots, len(labels), weights)
+
+
+def column_slots(
+    before: DriftColumn,
+    now: DriftColumn,
+    *,
+    groups: NDArray[np.int64],
+    weights: NDArray[np.float64] | None,
+    n_bins: int,
+) -> tuple[tuple[str, ...], NDArray[np.int64], NDArray[np.int64]]:
+    """Both sides of a scalar column on bins that are cut on `before`.
+
+    Args:
+        before, now: the same column of two windows.
+        groups: (rows of `before`,) what makes its rows dependent.
+        weights: (rows of `before`,) not negative; None counts every row alike.
+        n_bins: of a numeric column.
+
+    Returns:
+        (K,) what each slot holds, the missing one last (and before it, of labels, the rare or unseen one); slot of
+        each row of `before`; slot of each row of `now`.
+    """
+    if before.kind == "numeric":
+        bins = numeric_bins(before.values, n_bins=n_bins, weights=weights, groups=groups)
+        return bins.labels, bins.assign(before.values), bins.assign(now.values)
+    (codes, vocabulary), (live_codes, live_vocabulary) = _labelled(before), _labelled(now)
+    boolean = before.kind == "boolean"
+    categories = CategoryBins(vocabulary) if boolean else category_bins(codes, vocabulary, weights=weights)
+    return categories.labels, categories.assign(codes, vocabulary), categories.assign(live_codes, live_vocabulary)
 
 
 def _labelled(column: DriftColumn) -> tuple[NDArray[Any], tuple[str, ...]]:

@@ -121,3 +121,23 @@ class QCalibration:
     """Mean over all steps of own minus evaluated, in reward units."""
     refused: str | None = None
     """Why nothing is evaluated, in one sentence; None where it is."""
+
+
+@dataclass(frozen=True)
+class NightDrift:
+    """How far each column moved in each night of `gate` from the episodes that the candidate was fitted on."""
+
+    columns: tuple[str, ...]
+    """Those that moved furthest first."""
+    nights: tuple[str, ...]
+    """Ascending."""
+    n_episodes: tuple[int, ...]
+    """Of each night."""
+    psi: tuple[tuple[float, ...], ...]
+    """By column, then night, in nats."""
+    allowed: tuple[tuple[float, ...], ...]
+    """PSI that chance explains 99 times in 100 were each cluster one row, and at least the smallest that matters."""
+    n_columns: int
+    """In all; `columns` may be fewer."""
+    n_nights: int
+    """In all; `nights` are the newest."""

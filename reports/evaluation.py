@@ -16,7 +16,7 @@ from reports.crossfit import Fold, FoldFitter, behavior_outside, cross_fit, deal
 from reports.deciding import DecidingRule, choose_deciding
 from reports.estimators import Floats
 from reports.evaluate_config import EvaluateConfig
-from reports.explaining import explain_changes, explain_q
+from reports.explaining import explain_changes, explain_nights, explain_q
 from reports.gate import GateConfig, decide
 from reports.overlap_regions import map_overlap
 from reports.records import Counts, Evaluation, Freshness, OverlapMap
@@ -165,6 +165,7 @@ def evaluate_candidate(
         seed=seed,
         config={"evaluate": config.model_dump(mode="json"), "gate": gate_config.model_dump(mode="json")},
         changes=explain_changes(replay, gate, trial, candidate, n_examples=config.example_episodes, seed=seed),
+        night_drift=explain_nights(replay, gate),
         q_calibration=explain_q(gate, trial, candidate, level=config.level, refused=found.propensities.refused),
         freshness=freshness,
     )

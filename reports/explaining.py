@@ -13,9 +13,12 @@ from datasets.coverage import train_regions
 from datasets.coverage_config import CoverageConfig
 from datasets.images import mean_brightness
 from datasets.observations import MISSING_CODE, Observations
-from datasets.replay import TRAIN, Replay
+from datasets.replay import GATE, TRAIN, Replay
+from drift.detection import DriftConfig
+from drift.nights import psi_by_night
+from drift.windows import window_from_replay
 from offline_dqn.policy import Policy
-from reports.change_records import Changes, ExampleEpisode, ExampleStep, QCalibration
+from reports.change_records import Changes, ExampleEpisode, ExampleStep, NightDrift, QCalibration
 from reports.changes import (
     Stretch,
     changes_by_region,
@@ -35,6 +38,8 @@ _REGIONS_SHOWN = 8
 _FEATURES_SHOWN = 8
 _STEPS_SHOWN = 12
 _COMPONENTS_SHOWN = 4
+_NIGHTS_SHOWN = 31
+_COLUMNS_SHOWN = 24
 
 
 def explain_changes(
@@ -123,6 +128,26 @@ def explain_q(
         disagreement=spread,
         level=level,
         refused=refused or "",
+    )
+
+
+def explain_nights(replay: Replay, gate: Replay) -> NightDrift | None:
+    """How far each column of the gate's nights moved from the other episodes; None where there are none."""
+    fitted_on = replay.subset(replay.split != GATE)
+    if fitted_on.n_episodes == 0:
+        return None
+    found = psi_by_night(window_from_replay(fitted_on), window_from_replay(gate), DriftConfig())
+    newest = slice(-_NIGHTS_SHOWN, None)
+    psi, allowed = found.psi[:, newest], found.allowed[:, newest]
+    order = np.argsort(-(psi / allowed).max(axis=1), kind="stable")[:_COLUMNS_SHOWN]
+    return NightDrift(
+        columns=tuple(found.columns[i] for i in order),
+        nights=tuple(str(night) for night in found.nights[newest]),
+        n_episodes=tuple(found.n_episodes[newest].tolist()),
+        psi=tuple(tuple(row) for row in psi[order].tolist()),
+        allowed=tuple(tuple(row) for row in allowed[order].tolist()),
+        n_columns=len(found.columns),
+        n_nights=len(found.nights),
     )
 
 

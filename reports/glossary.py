@@ -342,6 +342,13 @@ GLOSSARY: tuple[TermGroup, ...] = (
                 "drift.divergence.population_stability_index",
             ),
             Term(
+                "night_psi",
+                "PSI night by night",
+                "PSI of one night's gate episodes against those the candidate was fitted on, beside what chance "
+                "explains 99 times in 100 were each cluster one row. It knows nothing of shocks that a night shares.",
+                "drift.nights.psi_by_night",
+            ),
+            Term(
                 "psi_threshold",
                 "allowed PSI",
                 "What unchanged nights exceed in no column at the promised false-alarm rate, and at least the smallest "

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from reports.certified import CertifiedCurve
-from reports.change_records import Changes, QCalibration
+from reports.change_records import Changes, NightDrift, QCalibration
 
 PropensityKind = Literal["logged", "estimated", "none"]
 R = TypeVar("R")
@@ -451,6 +451,8 @@ class Evaluation:
     """What the candidate does otherwise; None in records that were made without asking."""
     q_calibration: QCalibration | None = None
     """None for a policy without Q-values."""
+    night_drift: NightDrift | None = None
+    """None where nothing was fitted on other episodes than those of `gate`."""
     calibration: CalibrationLine | None = None
     """How often the gate erred in the simulated world most like this; None in records that were made without asking."""
     format_version: int = field(default=1)

@@ -107,6 +107,7 @@ def render_report(data: ReportData) -> str:
         training=training_pictures.training_picture(data.training["history"] if data.training else ()),
         candidates=candidate_rows(selection) if selection else (),
         compared_on=compared_on(selection) if selection else "",
+        heat=change_pictures.heat_rows(evaluation.night_drift) if evaluation.night_drift else None,
         drift=pictures.drift_picture(data.drift) if data.drift else None,
         distributions=pictures.distribution_pictures(data.drift) if data.drift else (),
         expectations=_expectations(validation),

@@ -14,6 +14,7 @@ from reports.change_records import (
     ExampleEpisode,
     ExampleStep,
     FeatureEffect,
+    NightDrift,
     QBin,
     QCalibration,
     RegionChange,
@@ -154,6 +155,7 @@ def passed_evaluation() -> Evaluation:
         },
         changes=changes(),
         q_calibration=q_calibration(),
+        night_drift=night_drift(),
     )  # fmt: skip
     return replace(evaluation, decision=decide(evaluation, gate))
 
@@ -212,6 +214,16 @@ def q_calibration() -> QCalibration:
         for k, (own, more) in enumerate(((-8.2, 0.41), (-7.1, 0.25), (-6.0, 0.3), (-5.2, 0.22), (-3.9, -0.04)))
     )
     return QCalibration(bins, 5, 0.95, -0.228)
+
+
+def night_drift(name: str = "observation.request_rate") -> NightDrift:
+    """Three columns over 21 nights, of which the first moves in the last ones."""
+    nights = tuple(f"2024-05-{day:02}" for day in range(1, 22))
+    moved = tuple(0.011 + 0.0007 * i + (0.05 * (i - 17) ** 2 if i > 17 else 0.0) for i in range(21))
+    return NightDrift(
+        (name, "action", "reward"), nights, tuple(90 + i for i in range(21)),
+        (moved, (0.012,) * 21, (0.004,) * 20 + (0.09,)), ((0.06,) * 21, (0.03,) * 21, (0.06,) * 21), 9, 40,
+    )  # fmt: skip
 
 
 def refused_evaluation() -> Evaluation:
@@ -495,6 +507,7 @@ def extreme_report(hostile: str = HOSTILE) -> ReportData:
             propensities=replace(good.propensities, actions=averages),
             design_effects=(replace(good.design_effects[0], unit=hostile),),
             changes=_named_changes(hostile, long),
+            night_drift=night_drift(hostile),
             decision=decision,
         ),
         contract_name=hostile,

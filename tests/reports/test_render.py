@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from reports import charts
+from reports.change_pictures import heat_rows
+from reports.change_records import NightDrift
 from reports.glossary import GLOSSARY, Term
 from reports.page_script import page_script, plot_data
 from reports.records import Check, Evaluation
@@ -280,8 +282,17 @@ def test_colors_have_contrast_in_light_and_dark() -> None:
             ("fail", "fail-ground"),
         ):
             assert contrast(theme[ink], theme[ground]) >= 4.5, (ink, ground)
+        heat = re.findall(r"heat-\d \{ background: color-mix\(in srgb, var\(--fail\) (\d+)%", css)
+        assert len(heat) == 3
+        for part in heat:
+            assert contrast(theme["ink"], mixed(theme["fail"], theme["ground"], int(part) / 100)) >= 4.5, part
         for mark in ("candidate", "baseline", "zero", "log", "reference", "live"):
             assert contrast(theme[mark], theme["ground"]) >= 3, mark
+
+
+def mixed(color: str, ground: str, part: float) -> str:
+    pairs = [(int(color[i : i + 2], 16), int(ground[i : i + 2], 16)) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(part * c + (1 - part) * g):02x}" for c, g in pairs)
 
 
 def contrast(one: str, other: str) -> float:
@@ -294,3 +305,13 @@ def contrast(one: str, other: str) -> float:
 
     low, high = sorted((luminance(one), luminance(other)))
     return (high + 0.05) / (low + 0.05)
+
+
+def test_heatmap_numbers_only_what_chance_does_not_explain() -> None:
+    nights = ("2024-05-01", "2024-05-02", "2024-05-03")
+    drift = NightDrift(("x",), nights, (9, 9, 9), ((0.02, 0.05, 0.2),), ((0.03,) * 3,), 1, 3)
+    ((name, cells),) = heat_rows(drift)
+    assert name == "x"
+    # .02 is within .03; .05 is 1.7 times it, .2 is 6.7 times.
+    assert [(cell.level, cell.text) for cell in cells] == [(0, ""), (1, "0.05"), (3, "0.2")]
+    assert cells[0].said == "x, 2024-05-01: PSI 0.02, chance explains 0.03"
