@@ -91,6 +91,24 @@ class DirectValue:
     influence: Array
 
 
+@dataclass(frozen=True)
+class HeldOutValues:
+    """Action values at episodes that a model was not fitted on, and how far the fit itself moved them.
+
+    Attributes:
+        q_values: (T, A) at each step, in reward units; the mean of the members where there are several.
+        member_values: (M,) mean value of the first steps by each member.
+        influence: (N,) of the fitting episodes: to first order the sum is the error that the fit brings to the mean
+            value of the first steps. None where it is not known.
+        ridge: the strength of shrinkage, where there is one.
+    """
+
+    q_values: Array
+    member_values: Array
+    influence: Array | None
+    ridge: float | None = None
+
+
 class QEvaluation:
     """Logged episodes prepared for fitted Q evaluation of any number of policies.
 
@@ -157,9 +175,42 @@ class QEvaluation:
         with threadpool_limits(limits=1):
             induction, fitted = self._fit(evaluation_probs)
             value, influence = induction.influence(fitted)
+        return fitted, DirectValue(value, self._everywhere(influence))
+
+    def held_out(
+        self, evaluation_probs: Array, held: Replay, held_probs: Array, *, like: HeldOutValues | None = None
+    ) -> HeldOutValues:
+        """Values of a policy at episodes outside the fit, and what each fitting episode moved at their first steps.
+
+        Args:
+            evaluation_probs: (T, A) of the policy at the steps of the fit.
+            held: other episodes.
+            held_probs: (T', A) of the policy at theirs.
+            like: of another member, whose strength of shrinkage and influence are taken over; by default held-out
+                clusters choose, and the influence is worked out.
+
+        Raises:
+            ValueError: probabilities have another shape, or rows that do not sum to 1.
+
+        Source: as `value`, for the first steps of other episodes.
+        """
+        check_probs(held_probs, (held.n_steps, held.n_actions))
+        first = held.offsets[:-1]
+        with threadpool_limits(limits=1):
+            induction, fitted = self._fit(evaluation_probs, None if like is None else like.ridge)
+            features = self._basis.features(held)
+            q_values = np.clip(features @ fitted.coefficients, fitted.low, fitted.high)
+            if like is None:
+                moments = features[first].T.astype(np.float64) @ (held_probs[first] / held.n_episodes)
+                influence = self._everywhere(induction.fit_errors(fitted, moments))
+        value = float((held_probs[first] * q_values[first]).sum(axis=1).mean())
+        return HeldOutValues(q_values, np.array([value]), influence if like is None else like.influence, fitted.ridge)
+
+    def _everywhere(self, influence: Array) -> Array:
+        """(N,) with 0 for the episodes that were not drawn."""
         everywhere = np.zeros(len(self._drawn))
         everywhere[self._drawn] = influence
-        return fitted, DirectValue(value, everywhere)
+        return everywhere
 
     def fit_state_weights(self, ratios: Array) -> FittedWeights:
         """How much more often a policy visits what the log saw.
@@ -186,34 +237,17 @@ class QEvaluation:
             coefficients, ridge = fit_state_weights(visits, held_out)
         return FittedWeights(self._basis, coefficients, ridge)
 
-    def _fit(self, evaluation_probs: Array) -> tuple[_Induction, FittedQ]:
+    def _fit(self, evaluation_probs: Array, ridge: float | None = None) -> tuple[_Induction, FittedQ]:
         check_probs(evaluation_probs, self._shape)
         log, ridges = self._log, self._config.ridges
         induction = _Induction(log, evaluation_probs[self._steps])
+        if ridge is not None:
+            coefficients, n_iterations = induction.solve(ridge)
+            return induction, FittedQ(self._basis, coefficients, ridge, log.low, log.high, n_iterations, ())
         first, _ = induction.solve(ridges[len(ridges) // 2])
         ridge, errors = _chosen_ridge(self._halves, log, ridges, induction.targets(first))
         coefficients, n_iterations = induction.solve(ridge, start=first)
         return induction, FittedQ(self._basis, coefficients, ridge, log.low, log.high, n_iterations, errors)
-
-
-def fit_q_evaluation(
-    replay: Replay, evaluation_probs: Array, config: FqeConfig, *, encoder: Encoder, seed: int
-) -> FittedQ:
-    """Fit Q of one evaluation policy to logged episodes; `QEvaluation` fits several at less cost.
-
-    Args:
-        replay: the episodes to fit on.
-        evaluation_probs: (T, A) probabilities of the evaluation policy at each step.
-        config: see its fields.
-        encoder: of observations.
-        seed: of the random features, the held-out clusters and the drawn episodes.
-
-    Raises:
-        ValueError: evaluation_probs has another shape, or rows that do not sum to 1.
-        FqeError: no step, or rewards that are not finite.
-    """
-    check_probs(evaluation_probs, (replay.n_steps, replay.n_actions))
-    return QEvaluation(replay, config, encoder=encoder, seed=seed).fit(evaluation_probs)
 
 
 @dataclass(frozen=True)
@@ -252,9 +286,10 @@ def _chosen_ridge(
     errors = np.zeros(len(ridges))
     for half in halves:
         out = half.held_out
+        features = log.features[out]
         for i, ridge in enumerate(ridges):
-            fitted = half.regression.solve(targets[~out], ridge)[:, log.replay.actions[out]]
-            residual = targets[out] - np.einsum("td,dt->t", log.features[out], fitted)
+            fitted = half.regression.solve(targets[~out], ridge)
+            residual = targets[out] - _of_actions(features @ fitted.astype(np.float32), log.replay.actions[out])
             errors[i] += (log.weights[out] * residual**2).sum() / log.weights.sum()
     best = min(range(len(ridges)), key=lambda i: (errors[i], -ridges[i]))  # among equals the strongest
     return ridges[best], tuple(errors.tolist())
@@ -319,23 +354,36 @@ class _Induction:
         q_first = np.clip(log.features[first] @ fitted.coefficients, log.low, log.high)
         start_values = (self.probs[first] * q_first).sum(axis=1)
         value = float(log.start_weights @ start_values)
-        next_values = self._next_values(fitted.coefficients)
-        uncut = (next_values > log.low) & (next_values < log.high)
         spread = self.probs[first] * log.start_weights[:, None]
         moments = log.features[first].T.astype(np.float64) @ spread  # (D', A)
+        return value, log.start_weights * (start_values - value) + self.fit_errors(fitted, moments)
+
+    def fit_errors(self, fitted: FittedQ, moments: Array) -> Array:
+        """(N,) the share of each episode in the error of a mean value with moments (D', A): features times probability.
+
+        Each step's weight in that value times its residual, added up over the episode.
+        """
+        log, replay = self.log, self.log.replay
+        next_values = self._next_values(fitted.coefficients)
+        uncut = (next_values > log.low) & (next_values < log.high)
         step_weights, n_done, reach = np.zeros(replay.n_steps), 0, np.inf
         while n_done < log.horizon and reach > _TOLERANCE:
             found = log.regression.coefficients(moments.T, fitted.ridge).astype(np.float32)
-            now = log.weights * np.einsum("td,dt->t", log.features, found[:, replay.actions]).astype(np.float64)
+            now = log.weights * _of_actions(log.features @ found, replay.actions)
             step_weights += now
             passed = self.gamma * now[log.inner] * uncut
-            moments = log.next_features.T @ (self.next_probs * passed[:, None]).astype(np.float32)
-            moments, n_done = moments.astype(np.float64), n_done + 1
+            spread = (self.next_probs * passed[:, None]).astype(np.float32)
+            moments, n_done = (log.next_features.T @ spread).astype(np.float64), n_done + 1
             reach = float(np.abs(passed).sum())
         targets = self.targets(fitted.coefficients)
-        q_taken = np.einsum("td,dt->t", log.features, fitted.coefficients[:, replay.actions])
-        errors = np.add.reduceat(step_weights * (targets - q_taken), first)
-        return value, log.start_weights * (start_values - value) + errors
+        q_taken = _of_actions(log.features @ fitted.coefficients.astype(np.float32), replay.actions)
+        errors: Array = np.add.reduceat(step_weights * (targets - q_taken), replay.offsets[:-1])
+        return errors
+
+
+def _of_actions(values: NDArray[np.floating], actions: NDArray[np.int64]) -> Array:
+    """(T,) the value of each step's action out of (T, A)."""
+    return np.asarray(values[np.arange(len(actions)), actions], dtype=np.float64)
 
 
 def _drawn(replay: Replay, weights: Array, max_steps: int, rng: np.random.Generator) -> NDArray[np.bool_]:

@@ -20,6 +20,9 @@ class FqeConfig(Settings):
     that is not carried back to its start."""
     network_hidden: tuple[Annotated[int, Field(gt=0)], ...] = (128, 128)
     """Its units in each hidden layer."""
+    n_members: int = Field(3, ge=1)
+    """Fits of the linear model in an evaluation, each with random features of its own: values are their mean, and their
+    spread is a part of the direct method's interval. With one the interval has no such part."""
     n_random_features: int = Field(400, ge=0)
     """Cosines of random directions of observation and time (Rahimi and Recht 2007): what lets values be curved."""
     max_coefficients: int = Field(2_400, gt=0)

@@ -58,7 +58,7 @@ class FittedQNetwork:
 def fit_q_network(
     replay: Replay, evaluation_probs: NDArray[np.float64], config: FqeConfig, *, encoder: Encoder, seed: int
 ) -> FittedQNetwork:
-    """Fit Q of one evaluation policy to logged episodes; arguments and errors as `fqe.fit_q_evaluation`.
+    """Fit Q of one evaluation policy to logged episodes; arguments and errors as of `fqe.QEvaluation`.
 
     The last logged step of an episode does not bootstrap, whatever its flags: what lies beyond the cut is no part of
     the estimand.

@@ -29,6 +29,7 @@ from reports.intervals import (
     upper_bound,
 )
 from reports.magic import magic
+from reports.model_error import model_noise
 from reports.overlap import MARGINALIZED, PRODUCTS, measure_overlap
 from reports.propensity import check_propensities
 from reports.records import (
@@ -107,6 +108,9 @@ def assess(trial: Trial, config: AssessmentConfig, gate: GateConfig, rng: np.ran
     replicates: dict[str, Floats] = {}
     if len(np.unique(trial.clusters)) > 1:
         replicates = bootstrap_replicates(sums, trial.clusters, n_replicates=n_replicates, rng=rng)
+        known = {str(role): arm.model_error for role, arm in arms.items() if arm.model_error is not None}
+        for role, noise in model_noise(known, n_replicates, rng.spawn(1)[0]).items():
+            replicates[f"direct/{role}"] = replicates[f"direct/{role}"] + noise
     report = _Reporter(trial, config, gate, propensities, weights, sums, replicates)
     overlaps = tuple(report.overlap(role, kind) for kind in _KINDS for role in arms if role in weights.of(kind))
     estimates = report.estimates(overlaps)
@@ -221,7 +225,7 @@ class _Reporter:
             propensity="none" if name in ("on_policy", "direct") else self.trial.propensity_kind,
             binding=name == self.trial.deciding or (role == "log" and "on_policy/log" in self._values_of_others()),
             refused=cause,
-            note=_note(name, one_step=self.trial.is_one_step),
+            note=_note(name, one_step=self.trial.is_one_step, error_known=self._model_error_is_known(role)),
         )
 
     def magic(self, overlap_refusal: str | None, rng: np.random.Generator) -> Estimate:
@@ -347,6 +351,9 @@ class _Reporter:
             found.append(design_effect("night", nights, "cluster", clusters, terms, ignored=not whole, rng=rng))
         return tuple(found)
 
+    def _model_error_is_known(self, role: str) -> bool:
+        return any(role == name and arm.model_error is not None for name, arm in self.trial.arms.items())
+
     def _value_of(self, against: Role, kind: Deciding | None = None) -> str:
         return f"{kind or self.trial.deciding}/{against}" if against in self.trial.arms else "on_policy/log"
 
@@ -360,9 +367,10 @@ class _Reporter:
         return np.asarray(self.replicates[ours] - self.replicates[theirs])
 
 
-def _note(name: str, *, one_step: bool) -> str:
+def _note(name: str, *, one_step: bool, error_known: bool) -> str:
     notes = {
-        "direct": "biased as far as its model is; shown, not binding",
+        "direct": "biased as far as its model is; shown, not binding"
+        + ("" if error_known else "; the interval leaves out what the fit owes to luck"),
         "magic": "leans on the model where weights are noisy; its interval spans that of WDR, which does not",
         "switch_dr": "the model alone where weights are heavy; its interval spans that of DR, which weighs all",
         "dros": "heavy weights are shrunk; its interval spans that of DR, where they are not",

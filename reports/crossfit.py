@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from datasets.encoding import Encoder, fit_encoder
 from datasets.errors import OfflineDqnError
 from datasets.replay import GATE, Replay
+from offline_dqn.fqe import HeldOutValues
 from offline_dqn.policy import Policy
 from reports.estimators import Floats, Ints
 from reports.evaluate_config import PropensityConfig
 from reports.intervals import cluster_codes
+from reports.model_error import FoldFit, ModelError, model_error
 from reports.propensity import PropensityError, fit_behavior_model
 
 
@@ -65,8 +67,8 @@ class Fold:
 class FoldModels(Protocol):
     """Prepared episodes outside a fold, from which any policy is modelled."""
 
-    def q_values(self, evaluation_probs: Floats) -> Floats:
-        """(T_held, A) action values in reward units, of a policy with (T_outside, A) probabilities outside."""
+    def held_out(self, evaluation_probs: Floats, held_probs: Floats) -> HeldOutValues:
+        """Values at the held steps, of a policy with (T_outside, A) probabilities outside and (T_held, A) there."""
         ...
 
     def state_weights(self, ratios: Floats, *, outside: bool = False) -> Floats:
@@ -92,10 +94,12 @@ class CrossFitted:
     Attributes:
         q: (T, A) action values by role, in reward units.
         state_weights: (T,) marginalized weights by role; empty where too few behavior probabilities are known.
+        model_errors: of the mean value of the first steps, by role; without those whose models do not know it.
         behavior_probs: (T,) of the logged actions; NaN where there are none.
     """
 
     q: Mapping[str, Floats]
+    model_errors: Mapping[str, ModelError]
     state_weights: Mapping[str, Floats]
     behavior_probs: Floats
 
@@ -137,6 +141,7 @@ def cross_fit(
     on_gate = replay.split == GATE
     q: dict[str, Floats] = {role: np.zeros((replay.n_steps, replay.n_actions)) for role in policies}
     weights: dict[str, Floats] = {role: np.zeros(replay.n_steps) for role in policies}
+    fits: dict[str, list[FoldFit]] = {role: [] for role in policies}
     behavior_probs, weighable = np.array(replay.behavior_prob), True
     for number in range(int(folds.max()) + 1):
         judged = np.zeros(replay.n_episodes, dtype=bool)
@@ -156,16 +161,21 @@ def cross_fit(
             same = done.setdefault(id(probs), role)
             if same != role:
                 q[role][fold.steps], weights[role][fold.steps] = q[same][fold.steps], weights[same][fold.steps]
+                fits[role].append(fits[same][-1])
                 continue
-            q[role][fold.steps] = models.q_values(probs[~fold.steps])
+            found = models.held_out(probs[~fold.steps], probs[fold.steps])
+            q[role][fold.steps] = found.q_values
+            fits[role].append(FoldFit(fold.held.n_episodes / int(on_gate.sum()), ~judged, found))
             if outside_probs is None:
                 weighable = False
                 continue
             ratios = logged_ratios(probs[~fold.steps], fold.outside.actions, outside_probs)
             weights[role][fold.steps] = models.state_weights(ratios)
     steps = on_gate[replay.episode_of_step]
+    errors = {role: model_error(replay, found) for role, found in fits.items()}
     return CrossFitted(
         q={role: values[steps] for role, values in q.items()},
+        model_errors={role: error for role, error in errors.items() if error is not None},
         state_weights={role: values[steps] for role, values in weights.items()} if weighable else {},
         behavior_probs=behavior_probs[steps],
     )

@@ -105,7 +105,12 @@ def evaluate_candidate(
         seed=seed,
     )
     arms = {
-        role: Arm(probs=p[on_gate], q=fitted.q.get(role), state_weights=fitted.state_weights.get(role))
+        role: Arm(
+            probs=p[on_gate],
+            q=fitted.q.get(role),
+            model_error=fitted.model_errors.get(role),
+            state_weights=fitted.state_weights.get(role),
+        )
         for role, p in probs.items()
     }
     reward, gamma = replay.contract.reward, replay.contract.gamma

@@ -149,8 +149,9 @@ GLOSSARY: tuple[TermGroup, ...] = (
             Term(
                 "direct",
                 "direct method",
-                "What a fitted model of the policy's values says on its own. Biased as far as the model is.",
-                "offline_dqn.fqe.fit_q_evaluation",
+                "What a fitted model of the policy's values says on its own. Its interval holds the luck of the fit "
+                "and the spread of several fits, not what the model cannot express.",
+                "offline_dqn.fqe_ensemble.FqeEnsemble",
             ),
             Term(
                 "is",

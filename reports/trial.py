@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from reports import estimators, one_step
 from reports.deciding import Deciding
 from reports.estimators import Floats, Ints, RatioSum
+from reports.model_error import ModelError
 from reports.records import FeasibleRange, PropensityKind
 
 Role = Literal["candidate", "baseline", "version_zero"]
@@ -25,6 +26,8 @@ class Arm:
     """(T, A) probability of each action, as it acts."""
     q: Floats | None
     """(T, A) its action values, from models not fitted on the step's episode; None where the log gives its value."""
+    model_error: ModelError | None = None
+    """Of the mean value of the first steps; None where the models do not know it."""
     state_weights: Floats | None = None
     """(T,) marginalized weights, how much more often it visits the step's state; None where they were not modelled."""
 
@@ -157,7 +160,11 @@ def estimators_of(trial: Trial, weights: StepWeights, *, largest_step_table: int
     for role, arm in trial.arms.items():
         assert arm.q is not None
         values = (arm.probs * arm.q).sum(axis=1)
-        sums[f"direct/{role}"] = estimators.mean_of(values[offsets[:-1]])
+        first = values[offsets[:-1]]
+        if arm.model_error is not None:  # drawing an episode also draws its part in the models of the others
+            influence = arm.model_error.gate_influence
+            first = first + len(first) * (influence - influence.mean())
+        sums[f"direct/{role}"] = estimators.mean_of(first)
         if role not in weights.product:
             continue
         model = rewards, arm.q[np.arange(len(rewards)), trial.actions], values

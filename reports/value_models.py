@@ -8,8 +8,9 @@ from functools import cached_property
 import numpy as np
 
 from datasets.replay import Replay
-from offline_dqn.fqe import QEvaluation
+from offline_dqn.fqe import HeldOutValues
 from offline_dqn.fqe_config import FqeConfig
+from offline_dqn.fqe_ensemble import FqeEnsemble
 from offline_dqn.fqe_network import fit_q_network
 from offline_dqn.tabular_evaluation import Table, TabularEvaluation, tabulated
 from reports.crossfit import Fold, FoldFitter, FoldModels
@@ -44,9 +45,18 @@ class TabularModels:
     table: Table
     shrinkage: float
 
-    def q_values(self, evaluation_probs: Floats) -> Floats:
+    def held_out(self, evaluation_probs: Floats, held_probs: Floats) -> HeldOutValues:
         """See `FoldModels`."""
-        return self._evaluation.q_table(evaluation_probs)[self.table.codes[self.fold.steps]]
+        fold, codes = self.fold, self.table.codes[self.fold.steps]
+        q_table, first = self._evaluation.q_table(evaluation_probs), fold.held.offsets[:-1]
+        q_values = q_table[codes]
+        starts = np.bincount(codes[first], minlength=self.table.n_states) / fold.held.n_episodes
+        moved = self._evaluation.fit_errors(evaluation_probs, q_table, starts)
+        return HeldOutValues(
+            q_values=q_values,
+            member_values=np.array([(held_probs[first] * q_values[first]).sum(axis=1).mean()]),
+            influence=np.add.reduceat(moved, fold.outside.offsets[:-1]),
+        )
 
     def state_weights(self, ratios: Floats, *, outside: bool = False) -> Floats:
         """See `FoldModels`."""
@@ -75,19 +85,20 @@ class LinearModels:
     fold: Fold
     config: FqeConfig
 
-    def q_values(self, evaluation_probs: Floats) -> Floats:
-        """See `FoldModels`."""
+    def held_out(self, evaluation_probs: Floats, held_probs: Floats) -> HeldOutValues:
+        """See `FoldModels`; a network does not know what its fit owes to each episode."""
         fold = self.fold
-        if self.config.model == "network":
-            fitted = fit_q_network(fold.outside, evaluation_probs, self.config, encoder=fold.encoder, seed=fold.seed)
-            return np.asarray(fitted.q_values(fold.held), dtype=np.float64)
-        return self._evaluation.fit(evaluation_probs).q_values(fold.held)
+        if self.config.model == "linear":
+            return self._ensemble.held_out(evaluation_probs, fold.held, held_probs)
+        fitted = fit_q_network(fold.outside, evaluation_probs, self.config, encoder=fold.encoder, seed=fold.seed)
+        q_values, first = np.asarray(fitted.q_values(fold.held), dtype=np.float64), fold.held.offsets[:-1]
+        return HeldOutValues(q_values, np.array([(held_probs[first] * q_values[first]).sum(axis=1).mean()]), None)
 
     def state_weights(self, ratios: Floats, *, outside: bool = False) -> Floats:
         """See `FoldModels`."""
-        fitted = self._evaluation.fit_state_weights(ratios)
+        fitted = self._ensemble.first.fit_state_weights(ratios)
         return fitted.state_weights(self.fold.outside if outside else self.fold.held)
 
     @cached_property
-    def _evaluation(self) -> QEvaluation:
-        return QEvaluation(self.fold.outside, self.config, encoder=self.fold.encoder, seed=self.fold.seed)
+    def _ensemble(self) -> FqeEnsemble:
+        return FqeEnsemble(self.fold.outside, self.config, encoder=self.fold.encoder, seed=self.fold.seed)

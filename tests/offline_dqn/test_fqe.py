@@ -7,12 +7,17 @@ import numpy as np
 import pytest
 
 from datasets.contract import Contract
-from datasets.encoding import fit_encoder
+from datasets.encoding import Encoder, fit_encoder
 from datasets.observations import Observations
-from offline_dqn.fqe import FqeConfig, FqeError, QEvaluation, fit_q_evaluation
+from datasets.replay import Replay
+from offline_dqn.fqe import FittedQ, FqeConfig, FqeError, QEvaluation
 from tests.offline_dqn.worlds import TabularWorld, make_replay, states_of
 
 CONFIG = FqeConfig()
+
+
+def fit_q_evaluation(replay: Replay, probs: np.ndarray, config: FqeConfig, *, encoder: Encoder, seed: int) -> FittedQ:
+    return QEvaluation(replay, config, encoder=encoder, seed=seed).fit(probs)
 
 
 def policies(n_states: int, n_actions: int) -> tuple[np.ndarray, np.ndarray]:

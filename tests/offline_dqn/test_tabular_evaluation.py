@@ -59,6 +59,14 @@ def test_an_unseen_pair_lies_between_its_observation_and_the_mean_of_all() -> No
     assert q[1, 0] == pytest.approx(2.75)
 
 
+def test_what_each_step_moved_by_hand() -> None:
+    # From entry 0 the policy makes (0, 0) once and (1, 1) half a time; logged once and twice: weights 1 and 1/4.
+    # Residuals 0 + 1/2 * 3 - 1.5, 4 - 3 and 2 - 3.
+    evaluation, probs = by_hand(1e-9), np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    moved = evaluation.fit_errors(probs, evaluation.q_table(probs), np.array([1.0, 0.0]))
+    np.testing.assert_allclose(moved, [0.0, 0.25, -0.25], atol=1e-7)
+
+
 def test_weights_by_hand() -> None:
     # The policy always acts like the logged action, which the log took with probability 1/2: ratios are 2.
     # Entry 0: one start per 2 episodes, and the log's visits are that start: w = 1.

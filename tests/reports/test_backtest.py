@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from datasets.replay import Replay
+from offline_dqn.fqe import HeldOutValues
 from reports.backtest import FEWEST_EPISODES, Span, backtest, is_uniform, minus
 from reports.crossfit import FoldFitter
 from reports.evaluate_config import EvaluateConfig
@@ -69,8 +70,8 @@ def run(
 class NoModels(KnownModels):
     """Knows nothing: every value is 0."""
 
-    def q_values(self, evaluation_probs: np.ndarray) -> np.ndarray:  # noqa: ARG002  # part of the protocol
-        return np.zeros((self.fold.held.n_steps, 2))
+    def held_out(self, evaluation_probs: np.ndarray, held_probs: np.ndarray) -> HeldOutValues:
+        return replace(super().held_out(evaluation_probs, held_probs), q_values=np.zeros(held_probs.shape))
 
 
 def of(found: Backtest, version: str) -> BacktestPair:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from datasets.contract import Contract, contract_from_text
 from datasets.observations import Observations
 from datasets.replay import GATE, SELECT, TRAIN, Replay
-from offline_dqn.fqe import FqeConfig
+from offline_dqn.fqe import FqeConfig, HeldOutValues
 from reports.crossfit import Fold, NothingToFitError, cross_fit, deal_folds
 from reports.evaluation import EvaluateConfig, EvaluationError, evaluate_candidate
 from reports.gate import GateConfig
@@ -94,10 +94,11 @@ class KnownModels:
 
     fold: Fold
 
-    def q_values(self, evaluation_probs: NDArray[np.float64]) -> NDArray[np.float64]:
+    def held_out(self, evaluation_probs: NDArray[np.float64], held_probs: NDArray[np.float64]) -> HeldOutValues:
         table = np.full((4, 2), 0.5)
         table[states_of(self.fold.outside)] = evaluation_probs
-        return np.asarray(WORLD.q(table)[states_of(self.fold.held)])
+        q_values, first = WORLD.q(table)[states_of(self.fold.held)], self.fold.held.offsets[:-1]
+        return HeldOutValues(q_values, np.array([(held_probs * q_values)[first].sum(axis=1).mean()]), None)
 
     def state_weights(self, ratios: NDArray[np.float64], *, outside: bool = False) -> NDArray[np.float64]:
         return np.ones(len(ratios) if outside else self.fold.held.n_steps)
@@ -215,9 +216,9 @@ def test_models_never_see_the_fold_they_are_used_on(replay: Replay) -> None:
 
     @dataclass(frozen=True)
     class Remembered(KnownModels):
-        def q_values(self, evaluation_probs: NDArray[np.float64]) -> NDArray[np.float64]:
+        def held_out(self, evaluation_probs: NDArray[np.float64], held_probs: NDArray[np.float64]) -> HeldOutValues:
             fitted_on.append(set(self.fold.outside.episode_ids))
-            return super().q_values(evaluation_probs)
+            return super().held_out(evaluation_probs, held_probs)
 
     gate = replay.of_split(GATE)
     clustered = replace(replay, clusters=replay.clusters // 3)
