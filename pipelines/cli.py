@@ -451,18 +451,27 @@ def plan(
     paths: PathsArgument = None,
     workspace: WorkspaceOption = Path(),
     as_of: AsOfOption = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Say it in sentences too, with what lies behind.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """What a log can decide, before any training."""
     from pipelines import stages
+    from reports.plan_words import plan_columns, plan_facts, plan_rows, plan_sentences
 
     found = stages.plan(open_workspace_of(workspace, as_of), paths or [])
     if as_json:
         console.print_json(found.to_json())
         return
-    console.out.print("[bold]What this log can decide[/bold]")
-    for sentence in found.sentences():
-        console.out.print(f"- {sentence}", markup=False)
+    console.print_account("What this log can decide", plan_facts(found))
+    if found.decidable:
+        console.out.print()
+        console.print_table("A candidate that", plan_columns(), plan_rows(found), right=plan_columns()[1:3])
+    if verbose:
+        console.out.print()
+        for sentence in plan_sentences(found):
+            console.out.print(f"- {sentence}", markup=False)
+    else:
+        console.out.print("\nThe sentences behind it: offline-dqn plan --verbose", style="dim")
 
 
 @command(app, "nightly")

@@ -465,7 +465,8 @@ def plan(workspace: Workspace, paths: Sequence[Path] = ()) -> LogPlan:
     """What a log can decide before any training: the lake's episodes, or those of the given files."""
     replay, _ = read_log(workspace, paths)
     splits = workspace.config.snapshot
-    return plan_log(replay, workspace.config.gate, gate_share(splits, len(np.unique(replay.nights))))
+    config = workspace.config
+    return plan_log(replay, config.gate, gate_share(splits, len(np.unique(replay.nights))), config.evaluate.deciding)
 
 
 def simulate(

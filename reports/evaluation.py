@@ -248,7 +248,7 @@ def _overlap_map(trial: Trial, gate: Replay, config: GateConfig) -> OverlapMap:
         offsets=trial.offsets,
         n_nights=len(np.unique(trial.nights)),
         smallest_sample_size=config.overlap.smallest_sample_size,
-        products=True,
+        products=trial.deciding == "dr",
     )
 
 

@@ -13,8 +13,19 @@ from datasets.observations import Observations
 from datasets.replay import GATE, Replay
 from reports import estimators
 from reports.gate import GateConfig
-from reports.intervals import variance_of_mean
-from reports.plan import Decidable, LogPlan, PlanError, candidate_move, exploration_for, log_cost, plan_log
+from reports.intervals import bootstrap_replicates, lower_bound
+from reports.plan import Decidable, LogPlan, PlanError, plan_log
+from reports.plan_costs import (
+    candidate_move,
+    explored_move,
+    horizon_of,
+    log_cost,
+    smallest_exploration,
+    variance_of_marginal,
+    variance_of_products,
+    variance_ratio,
+)
+from reports.plan_words import plan_columns, plan_facts, plan_rows, plan_sentences
 
 N_STATES = 40
 GATE_CONFIG = GateConfig(alpha=0.05)
@@ -90,7 +101,7 @@ def row(plan: LogPlan, changed_share: float) -> Decidable:
 
 def text_of(plan: LogPlan) -> str:
     json.dumps(plan.to_json(), allow_nan=False)
-    return "\n".join(plan.sentences())
+    return "\n".join(plan_sentences(plan))
 
 
 # --- closed forms
@@ -136,12 +147,32 @@ def test_cost_is_averaged_over_lengths_and_does_not_overflow() -> None:
     assert log_cost(0.0, np.array([7, 9])) == pytest.approx(0.0)
 
 
-def test_needed_exploration_costs_what_is_affordable() -> None:
-    found = exploration_for(0.05, np.full(10, 130), 3.0)
-    b0, b1 = 1 - found + found / 3, found / 3
-    assert (1 + 0.05 * (1 - found) ** 2 * (1 / b0 + 1 / b1)) ** 130 == pytest.approx(20, rel=0.01)
-    assert exploration_for(0.05, np.full(10, 13), 3.0) < found
-    assert exploration_for(0.05, np.zeros(10, dtype=np.int64), 3.0) == 1e-6
+def test_variances_by_hand() -> None:
+    # Two steps, both open, squared ratio 1 + 1 = 2: products (2 - 1 + 4 - 1) / 2 = 2, marginal (1 + 1) / 2 = 1.
+    horizon = horizon_of(np.array([True, True]), np.array([0, 2]), 1.0)
+    assert variance_of_products(1.0, horizon) == pytest.approx(2.0)
+    assert variance_of_marginal(1.0, horizon) == pytest.approx(1.0)
+    assert variance_ratio(1.0, horizon) == pytest.approx((2 + 4) / (2 + 2))
+    # The second step counts gamma^2 = 1/4 of the first; if only the first is open its ratio weighs the second too.
+    horizon = horizon_of(np.array([True, False]), np.array([0, 2]), 0.5)
+    assert horizon.reach.tolist() == pytest.approx([0.0, 1.0])
+    assert variance_of_products(1.0, horizon) == pytest.approx(1.0)
+    assert variance_of_marginal(1.0, horizon) == pytest.approx(1 / 1.25)
+    assert horizon_of(np.ones(3, dtype=bool), np.arange(4), 1.0).one_step
+
+
+def test_a_thousand_steps_overflow_to_infinity_and_not_to_nothing() -> None:
+    horizon = horizon_of(np.ones(5000, dtype=bool), np.array([0, 5000]), 1.0)
+    assert variance_of_products(1.0, horizon) == math.inf
+    assert variance_ratio(1.0, horizon) == math.inf
+    assert variance_of_marginal(1.0, horizon) == pytest.approx(1.0)
+
+
+def test_smallest_exploration_is_where_the_cost_becomes_affordable() -> None:
+    found = smallest_exploration(lambda e: explored_move(e, 3.0).cost <= 4.0)
+    assert found is not None
+    assert explored_move(found, 3.0).cost == pytest.approx(4.0, rel=0.01)
+    assert smallest_exploration(lambda _: False) is None
 
 
 # --- against simulated worlds
@@ -158,7 +189,7 @@ def predicted_and_measured(
     measured = estimators.effective_sample_size(estimators.episode_log_weights(steps, replay.offsets))
     second_moment = float((candidate**2 / behavior).sum(axis=1).mean())  # E[ratio^2] over actions and states
     exact = 4000 / float((second_moment**replay.lengths).mean())
-    return row(plan_log(replay, GATE_CONFIG, 1.0), n_changed / N_STATES).n_effective, exact, measured
+    return row(plan_log(replay, GATE_CONFIG, 1.0), n_changed / N_STATES).products.n_effective, exact, measured
 
 
 @pytest.mark.parametrize(
@@ -190,31 +221,77 @@ def test_predicted_effective_sample_size_of_a_greedy_candidate_on_a_uniform_log(
     log_weights = np.log(candidate[states, replay.actions] * 34)
     plan = plan_log(replay, GATE_CONFIG, 1.0)
     measured = estimators.effective_sample_size(log_weights)
-    assert measured == pytest.approx(row(plan, 0.10).n_effective, rel=0.2)
+    assert measured == pytest.approx(row(plan, 0.10).products.n_effective, rel=0.2)
     assert "decidable from an improvement of" in text_of(plan)
     assert "does not say it more closely" in text_of(plan)
 
 
-def test_an_improvement_of_the_smallest_difference_is_found_at_least_as_often_as_promised() -> None:
-    behavior, m = explorer(3, 0.5), 0.25
-    smallest = row(plan_log(world_log(behavior, 600, seed=0, length=1)[0], GATE_CONFIG, 1.0), m).smallest_difference
+def found_share(behavior: Floats, n: int, length: int, estimator: str, improvement: float, n_logs: int) -> float:
+    """Share of logs in which the gate's bound says that a candidate changed in 10 of 40 states is better than the log.
+
+    The bound is the one-sided 95% percentile of the cluster bootstrap; the model of the values knows the mean reward.
+    """
+    candidate, found = changed(behavior, 10), 0
+    bonus = improvement / (0.25 * length * float(behavior[0].max() - behavior[0].min()))
+    for seed in range(n_logs):
+        replay, states = world_log(behavior, n, seed=100 + seed, length=length, bonus=(10, bonus))
+        probs = candidate[states, replay.actions]
+        log_weights = (
+            estimators.cumulative_log_weights(probs, replay.behavior_prob, replay.offsets)
+            if estimator == "dr"
+            else np.log(probs / replay.behavior_prob)  # states come independently: both policies visit them alike
+        )
+        remaining = (length - replay.step_in_episode) * float(replay.rewards.mean())
+        value = estimators.doubly_robust(replay.rewards, remaining, remaining, log_weights, replay.offsets, 1.0)
+        returns = estimators.on_policy_returns(replay.rewards, replay.offsets, 1.0)
+        sums = {"difference": estimators.mean_of(value.terms - returns)}
+        draws = bootstrap_replicates(sums, replay.clusters, n_replicates=400, rng=np.random.default_rng(seed))
+        bound = lower_bound(draws["difference"], 0.05)
+        assert bound is not None
+        found += bound > 0
+    return found / n_logs
+
+
+@pytest.mark.parametrize(
+    ("exploration", "n", "length", "estimator"),
+    [(0.5, 600, 1, "dr"), (0.2, 1000, 1, "dr"), (0.6, 600, 3, "dr"), (0.4, 300, 40, "drl"), (0.15, 600, 40, "drl")],
+)
+def test_an_improvement_of_the_smallest_difference_is_found_as_often_as_promised(
+    exploration: float, n: int, length: int, estimator: str
+) -> None:
+    behavior = explorer(3, exploration)
+    plan = plan_log(world_log(behavior, n, seed=0, length=length)[0], GATE_CONFIG, 1.0)
+    found = row(plan, 0.25)
+    assert found.estimator == estimator
+    smallest = found.chosen.smallest_difference
     assert smallest is not None
-    candidate = changed(behavior, 10)
+    power = found_share(behavior, n, length, estimator, smallest, 80)
+    assert 0.6 <= power <= 0.95, f"promised {0.8}, found in {power:.0%} of the logs"
+    assert found_share(behavior, n, length, estimator, 0.0, 80) <= 0.14  # 99.9 % of binomial(80, .05)
 
-    def found_share(improvement: float) -> float:
-        """Share of 200 logs in which a paired one-sided test at 5% finds the candidate better than the log."""
-        bonus, found = improvement / (m * 0.5), []  # d = .5 of the probability moves to the paid action
-        for seed in range(200):
-            replay, states = world_log(behavior, 600, seed=100 + seed, length=1, bonus=(10, bonus))
-            ratio = candidate[states, replay.actions] / replay.behavior_prob
-            terms = (ratio - 1) * (replay.rewards - replay.rewards.mean())  # doubly robust - log, the model a constant
-            found.append(terms.mean() / math.sqrt(variance_of_mean(terms, replay.clusters)) > 1.645)
-        return float(np.mean(found))
 
-    assert 0.02 < found_share(0.0) < 0.09  # the test itself holds its level
-    # Pairing leaves a variance of (E[w^2] - 1) sd^2 / n, where the plan counts E[w^2] sd^2 / n: here 1/3 of it.
-    assert found_share(smallest) > 0.95
-    assert found_share(0.57 * smallest) == pytest.approx(0.8, abs=0.1)
+def test_what_a_step_costs_grows_with_the_horizon_by_products_alone() -> None:
+    short, long = (plan_log(world_log(explorer(3, 0.3), 2000, seed=0, length=n)[0], GATE_CONFIG, 1.0) for n in (2, 20))
+    assert row(short, 0.10).marginal is not None
+    assert row(long, 0.10).marginal is not None
+    by = {name: [row(plan, 0.10) for plan in (short, long)] for name in ("products", "marginal")}
+    relative = {name: [getattr(r, name).n_effective for r in found] for name, found in by.items()}
+    assert relative["marginal"][0] == pytest.approx(relative["marginal"][1], rel=0.1)
+    assert relative["products"][0] > 50 * relative["products"][1]
+    assert [row(plan, 0.02).estimator for plan in (short, long)] == ["dr", "drl"]
+
+
+def test_a_night_that_shares_a_shock_of_its_actions_is_told_and_allowed_for() -> None:
+    replay, _ = world_log(np.tile([0.6, 0.2, 0.2], (N_STATES, 1)), 2000, seed=0, length=2)
+    shock = np.random.default_rng(0).normal(0, 1.5, 10)[np.arange(2000) % 10][replay.episode_of_step]
+    shaken = replace(replay, rewards=replay.rewards + shock * np.where(replay.actions == 0, 1, -1))
+    quiet, loud = plan_log(replay, GATE_CONFIG, 0.5), plan_log(shaken, GATE_CONFIG, 0.5)
+    assert not quiet.night_effect_refuses
+    assert loud.night_effect_refuses
+    assert "Set episodes.cluster so that a night stays whole" in text_of(loud)
+    assert loud.return_sd is not None
+    assert quiet.return_sd is not None
+    assert loud.return_sd > 2 * quiet.return_sd
 
 
 # --- what a person reads
@@ -240,7 +317,7 @@ def test_a_plan_counts_what_is_there() -> None:
     text = text_of(plan)
     assert "1,000 episodes with 4,000 steps" in text
     assert "10% of the episodes are cut by the log" in text
-    assert "about 400 of them" in text
+    assert "about 400 of the episodes" in text
 
 
 def test_two_actions_show_the_exploration_exactly() -> None:
@@ -267,29 +344,54 @@ def test_episodes_needed_would_decide_the_wanted_improvement() -> None:
     plan = plan_log(replay, GATE_CONFIG, 0.5)
     found = row(plan, 0.05)
     assert found.episodes_needed is not None
-    assert found.smallest_difference is not None
+    assert found.chosen.smallest_difference is not None
     growth = found.episodes_needed / plan.n_episodes
-    wanted = max(found.smallest_difference / math.sqrt(growth), 0.0)
+    wanted = found.chosen.smallest_difference / math.sqrt(growth)
     assert wanted == pytest.approx(0.05 * plan.mean_return, rel=0.01)
     assert found.nights_needed == math.ceil(found.episodes_needed / 100)
 
 
-def test_a_long_horizon_is_undecidable_and_says_what_it_would_take() -> None:
+def test_a_long_horizon_is_decided_by_marginalized_weights_and_says_what_products_would_take() -> None:
     replay, _ = world_log(explorer(3, 0.1), 300, seed=0, length=130)
     plan = plan_log(replay, GATE_CONFIG, 0.4)
-    assert row(plan, 0.05).log10_cost > 40
-    assert all(found.smallest_difference is None for found in plan.decidable)
-    assert all(found.episodes_needed is None for found in plan.decidable if found.changed_share >= 0.05)
+    found = row(plan, 0.05)
+    assert found.log10_cost > 40
+    assert found.products.undecidable == "under 0.1 effective episodes, and the gate asks for 30"
+    assert found.estimator == "drl"
+    assert found.chosen.smallest_difference is not None
     text = text_of(plan)
-    assert "undecidable; under 0.1 effective episodes, and the gate asks for 30" in text
-    assert "No number of nights like these decides" in text
-    assert "What would make this horizon decidable" in text
+    assert "With dr it would be undecidable by dr; under 0.1 effective episodes" in text
+    assert "takes the candidate to visit states about as often as the log" in text
+
+
+def test_exploration_that_is_said_to_be_needed_decides_the_wanted_improvement() -> None:
+    replay, _ = world_log(explorer(3, 0.05), 400, seed=0, length=3)
+    needed = row(plan_log(replay, GATE_CONFIG, 1.0), 0.25).exploration_needed
+    assert needed is not None
+    explored = plan_log(world_log(explorer(3, needed), 400, seed=0, length=3)[0], GATE_CONFIG, 1.0)
+    smallest = row(explored, 0.25).chosen.smallest_difference
+    assert smallest is not None
+    assert smallest == pytest.approx(0.05 * explored.mean_return, rel=0.15)
+
+
+def test_the_table_is_short_and_says_nights_or_exploration() -> None:
+    replay, _ = world_log(explorer(3, 0.1), 300, seed=0, length=3)
+    plan = plan_log(replay, GATE_CONFIG, 0.4)
+    assert len(plan_rows(plan)) == 4
+    assert all(len(cells) == len(plan_columns()) for cells in plan_rows(plan))
+    assert "nights, or" in plan_rows(plan)[1][-1]
+    assert plan_rows(plan)[1][-1].endswith("exploration")
+    assert plan_facts(plan)["horizon"] == "3 steps, at most 3"
+    assert plan_facts(plan)["refused"] == ""
+    wanted = plan_log(replace(replay, rewards=replay.rewards * 0), GATE_CONFIG, 0.4)
+    assert wanted.mean_return == 0.0
+    assert [cells[-1] for cells in plan_rows(wanted)] == [""] * 4
 
 
 def test_an_endless_horizon_stays_finite() -> None:
     replay, _ = world_log(explorer(3, 0.1), 20, seed=0, length=20_000)
     plan = plan_log(replay, GATE_CONFIG, 0.4)
-    assert row(plan, 0.25).n_effective == 0.0
+    assert row(plan, 0.25).products.n_effective == 0.0
     assert "undecidable" in text_of(plan)
 
 
@@ -299,7 +401,7 @@ def test_a_log_without_propensities_is_told_to_log_or_estimate_them() -> None:
     assert plan.refused == "no episode has all its behavior probabilities"
     assert plan.exploration is None
     assert plan.decidable == ()
-    assert plan.on_policy_difference is not None
+    assert plan.ab_test_difference is not None
     text = text_of(plan)
     assert 'Log behavior_prob, or set behavior.propensity = "estimated"' in text
     assert "decides nothing" in text
@@ -328,7 +430,7 @@ def test_a_deterministic_logger_decides_nothing_and_is_told_how_much_to_explore(
     replay, _ = world_log(explorer(3, 0.0), 300, seed=0, length=5)
     plan = plan_log(replay, GATE_CONFIG, 0.4)
     assert plan.decidable == ()
-    assert [need.changed_share for need in plan.needed_exploration] == [0.02, 0.05, 0.10, 0.25]
+    assert [changed_share for changed_share, _ in plan.needed_exploration] == [0.02, 0.05, 0.10, 0.25]
     text = text_of(plan)
     assert "deterministic logger" in text
     assert "take an available action uniformly in this share of the decisions" in text
@@ -385,7 +487,7 @@ def test_actions_hardly_or_never_taken_are_named() -> None:
 
 def test_too_few_gate_episodes_are_undecidable_even_where_all_count() -> None:
     plan = plan_log(world_log(explorer(2, 0.9), 150, seed=0, length=1)[0], GATE_CONFIG, 0.4)
-    assert row(plan, 0.02).undecidable == "60 gate episodes, and the gate asks for 100"
+    assert row(plan, 0.02).chosen.undecidable == "60 gate episodes, and the gate asks for 100"
 
 
 def test_bad_arguments_and_empty_logs() -> None:
