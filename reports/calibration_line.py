@@ -38,7 +38,7 @@ class CalibratedWorld:
     n_episodes: int
     """Of the gate."""
     overlap: float | None
-    """Mean effective sample size of the candidate's weights, in shares of the episodes."""
+    """Mean effective sample size of the deciding weights of the candidate, in shares of the episodes."""
     level: float
     """Stated chance to pass."""
     n_logs: int
@@ -112,7 +112,8 @@ def fitting_line(
 
 def line_of(evaluation: Evaluation) -> CalibrationLine:
     """The line that fits an evaluation, from the calibration that came with this version."""
-    overlap = next((o.effective_sample_size for o in evaluation.overlaps if o.policy == "candidate"), None)
+    deciding = (o for o in evaluation.overlaps if o.policy == "candidate" and o.decides)
+    overlap = next((o.effective_sample_size for o in deciding), None)
     n_episodes = evaluation.counts.n_episodes
     return fitting_line(
         horizon=evaluation.counts.mean_length,

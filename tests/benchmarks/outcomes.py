@@ -24,7 +24,7 @@ def outcome_of(evaluation: Evaluation, *, candidate_value: float, log_value: flo
     decision = evaluation.decision
     assert decision is not None
     comparison = evaluation.comparison("baseline")
-    overlap = next((o for o in evaluation.overlaps if o.policy == "candidate"), None)
+    overlap = next((o for o in evaluation.overlaps if o.policy == "candidate" and o.decides), None)
     truth = {"candidate": candidate_value, "log": log_value}
     counts = evaluation.counts
     return {
