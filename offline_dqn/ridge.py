@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 
 from offline_dqn.fqe_features import Array, Features
 
+_GRAM_ROWS = 8_192
+"""Rows that are widened to float64 at once."""
+
 
 class Regression:
     """Ridge regression of targets on features by action, where each action's coefficients are common + its own.
@@ -24,7 +27,7 @@ class Regression:
         plain = bool((weights == 1.0).all())
         self.blocks = [features[rows] if plain else _weighted(features[rows], weights[rows]) for rows in self.rows]
         self.grams = np.stack([
-            (features[rows].T @ block).astype(np.float64) for rows, block in zip(self.rows, self.blocks, strict=True)
+            _gram(features, rows, block) for rows, block in zip(self.rows, self.blocks, strict=True)
         ])  # (A, D', D')  # fmt: skip
         self.size, self.constant = features.shape[1], float(features[0, 0])
         self.factors: dict[float, tuple[Array, Array]] = {}
@@ -60,6 +63,16 @@ class Regression:
 
 def _weighted(features: Features, weights: Array) -> Features:
     return features * weights[:, None].astype(np.float32)
+
+
+def _gram(features: Features, rows: NDArray[np.int64], block: Features) -> Array:
+    """(D', D') in float64: the rounding of a float32 sum over many steps outweighs the smallest ridge."""
+    size = features.shape[1]
+    gram = np.zeros((size, size))
+    for start in range(0, len(rows), _GRAM_ROWS):
+        part = slice(start, start + _GRAM_ROWS)
+        gram += features[rows[part]].T.astype(np.float64) @ block[part].astype(np.float64)
+    return gram
 
 
 def _inverses(matrices: Array) -> Array:

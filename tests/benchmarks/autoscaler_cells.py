@@ -26,12 +26,16 @@ from datasets.simulators.simulation import (
 )
 from datasets.simulators.threshold_rule import EXPLORATION, RULES, logging_policy
 from datasets.simulators.workload import DAY_S, WEEK_S
+from offline_dqn.fqe_config import FqeConfig
 from offline_dqn.rule_policy import Rule, RulePolicy
 from reports.evaluate_config import EvaluateConfig
 from reports.evaluation import evaluate_candidate
 from reports.gate import GateConfig
 from tests.benchmarks.gate_worlds import Conditions
 from tests.benchmarks.outcomes import Outcome, level_of, outcome_of
+
+_FQE = FqeConfig(n_random_features=100, max_steps=20_000, ridges=(3.0, 300.0))
+"""A fit takes a tenth of the time of the default, and leaves more to what corrects it."""
 
 _TRUTH_HOURS, _TRUTH_DAYS = 200_000, 20_000
 
@@ -79,7 +83,7 @@ class AutoscalerCell:
         evaluation = evaluate_candidate(
             replay_of(contract, nights, rng), candidate=candidate, baseline=None, version_zero=None,
             candidate_name="candidate", baseline_name="the log", excluded={},
-            config=EvaluateConfig(n_replicates=2_000, level=level_of(seed)), gate_config=gate, seed=seed,
+            config=EvaluateConfig(n_replicates=2_000, level=level_of(seed), fqe=_FQE), gate_config=gate, seed=seed,
         )  # fmt: skip
         return outcome_of(evaluation, candidate_value=ours, log_value=logged)
 
@@ -175,11 +179,11 @@ def _value(policy: ActionProbs, steps: int) -> float:
 
 EARLY = (("observation.cpu > 0.4", "scale_up"), RULES[1])
 LATE = (("observation.cpu > 0.8", "scale_up"), RULES[1])
-_DAY: dict[str, Any] = {"steps": 288, "exploration": 0.2, "n_nights": 14, "episodes_per_night": 40, "logs": 0.05}
+_DAY: dict[str, Any] = {"steps": 288, "exploration": 0.2, "n_nights": 20, "episodes_per_night": 16, "logs": 0.1}
 
 CELLS = (
-    AutoscalerCell(rules=EARLY, candidate="worse: scales up early", at_margin=True, logs=0.2),
-    AutoscalerCell(rules=LATE, candidate="better: scales up late", at_margin=False),
+    AutoscalerCell(rules=EARLY, candidate="worse: scales up early", at_margin=True, logs=0.5),
+    AutoscalerCell(rules=LATE, candidate="better: scales up late", at_margin=False, logs=0.2),
     AutoscalerCell(rules=EARLY, candidate="worse: scales up early", at_margin=True, **_DAY),
     AutoscalerCell(rules=LATE, candidate="better: scales up late", at_margin=False, **_DAY),
 )  # fmt: skip
