@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import Field
+
 from datasets.actions import Actions
 from datasets.expressions import expression_problem, observation_type
 from datasets.settings import Settings
@@ -34,6 +36,16 @@ class Slices(Settings):
 
     columns: tuple[str, ...] = ()
     """Categorical or boolean features; an episode belongs to the slice of its first step."""
+
+
+class Rules(Settings):
+    """All that the contract asks of decisions beside their reward; what it says today holds for what is older too."""
+
+    success: Success | None = None
+    constraints: dict[str, Constraint] = Field(default_factory=dict)
+    slices: Slices = Slices()
+    safe: str | None = None
+    """What acts where every action is forbidden."""
 
 
 def step_columns(features: Mapping[str, Any]) -> dict[str, str]:

@@ -15,7 +15,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from datasets.actions import Actions
-from datasets.constraints import Constraint, Slices, Success, constraint_problems, slice_problems, success_problem
+from datasets.constraints import (
+    Constraint,
+    Rules,
+    Slices,
+    Success,
+    constraint_problems,
+    slice_problems,
+    success_problem,
+)
 from datasets.durations import seconds_of
 from datasets.settings import Settings, SettingsError, build_settings, parse_toml
 
@@ -355,6 +363,11 @@ class Contract(Settings):
         return self
 
     @property
+    def rules(self) -> Rules:
+        """What it asks of decisions beside their reward."""
+        return Rules(success=self.success, constraints=self.constraints, slices=self.slices, safe=self.actions.safe)
+
+    @property
     def forbids(self) -> dict[str, str]:
         """Condition of each constraint that forbids actions, by name."""
         return {name: rule.forbid for name, rule in self.constraints.items() if rule.forbid is not None}
@@ -432,21 +445,20 @@ def _rule_problems(
     ]
 
 
-def current_rules_on(contract: Contract, current: Contract) -> Contract:
-    """`contract` with the success, constraints, slices and safe action of the current one.
-
-    Constraints hold as they stand today, whatever the contract was when a snapshot was frozen or a policy trained.
+def with_rules(contract: Contract, rules: Rules) -> Contract:
+    """`contract` with other rules, such as those of the current contract on that of an older snapshot.
 
     Raises:
         ValueError: naming every rule that speaks of a feature or action which `contract` lacks.
     """
-    safe = current.actions.safe
-    actions = contract.actions.model_copy(update={"safe": safe if safe in contract.actions.names else None})
-    rules = {"success": current.success, "constraints": current.constraints, "slices": current.slices}
-    problems = [text for rule in rules.values() for text in _rule_problems(rule, contract.features, actions)]
+    safe = rules.safe if rules.safe in contract.actions.names else None
+    actions = contract.actions.model_copy(update={"safe": safe})
+    changes = {"success": rules.success, "constraints": rules.constraints, "slices": rules.slices}
+    problems = [text for rule in changes.values() for text in _rule_problems(rule, contract.features, actions)]
     if problems:
         raise ValueError("; ".join(problems))
-    return contract.model_copy(update={**rules, "actions": actions})
+    kept = {name: getattr(contract, name) for name in Contract.model_fields}
+    return Contract(**{**kept, **changes, "actions": actions})  # a copy would keep the old digest
 
 
 _HASHABLE = ("episode_id", "decision_id", "decided_by", "cluster")

@@ -77,12 +77,12 @@ def observation_structs(
 
     Args:
         contract: names the features.
-        observations: n rows.
+        observations: n rows, of the wanted features at least.
         only: names, in lower case, of the features that are wanted; the others are left out of the structs.
         absent: (n,) bool, rows without any observation: the whole struct is null.
     """
     names = [name for name in contract.features if only is None or name.lower() in only]
-    names = names or list(contract.features)[:1]  # there is no struct without a field
+    names = names or list(observations.columns)[:1]  # there is no struct without a field
     fields = [_column(contract.features[name], name, observations) for name in names]
     return pa.StructArray.from_arrays(fields, names=names, mask=None if absent is None else pa.array(absent))
 

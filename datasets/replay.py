@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.contract import Contract
+from datasets.constraints import Rules
+from datasets.contract import Contract, with_rules
 from datasets.observations import Observations
+from datasets.step_rules import ConstraintError, permitted_actions
 
 TRAIN, SELECT, GATE = 0, 1, 2
 """Codes of the splits: fitted on, chosen on, judged on."""
@@ -94,6 +96,37 @@ class Replay:
         """(T,) 0 for the first step of its episode."""
         return np.arange(self.n_steps) - self.offsets[:-1][self.episode_of_step]
 
+    @cached_property
+    def permitted(self) -> NDArray[np.bool_]:
+        """(M, A) bool, what a policy may do: `available` without what the contract's constraints forbid.
+
+        The log's own policy may have been free to do more, so what is asked of the log (was the action available?) is
+        asked of `available`.
+
+        Raises:
+            ConstraintError: a condition fails on a row.
+        """
+        return permitted_actions(self.contract, self.observations, self.available)
+
+    def shielded(self) -> Replay:
+        """The same, with `permitted` evaluated for all rows at once, so that no part of it does so again."""
+        assert self.permitted.shape == self.available.shape
+        return self
+
+    def under(self, rules: Rules) -> Replay:
+        """The same steps under other rules: those of the current contract.
+
+        Raises:
+            ConstraintError: a rule speaks of a feature or action that the steps were frozen without.
+        """
+        try:
+            return replace(self, contract=with_rules(self.contract, rules))
+        except ValueError as error:
+            raise ConstraintError(
+                f"The contract's rules cannot hold for what was frozen under an older contract: {error}. Freeze a new "
+                "snapshot with `offline-dqn snapshot`."
+            ) from error
+
     def step_blocks(self, size: int) -> Iterator[tuple[NDArray[np.int64], Replay]]:
         """The steps in runs of `size`, with the replay to read them from.
 
@@ -132,7 +165,7 @@ class Replay:
         inner = (next_row >= 0) & ~finals
         next_row[inner] -= moved[inner]
         next_row[finals] = n_kept + np.arange(int(finals.sum()))
-        return replace(
+        kept = replace(
             self,
             observations=self.observations.take(rows),
             available=self.available[rows],
@@ -149,6 +182,9 @@ class Replay:
             policy_versions=self.policy_versions[chosen],
             split=self.split[chosen],
         )
+        if self.contract.forbids and "permitted" in self.__dict__:  # evaluated once for a whole and all of its parts
+            kept.__dict__["permitted"] = self.permitted[rows]
+        return kept
 
 
 def _mapped_anew(values: NDArray[Any]) -> NDArray[Any]:

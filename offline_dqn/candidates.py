@@ -123,7 +123,7 @@ def _named(candidate: Candidate, form: str, policy: AnyPolicy) -> Candidate:
 def _advantage_scale(policy: QPolicy, replay: Replay) -> float:
     """Mean distance between the best available action's value and their mean, in reward units."""
     steps = np.arange(0, replay.n_steps, max(1, replay.n_steps // 20_000))
-    q_values, available = policy.q_values(replay.observations.take(steps)), replay.available[steps]
+    q_values, available = policy.q_values(replay.observations.take(steps)), replay.permitted[steps]
     assert q_values is not None
     best = np.where(available, q_values, -np.inf).max(axis=1)
     mean = np.where(available, q_values, 0.0).sum(axis=1) / available.sum(axis=1)

@@ -11,6 +11,7 @@ from datasets.replay import Replay
 from offline_dqn.description import AnyPolicy
 from offline_dqn.fqe import QEvaluation
 from offline_dqn.fqe_config import FqeConfig
+from offline_dqn.shield import acting_probs
 
 _RIDGE = 30.0
 """Steps' worth of evidence that the model of action values is shrunk by: fixed, since a strength that held-out data
@@ -59,8 +60,7 @@ def measure_loss(
         FqeError: there is no step to compare on.
     """
     rows = np.arange(replay.n_steps)
-    observations, available = replay.observations.take(rows), replay.available[rows]
-    probs = [policy.action_probs(observations, available) for policy in (before, after)]
+    probs = [acting_probs(policy, replay, rows) for policy in (before, after)]
     config = config.model_copy(update={"ridges": (_RIDGE,)})
     model = QEvaluation(replay, config, encoder=encoder, seed=seed)
     (_, value_before), (_, value_after) = (model.value(p) for p in probs)

@@ -188,7 +188,7 @@ def encode_steps(
         returns = returns - potentials[steps]
     return TrainingData(
         observations=torch.from_numpy(encoded),
-        available=torch.from_numpy(np.ascontiguousarray(replay.available)),
+        available=torch.from_numpy(_learnable(replay)),
         rows=torch.from_numpy(steps),
         next_rows=torch.from_numpy(next_rows),
         actions=torch.from_numpy(replay.actions[steps]),
@@ -246,3 +246,15 @@ def n_step_targets(
 def _ended(replay: Replay) -> NDArray[np.bool_]:
     """(T,) no value follows: the task terminated, or every row is an episode of its own."""
     return replay.terminated | (replay.contract.episodes.kind == "one_step")
+
+
+def _learnable(replay: Replay) -> NDArray[np.bool_]:
+    """(M, A) what a target may maximize over: what is permitted.
+
+    An action that was logged and is forbidden by now stays in its own row, where the penalty speaks of it.
+    """
+    if not replay.contract.forbids:
+        return np.ascontiguousarray(replay.available)
+    permitted = np.array(replay.permitted)
+    permitted[np.arange(replay.n_steps), replay.actions] = True
+    return permitted

@@ -14,8 +14,10 @@ from datasets.compatibility import IncompatibleContractError
 from datasets.contract import Contract
 from datasets.errors import OfflineDqnError
 from datasets.observations import ObservationError, Observations, observation_problems, observations_from_records
+from datasets.step_rules import forbidden_actions, permitted_actions
 from offline_dqn.exploration import allowed_actions
 from offline_dqn.policy import GRAPH_FILE, MANIFEST_FILE, AnyPolicy, check_compatible, load_policy
+from offline_dqn.shield import shielded_probs
 from pipelines.workspace import Workspace
 from reports.manifest import read_manifest
 
@@ -74,21 +76,35 @@ def act(workspace: Workspace, release: int, path: Path, engine: Engine = "numpy"
         ObservationError: a line is no JSON object or does not fit the contract; every problem is named, nothing acts.
         ReleaseError: the release cannot act, or has no graph that holds all of it.
     """
-    policy = load_release(workspace, release, with_evaluation=True)
-    records, masks = _read_observations(path, policy)
+    policy, contract = load_release(workspace, release, with_evaluation=True), workspace.contract
+    records, masks = _read_observations(path, policy, contract)
     if not records:
         return []
-    observations = observations_from_records(policy.contract, records)
+    observations = observations_from_records(contract, records)
+    forbidden = forbidden_actions(contract, observations)
+    permitted = permitted_actions(contract, observations, masks)
+    left = masks & ~np.logical_or.reduce([*forbidden.values(), np.zeros_like(masks)])
+    stuck = ~(left & np.isin(policy.actions, policy.contract.actions.names)).any(axis=1)
+    probs = shielded_probs(policy, contract, observations, permitted)
+    q = policy.q_values(observations)
     if engine == "onnx":
-        probs, q = _score_with_graph(workspace.release_path(release), policy, observations, masks)
-    else:
-        probs, q = policy.action_probs(observations, masks), policy.q_values(observations)
+        free = np.flatnonzero(~stuck) if forbidden else np.arange(len(records))
+        folder = workspace.release_path(release)
+        own_probs, own_q = _score_with_graph(folder, policy, observations.take(free), permitted[free])
+        probs[free] = own_probs
+        if q is not None and own_q is not None:
+            q = np.array(q)
+            q[free] = own_q
     spread = policy.disagreement(observations)
     names, chosen = policy.actions, probs.argmax(axis=1)
     return [
         {
             "action": names[chosen[i]],
             "action_value": policy.contract.actions.value_of(names[chosen[i]]),
+            "decided_by": "shield" if forbidden and stuck[i] else "policy",
+            "forbidden": {
+                names[a]: name for name, mask in reversed(forbidden.items()) for a in np.flatnonzero(mask[i] & masks[i])
+            },
             "probabilities": dict(zip(names, probs[i].round(6).tolist(), strict=True)),
             "q_values": None if q is None else dict(zip(names, q[i].round(6).tolist(), strict=True)),
             "disagreement": None if spread is None else round(float(spread[i, chosen[i]]), 6),
@@ -121,7 +137,9 @@ def _score_with_graph(
     return probs, q
 
 
-def _read_observations(path: Path, policy: AnyPolicy) -> tuple[list[Mapping[str, object]], NDArray[np.bool_]]:
+def _read_observations(
+    path: Path, policy: AnyPolicy, contract: Contract
+) -> tuple[list[Mapping[str, object]], NDArray[np.bool_]]:
     """The observations of a file, and (n, A) which actions are available to each."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -137,7 +155,7 @@ def _read_observations(path: Path, policy: AnyPolicy) -> tuple[list[Mapping[str,
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        record, mask, wrong = _read_line(line, policy)
+        record, mask, wrong = _read_line(line, policy, contract)
         problems += [f"line {number}: {text}" for text in wrong]
         records.append(record)
         masks.append(mask)
@@ -153,7 +171,7 @@ _SHOWN = 10
 """Problems that a message lists."""
 
 
-def _read_line(line: str, policy: AnyPolicy) -> tuple[Mapping[str, object], list[bool], list[str]]:
+def _read_line(line: str, policy: AnyPolicy, contract: Contract) -> tuple[Mapping[str, object], list[bool], list[str]]:
     """The observation of one line, which actions it allows, and what is wrong with it."""
     try:
         row = json.loads(line)
@@ -175,5 +193,5 @@ def _read_line(line: str, policy: AnyPolicy) -> tuple[Mapping[str, object], list
     record = row.get("observation", row)
     if not isinstance(record, dict):
         return {}, [], [*problems, f"observation wants a JSON object, found {json.dumps(record)[:60]}"]
-    problems += observation_problems(policy.contract, record)
+    problems += observation_problems(contract, record)
     return record, [name in allowed for name in policy.actions], problems

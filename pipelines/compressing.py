@@ -77,6 +77,7 @@ def compress(
     if known is not None:
         return known
     replay, _ = open_snapshot(current_snapshot(workspace.snapshots_path / training["snapshot"]))
+    replay = replay.under(workspace.contract.rules)
     select = replay.of_split(SELECT)
     if not select.n_episodes:
         raise ReleaseError(
@@ -115,7 +116,7 @@ def _smaller(
     own: QPolicy, train: Replay, distillation: DistillConfig | None, int8: bool, on_update: Callable[[int], None]
 ) -> QPolicy:
     if distillation is not None:
-        available = train.available[: train.n_steps]
+        available = train.permitted[: train.n_steps]
         own = distill(own, train.observations, available, distillation, on_update=on_update)
     return quantize(own) if int8 else own
 

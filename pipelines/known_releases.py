@@ -38,6 +38,7 @@ def deciding_settings(
         "fqe": config.evaluate.fqe.model_dump(mode="json"),
         "propensity": config.evaluate.propensity.model_dump(mode="json"),
         "gate_config": config.gate.model_dump(mode="json"),
+        "rules": workspace.contract.rules.model_dump(mode="json"),
         "champion": champion,
         "version_zero": version_zero,
         "parent": dict(parent) if parent is not None else None,

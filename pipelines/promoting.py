@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipelines.live_nights import freshness_of_release
-from pipelines.readings import snapshot_of
+from pipelines.readings import ledger_of, snapshot_of
 from pipelines.workspace import Workspace
 from reports.history import Promotion, Rejection
 from reports.manifest import read_manifest
@@ -27,14 +27,16 @@ def promote(
         The promotion, and a sentence on the newest nights.
 
     Raises:
-        PromotionRefusedError: the gate did not pass, compared with another champion, was followed by a rejection, or
-            the world has changed since. Nothing changes then.
+        PromotionRefusedError: the gate did not pass, compared with another champion, held it to other constraints or
+            slices than the contract's of today, was followed by a rejection, or the world has changed since. Nothing
+            changes then.
         RegistryError: it is unknown, damaged, or champion already, or no reviewer (or no note to override) is given.
     """
     registry = workspace.registry
     if override and not note.strip():
         raise PromotionRefusedError(f"Why is release {release} promoted all the same? --override takes a --note.")
     registry.check_promotion(release, despite_rejection=override)
+    _refuse_other_rules(workspace, release)
     manifest = read_manifest(workspace.release_path(release))
     says = ""
     if manifest is not None and TRAINING in manifest.files:
@@ -51,6 +53,21 @@ def promote(
     promotion = registry.promote(release, reviewer=reviewer, note=note, despite_rejection=override)
     workspace.refresh_catalog(workspace.open_lake())
     return promotion, says
+
+
+def _refuse_other_rules(workspace: Workspace, release: int) -> None:
+    """A verdict says nothing of constraints, success and slices that the contract got later."""
+    judged = [
+        reading.terms.inputs["rules"] for reading in ledger_of(workspace).readings() if release in reading.releases
+    ]
+    now = workspace.contract.rules.model_dump(mode="json")
+    changed = [key for key in now if judged and judged[-1][key] != now[key]]
+    if changed:
+        raise PromotionRefusedError(
+            f"Release {release} cannot be promoted: what the contract says of {' and '.join(changed)} has changed "
+            "since the gate judged it. `offline-dqn nightly --force-train` trains and judges a successor under the "
+            "contract of today; or bring back the old rules."
+        )
 
 
 def reject(workspace: Workspace, release: int, *, reviewer: str, note: str) -> Rejection:

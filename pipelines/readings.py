@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from datasets.constraints import Rules
 from datasets.replay import GATE, Replay
 from datasets.settings import build_settings
 from datasets.snapshot import SnapshotSummary, open_snapshot
@@ -73,6 +74,7 @@ class Bench:
             alpha=self.gate.alpha,
             inputs={
                 "contract": self.replay.contract.digest,
+                "rules": self.replay.contract.rules.model_dump(mode="json"),
                 "champion": self.champion,
                 "baseline": self.baseline.digest if self.baseline else None,
                 "version_zero": self.version_zero.digest if self.version_zero else None,
@@ -104,7 +106,7 @@ class Bench:
         Raises:
             StageError: no gate episode can be used.
         """
-        gate = self.replay.of_split(GATE)
+        gate = self.replay.shielded().of_split(GATE)
         rules_champion = self.champion == VERSION_ZERO
         try:
             return evaluate_candidate(
@@ -146,6 +148,7 @@ def set_up(workspace: Workspace, release: int) -> Bench:
         evaluate=config.evaluate,
         gate=config.gate,
         seed=config.train.seed,
+        rules=workspace.contract.rules,
     )
 
 
@@ -165,6 +168,7 @@ def set_up_again(workspace: Workspace, terms: Terms, release: int) -> Bench:
         evaluate=build_settings(EvaluateConfig, inputs["evaluate"], "the error ledger"),
         gate=build_settings(GateConfig, gate, "the error ledger"),
         seed=inputs["seed"],
+        rules=build_settings(Rules, inputs["rules"], "the error ledger"),
     )
 
 
@@ -177,9 +181,14 @@ def bench_of(
     evaluate: EvaluateConfig,
     gate: GateConfig,
     seed: int,
+    rules: Rules,
 ) -> Bench:
-    """The bench of a release, compared with the given champion and, where there are any, the rules."""
+    """The bench of a release, compared with the given champion and, where there are any, the rules of [baseline].
+
+    Constraints, success and slices are those of `rules`, whatever they were when the snapshot was frozen.
+    """
     replay, summary = open_snapshot(snapshot_of(workspace, release))
+    replay = replay.under(rules)
     if not (replay.split == GATE).any():
         raise _not_evaluated(release, summary, "the gate split is empty")
     candidate = load_release(workspace, release, replay.contract)

@@ -25,13 +25,14 @@ from datasets.replay import GATE, Replay
 from datasets.simulators.autoscaler_logs import SimulatedLogs, simulate_logs
 from datasets.snapshot import SnapshotError, SnapshotSummary, current_snapshot, erased_mark, open_snapshot
 from datasets.splits import gate_share
+from datasets.step_rules import ConstraintError
 from datasets.suite_process import SuiteError
 from datasets.validation import ValidationResult, validate_steps
 from drift.decision import LivePerformance, RetrainDecision, decide_retrain
 from drift.detection import measure_drift
 from drift.records import DriftReport
 from drift.windows import window_from_replay
-from offline_dqn.policy import AnyPolicy
+from offline_dqn.shield import Shielded
 from pipelines.acting import load_release
 from pipelines.live_nights import freshness, newest_nights, weights_to
 from pipelines.log_reading import read_log
@@ -239,6 +240,8 @@ def measure(workspace: Workspace, *, forced: bool = False) -> DriftOutcome:
     as_of = workspace.as_of(lake)
     try:
         trained_on, summary = open_snapshot(current_snapshot(snapshot_of(workspace, champion)))
+        with contextlib.suppress(ConstraintError):  # the champion is older than a rule's feature: its own rules stand
+            trained_on = trained_on.under(workspace.contract.rules)
     except SnapshotError as error:
         return DriftOutcome(None, _without_reference(error, forced), None)
     frozen_at = datetime.fromisoformat(summary.as_of)
@@ -503,12 +506,12 @@ def simulate(
     )
 
 
-def _acting_policy(workspace: Workspace, release: int) -> AnyPolicy | None:
+def _acting_policy(workspace: Workspace, release: int) -> Shielded | None:
     """What writes the simulated log: the release, or the configured rules before they are registered as version 0."""
     if workspace.release_path(release).exists():
-        return load_release(workspace, release)
+        return Shielded(load_release(workspace, release), workspace.contract)
     rules = workspace.config.baseline
-    return rules.to_policy(workspace.contract) if rules else None
+    return Shielded(rules.to_policy(workspace.contract), workspace.contract) if rules else None
 
 
 # --- releases

@@ -120,6 +120,7 @@ def train(
     ensure_version_zero(workspace)
     path = snapshot_path or newest_snapshot(workspace)
     replay, summary = open_snapshot(path)
+    replay = replay.under(workspace.contract.rules)
     if not (replay.split == TRAIN).any():
         raise StageError(
             f"No episode of {path.name} is in the training split ({replay.n_episodes} in all). Wait for more nights."
@@ -199,6 +200,7 @@ def train_along(workspace: Workspace, ranks: Ranks) -> None:
     if name:
         path = workspace.snapshots_path / name
         replay, summary = open_snapshot(path)
+        replay = replay.under(workspace.contract.rules)
         _train_networks(workspace, path, replay, find_parent(workspace, replay, summary), lambda *_: None, ranks)
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from reports import estimators
+from reports.beyond_value import assess_beyond_value
 from reports.deciding import Deciding
 from reports.dependence import design_effect
 from reports.estimators import Floats, RatioSum
@@ -42,7 +43,9 @@ from reports.records import (
     Overlap,
     PropensityReport,
     QClaim,
+    Safety,
     Sensitivity,
+    Slices,
 )
 from reports.sensitivity import sensitivity_of
 from reports.trial import NO_WEIGHTS, Role, StepWeights, Trial, estimators_of, masked, step_weights_of
@@ -77,6 +80,8 @@ class Assessment:
     action_shares: tuple[ActionShares, ...]
     sensitivity: Sensitivity
     n_replicates: int
+    safety: Safety | None
+    slices: Slices | None
 
 
 def assess(trial: Trial, config: AssessmentConfig, gate: GateConfig, rng: np.random.Generator) -> Assessment:
@@ -119,6 +124,18 @@ def assess(trial: Trial, config: AssessmentConfig, gate: GateConfig, rng: np.ran
         estimates = (*estimates, report.magic(of_products.get("candidate"), rng))
     comparisons = report.comparisons(estimates)
     against_baseline = next(c for c in comparisons if c.against == "baseline" and c.binding)
+    design_effects = report.design_effects(rng.spawn(1)[0]) if weighted else ()
+    safety, slices = assess_beyond_value(
+        trial,
+        weights.of(trial.deciding),
+        report.deciding_differences() if weighted else None,
+        refusals={o.policy: o.refused for o in overlaps if (o.weights == PRODUCTS) == (trial.deciding == "dr")},
+        difference_refused=against_baseline.refused,
+        gate=gate,
+        level=config.level,
+        n_replicates=n_replicates,
+        rng=rng.spawn(1)[0],
+    )
     return Assessment(
         deciding_estimator=trial.deciding if weighted else None,
         estimates=estimates,
@@ -127,12 +144,14 @@ def assess(trial: Trial, config: AssessmentConfig, gate: GateConfig, rng: np.ran
         overlaps=overlaps,
         propensities=propensities,
         q_claim=report.q_claim(),
-        design_effects=report.design_effects(rng.spawn(1)[0]) if weighted else (),
+        design_effects=design_effects,
         action_shares=_action_shares(trial),
         sensitivity=sensitivity_of(
             trial, weights.of(trial.deciding), against_baseline, gate.margin, products=trial.deciding == "dr"
         ),
         n_replicates=n_replicates,
+        safety=safety,
+        slices=slices,
     )
 
 
@@ -303,8 +322,8 @@ class _Reporter:
             return None
         first = trial.offsets[:-1]
         finite = np.isfinite(trial.own_q)
-        possible = trial.own_q[trial.available & finite]
-        greedy = masked(trial.own_q, trial.available)[first].max(axis=1)
+        possible = trial.own_q[trial.allowed & finite]
+        greedy = masked(trial.own_q, trial.allowed)[first].max(axis=1)
         beyond = self._beyond_cuts()
         uppers = [
             upper_bound(self.replicates[key], self.gate.alpha)
@@ -356,6 +375,11 @@ class _Reporter:
 
     def _value_of(self, against: Role, kind: Deciding | None = None) -> str:
         return f"{kind or self.trial.deciding}/{against}" if against in self.trial.arms else "on_policy/log"
+
+    def deciding_differences(self) -> Floats:
+        """(N,) per-episode terms of candidate minus baseline by the deciding estimator."""
+        with np.errstate(invalid="ignore"):  # overflowed weights are refused later
+            return self.sums[f"{self.trial.deciding}/candidate"].terms - self.sums[self._value_of("baseline")].terms
 
     def _values_of_others(self) -> list[str]:
         return [self._value_of("baseline"), self._value_of("version_zero") if self.trial.version_zero_is_log else ""]

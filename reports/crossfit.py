@@ -18,6 +18,7 @@ from datasets.errors import OfflineDqnError
 from datasets.replay import GATE, Replay
 from offline_dqn.fqe import HeldOutValues
 from offline_dqn.policy import Policy
+from offline_dqn.shield import acting_probs
 from reports.estimators import Floats, Ints
 from reports.evaluate_config import PropensityConfig
 from reports.intervals import cluster_codes
@@ -182,9 +183,8 @@ def cross_fit(
 
 
 def step_probs(policy: Policy, replay: Replay) -> Floats:
-    """(T, A) probabilities on the steps, without the final observations."""
-    rows = np.arange(replay.n_steps)
-    return np.asarray(policy.action_probs(replay.observations.take(rows), replay.available[rows]), dtype=np.float64)
+    """(T, A) probabilities on the steps, without the final observations, as the policy acts behind the shield."""
+    return acting_probs(policy, replay, np.arange(replay.n_steps))
 
 
 def logged_ratios(probs: Floats, actions: Ints, behavior_probs: Floats) -> Floats:

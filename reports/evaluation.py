@@ -18,6 +18,7 @@ from reports.estimators import Floats
 from reports.evaluate_config import EvaluateConfig
 from reports.explaining import explain_changes, explain_nights, explain_q
 from reports.gate import GateConfig, decide
+from reports.outcomes import asks_for_more_than_value, outcomes_of
 from reports.overlap_regions import map_overlap
 from reports.records import Counts, Evaluation, Freshness, OverlapMap
 from reports.trial import Arm, Role, Trial, feasible_range, greedy_probs, masked
@@ -75,7 +76,7 @@ def evaluate_candidate(
     for role, policy in policies.items():
         if policy.actions != replay.contract.actions.names:
             raise ValueError(f"The {role}'s actions are {policy.actions}, not {replay.contract.actions.names}.")
-    replay, n_unknown = _with_known_probabilities(replay)
+    replay, n_unknown = _with_known_probabilities(replay.shielded())
     gate = replay.of_split(GATE)
     if gate.n_episodes == 0:
         raise EvaluationError(
@@ -93,7 +94,7 @@ def evaluate_candidate(
     own_q = candidate.q_values(replay.observations.take(np.arange(replay.n_steps)))
     greedy = None
     if own_q is not None and rule.estimator == "drl" and np.all(np.isfinite(own_q)):
-        greedy = greedy_probs(np.asarray(own_q), replay.available[: replay.n_steps])
+        greedy = greedy_probs(np.asarray(own_q), replay.permitted[: replay.n_steps])
     modelled: dict[str, Floats] = {str(role): p for role, p in probs.items() if not wrote_gate.get(role, False)}
     folds = deal_folds(gate.clusters, config.n_folds, seed)
     fitted = cross_fit(
@@ -119,6 +120,7 @@ def evaluate_candidate(
         actions=gate.actions,
         rewards=gate.rewards,
         available=gate.available[: gate.n_steps],
+        permitted=gate.permitted[: gate.n_steps],
         behavior_probs=fitted.behavior_probs,
         propensity_kind=replay.contract.behavior.propensity,
         offsets=gate.offsets,
@@ -133,6 +135,7 @@ def evaluate_candidate(
         version_zero=arms.get("version_zero"),
         version_zero_is_log=version_zero_wrote_gate,
         policy_versions=gate.policy_versions,
+        outcomes=outcomes_of(gate) if asks_for_more_than_value(gate.contract) else None,
         own_q=None if own_q is None else np.asarray(own_q, dtype=np.float64)[on_gate],
         greedy=None
         if greedy is None
@@ -158,6 +161,8 @@ def evaluate_candidate(
         design_effects=found.design_effects,
         action_shares=found.action_shares,
         sensitivity=found.sensitivity,
+        safety=found.safety,
+        slices=found.slices,
         overlap_map=_overlap_map(trial, gate, gate_config) if found.deciding_estimator is not None else None,
         feasible=trial.feasible,
         counts=_counts(replay, gate, excluded, n_unknown, gate_config.alpha),
@@ -233,7 +238,7 @@ def _disagreement(candidate: Policy, gate: Replay, trial: Trial) -> float | None
     spread = candidate.disagreement(gate.observations.take(np.arange(gate.n_steps)))
     if spread is None or trial.own_q is None:
         return None
-    greedy = masked(trial.own_q, trial.available).argmax(axis=1)
+    greedy = masked(trial.own_q, trial.allowed).argmax(axis=1)
     return float(spread[np.arange(gate.n_steps), greedy].mean())
 
 

@@ -76,8 +76,8 @@ def explain_changes(
         disagreement, places, ranked, gate.offsets, n_episodes=n_examples, n_steps=_STEPS_SHOWN
     )
     rng = np.random.default_rng(seed)
-    rows = steps_to_permute(trial.available, len(observations.columns), rng)
-    effects = feature_effects(candidate, observations.take(rows), trial.available[rows], rng)
+    rows = steps_to_permute(trial.allowed, len(observations.columns), rng)
+    effects = feature_effects(candidate, observations.take(rows), trial.allowed[rows], rng)
     shown = tuple([e.feature for e in effects] or list(observations.columns))[:_FEATURES_SHOWN]
     return Changes(
         against="baseline" if trial.baseline is not None else "log",
@@ -114,7 +114,7 @@ def explain_q(
     assert final_q is not None  # it has values for the steps
     if not (np.isfinite(own_q).all() and np.isfinite(final_q).all()):
         return QCalibration((), 0, level, None, "some of its Q-values are not finite")
-    known = np.concatenate([masked(own_q, trial.available), masked(final_q, gate.available[gate.n_steps :])])
+    known = np.concatenate([masked(own_q, trial.allowed), masked(final_q, gate.permitted[gate.n_steps :])])
     return calibrate_q(
         own_q,
         trial.available,

@@ -11,6 +11,7 @@ from reports.certified import CertifiedCurve, certified_curve, largest_share
 from reports.formatting import apart
 from reports.overlap import PRODUCTS, OverlapBounds, is_balanced
 from reports.records import Check, Comparison, Evaluation, GateDecision, Overlap
+from reports.rule_checks import rule_checks
 
 _REASONS_SHOWN = 2
 """Failed checks that the verdict's sentence spells out; the table of checks holds them all."""
@@ -45,6 +46,12 @@ class GateConfig(Settings):
     Of use where behavior probabilities are estimated."""
     smallest_change: float = Field(1e-6, gt=0, lt=1)
     """A candidate whose action probabilities all lie this close to the baseline's is nothing new."""
+    slice_margin: float = Field(0.0, ge=0)
+    """How much worse than the baseline a candidate may be in one slice before it is refused."""
+    slice_alpha: float = Field(0.05, gt=0, lt=0.5)
+    """Chance that a candidate which is worse in no slice is refused for one; all slices together."""
+    success_margin: float | None = Field(None, ge=0, lt=1)
+    """How far the candidate's success rate may lie below the baseline's; without it the rate is shown only."""
     overlap: OverlapBounds = OverlapBounds()
 
     @model_validator(mode="after")
@@ -80,6 +87,7 @@ def decide(evaluation: Evaluation, config: GateConfig) -> GateDecision:
         _agreement_check(evaluation),
         *_q_checks(evaluation),
         *_freshness_check(evaluation),
+        *rule_checks(evaluation, success_margin=config.success_margin, slice_margin=config.slice_margin),
         _value_check(VALUE_CHECK, evaluation.baseline_name, against_baseline, lower, config.margin, config.alpha),
         *_version_zero_check(evaluation, config),
         *_sensitivity_check(evaluation, config.tolerated_odds_factor),

@@ -205,6 +205,53 @@ GLOSSARY: tuple[TermGroup, ...] = (
         ),
     ),
     TermGroup(
+        "What else the contract asks",
+        (
+            Term(
+                "breach_rate",
+                "breach rate",
+                "Expected steps of an episode that breach a constraint over the expected steps on which that is known, "
+                "not discounted; of the candidate with the weights of the estimator that decides.",
+                "reports.safety.rate_of",
+            ),
+            Term(
+                "breach_bound",
+                "upper bound of a breach rate",
+                "The candidate's rate lies below it with confidence 1 − alpha / number of constraints. It is never 0: "
+                "0 breaches seen in n effective clusters still leave about 3/n at 95%. It may be at most the limit.",
+                "reports.safety.rate_upper_bound",
+            ),
+            Term(
+                "success_rate",
+                "success rate",
+                "Share of steps that the contract calls a success, estimated like a breach rate. It binds only where "
+                "gate.success_margin is set.",
+                "reports.safety.assess_safety",
+            ),
+            Term(
+                "forbidden",
+                "forbidden actions",
+                "Actions that a constraint takes away before the policy chooses. What is evaluated acts behind the "
+                "same shield, so that their probability is 0.",
+                "datasets.step_rules.permitted_actions",
+            ),
+            Term(
+                "slice_value",
+                "difference by slice",
+                "Paired difference over the episodes whose first step lies in the slice, with bounds that hold for all "
+                "slices at once. The gate refuses where an upper bound is below −gate.slice_margin.",
+                "reports.slices.simultaneous_bounds",
+            ),
+            Term(
+                "shrunk_value",
+                "shrunk difference",
+                "The difference of a slice drawn toward that of its column, the more the less is known of the slice: "
+                "the better guess, but no bound.",
+                "reports.slices.shrink",
+            ),
+        ),
+    ),
+    TermGroup(
         "Can the log tell?",
         (
             Term(

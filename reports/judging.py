@@ -22,6 +22,7 @@ from offline_dqn.counted_model import CountedModel, count_observations
 from offline_dqn.fqe import DirectValue, QEvaluation
 from offline_dqn.fqe_config import FqeConfig
 from offline_dqn.policy import Policy
+from offline_dqn.shield import acting_probs
 from reports.assessment import Assessment, assess
 from reports.crossfit import estimated_probs, step_probs
 from reports.estimators import (
@@ -206,8 +207,7 @@ class Judge:
     def probs(self, policy: Policy) -> Floats:
         """(T, A) at the steps of the episodes that judge; asked once for each distinct observation and mask."""
         rows, of_step = self._distinct
-        found = policy.action_probs(self.episodes.observations.take(rows), self.episodes.available[rows])
-        return np.asarray(found, dtype=np.float64)[of_step]
+        return acting_probs(policy, self.episodes, rows)[of_step]
 
     def why_not_weighted(self, probs: Floats) -> str | None:
         """Why the weights of a policy need not be looked at any closer; None where they may do."""
@@ -245,6 +245,7 @@ class Judge:
             actions=weighed.actions,
             rewards=weighed.rewards,
             available=weighed.available[: weighed.n_steps],
+            permitted=weighed.permitted[: weighed.n_steps],
             behavior_probs=self._behavior_probs,
             propensity_kind=weighed.contract.behavior.propensity,
             offsets=weighed.offsets,
@@ -323,7 +324,7 @@ def _distinct_steps(replay: Replay, *, countable: bool) -> tuple[Ints, Ints]:
     steps = np.arange(replay.n_steps)
     if not countable:
         return steps, steps
-    masks = np.packbits(replay.available[: replay.n_steps], axis=1)
+    masks = np.packbits(replay.permitted[: replay.n_steps], axis=1)
     columns = [np.ascontiguousarray(c[: replay.n_steps]) for c in replay.observations.columns.values()]
     keys = np.column_stack([masks, *[c.view(np.uint8).reshape(replay.n_steps, -1) for c in columns]])
     whole = np.ascontiguousarray(keys).view(np.dtype((np.void, keys.shape[1]))).ravel()

@@ -18,6 +18,7 @@ from reports.certified import CertifiedCurve
 from reports.change_records import Changes, NightDrift, QCalibration
 
 PropensityKind = Literal["logged", "estimated", "none"]
+SliceKind = Literal["label", "missing", "unseen", "rest"]
 R = TypeVar("R")
 
 
@@ -293,6 +294,122 @@ class ActionShares:
 
 
 @dataclass(frozen=True)
+class Rate:
+    """Share of one policy's steps on which a condition holds, among those on which it is true or false."""
+
+    policy: str
+    """"log", "candidate" or "baseline"."""
+    value: float | None
+    interval: Interval | None
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class BreachRate:
+    """How often a constraint is breached."""
+
+    constraint: str
+    condition: str
+    limit: float
+    """Largest share of steps that may breach it."""
+    rates: tuple[Rate, ...]
+    upper_bound: float | None
+    """One-sided upper confidence bound of the candidate's rate at 1 - alpha; never 0."""
+    alpha: float
+    """The gate's alpha over the number of constraints."""
+    n_breaches: int
+    """Logged steps that breached."""
+    n_judged: int
+    """Logged steps on which the condition is true or false."""
+    n_unjudged: int
+    """Logged steps on which it is null, such as for want of a next observation."""
+    n_effective: float
+    """Clusters of the candidate itself that the weighted log is worth."""
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class SuccessRate:
+    """How often a decision succeeds."""
+
+    condition: str
+    rates: tuple[Rate, ...]
+    difference: float | None
+    """Candidate minus baseline."""
+    lower_bound: float | None
+    """One-sided lower confidence bound of the difference at 1 - alpha."""
+    alpha: float
+    n_judged: int
+    n_unjudged: int
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class Forbidden:
+    """What one constraint takes away on the gate episodes."""
+
+    constraint: str
+    condition: str
+    n_forbidden: int
+    """Steps at which it forbids an action that was available."""
+    n_logged: int
+    """Steps at which the log took an action that it forbids."""
+
+
+@dataclass(frozen=True)
+class Safety:
+    """What the contract asks beside the value."""
+
+    breaches: tuple[BreachRate, ...]
+    forbidden: tuple[Forbidden, ...]
+    success: SuccessRate | None
+    n_safe_only: int
+    """Steps at which every action is forbidden, so that the safe one acts."""
+
+
+@dataclass(frozen=True)
+class SliceValue:
+    """value(candidate) - value(baseline) over the episodes of one slice, in reward units per episode."""
+
+    column: str
+    label: str | None
+    """None where the kind says all."""
+    kind: SliceKind
+    """`unseen`: labels outside the contract's values; `rest`: the rarest labels where there are many."""
+    n_episodes: int
+    n_clusters: int
+    value: float | None
+    standard_error: float | None
+    lower_bound: float | None
+    """Holds for all slices at once with confidence 1 - alpha."""
+    upper_bound: float | None
+    """The same."""
+    shrunk_value: float | None
+    """The value drawn toward that of all episodes, the more the less is known; bounds are never drawn."""
+    action_shares: tuple[ActionShares, ...]
+    """Of the log and the candidate, within the slice."""
+    refused: str | None = None
+    """Why there are no bounds."""
+
+    @property
+    def name(self) -> str:
+        """Such as "zone = a"."""
+        return f"{self.column} = {self.label}" if self.kind == "label" else f"{self.column} {self.kind}"
+
+
+@dataclass(frozen=True)
+class Slices:
+    """The difference slice by slice, with bounds that hold together."""
+
+    slices: tuple[SliceValue, ...]
+    alpha: float
+    """Chance that any bound on one side misses its slice's difference."""
+    refused: str | None = None
+    """Why no slice has a bound."""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class FeasibleRange:
     """Smallest and largest possible discounted return; None where the contract leaves the reward unbounded."""
 
@@ -446,6 +563,10 @@ class Evaluation:
     """None where nobody looked at newer nights."""
     overlap_map: OverlapMap | None = None
     """None where nothing was weighted."""
+    safety: Safety | None = None
+    """None where the contract asks for nothing beside the value."""
+    slices: Slices | None = None
+    """None where the contract names no slices."""
     decision: GateDecision | None = None
     changes: Changes | None = None
     """What the candidate does otherwise; None in records that were made without asking."""

@@ -34,6 +34,14 @@ _BY_NAME = {
         "The world has moved on since the gate episodes were logged. `offline-dqn nightly` (with --force-train where "
         "it sees no cause) trains and judges a successor on the nights since the change."
     ),
+    "success rate": (
+        "More gate episodes narrow the bound; a candidate that fails more often than the baseline needs rewards that "
+        "count failures, or a wider gate.success_margin."
+    ),
+    "slices": (
+        "Train on more episodes of these slices, with the slice's column among the features; or set gate.slice_margin "
+        "to what a slice may lose."
+    ),
     "damaged episodes": (
         "Find the cause in the quarantine and correct it upstream; where few episodes are damaged, reward.min and "
         "reward.max in the contract let the gate charge them."
@@ -44,6 +52,11 @@ _BY_BEGINNING = {
     "tail of the influence of": _STAY_CLOSER,
     "largest influence of": _STAY_CLOSER,
     "effective sample size of": _STAY_CLOSER,
+    "constraint ": (
+        "Where the estimate lies below the limit, more gate episodes bring the bound down. Where it lies above, the "
+        "candidate breaches too often: let the reward price the breach, forbid what leads to it, or set the limit to "
+        "what is accepted today and lower it with each promotion."
+    ),
     "episodes independent within": (
         "Set episodes.cluster in the contract to what makes these episodes alike, and evaluate again: the intervals "
         "then allow for it."
@@ -122,7 +135,13 @@ def rooms(evaluation: Evaluation) -> tuple[str, ...]:
 
 
 _AT_LEAST = ("effective sample size of", "enough episodes")
-_AT_MOST = ("tail of the influence of", "largest influence of", "damaged episodes", "episodes independent within")
+_AT_MOST = (
+    "constraint ",
+    "tail of the influence of",
+    "largest influence of",
+    "damaged episodes",
+    "episodes independent within",
+)
 
 
 def _used(check: Check) -> float | None:

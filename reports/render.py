@@ -25,6 +25,7 @@ from reports.log_pictures import sensitivity_picture, sensitivity_words, weight_
 from reports.page_script import content_security_policy, page_script
 from reports.records import Evaluation, WeightHistogram
 from reports.remedies import remedies, rooms
+from reports.rule_checks import slice_verdict
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -104,6 +105,8 @@ def render_report(data: ReportData) -> str:
             if evaluation.q_calibration and not evaluation.q_calibration.refused
             else None
         ),
+        slice_verdict=slice_verdict,
+        slice_margin=_slice_margin(evaluation),
         training=training_pictures.training_picture(data.training["history"] if data.training else ()),
         candidates=candidate_rows(selection) if selection else (),
         compared_on=compared_on(selection) if selection else "",
@@ -164,6 +167,12 @@ def _prose(text: str) -> Markup:
     parts = re.split(r"`([^`]+)`", charts.shortened(text, _LONGEST_TEXT))
     shown = [Markup("<code>{}</code>").format(p) if i % 2 else escape(_MINUS.sub("−", p)) for i, p in enumerate(parts)]
     return Markup("").join(shown)
+
+
+def _slice_margin(evaluation: Evaluation) -> float:
+    """As the gate was set; an evaluation that was made before there was one held every slice to 0."""
+    margin = evaluation.config.get("gate", {}).get("slice_margin", 0.0)
+    return float(margin) if isinstance(margin, int | float) else 0.0
 
 
 def _expectations(validation: Mapping[str, Any] | None) -> dict[str, list[Any]]:

@@ -13,6 +13,7 @@ from reports import estimators, one_step
 from reports.deciding import Deciding
 from reports.estimators import Floats, Ints, RatioSum
 from reports.model_error import ModelError
+from reports.outcomes import Outcomes
 from reports.records import FeasibleRange, PropensityKind
 
 Role = Literal["candidate", "baseline", "version_zero"]
@@ -66,6 +67,17 @@ class Trial:
     """Whose weights decide: products of ratios, or marginalized ones."""
     window: int = 0
     """Steps of exact products by which the check of marginalized weights looks back."""
+    permitted: NDArray[np.bool_] | None = None
+    """(T, A) which actions the policies may take, where the contract's constraints forbid some that were available to
+    the log; None where they may take all of those."""
+
+    outcomes: Outcomes | None = None
+    """What the contract says of the episodes beside their rewards; None where that is nothing."""
+
+    @property
+    def allowed(self) -> NDArray[np.bool_]:
+        """(T, A) which actions the policies may take."""
+        return self.available if self.permitted is None else self.permitted
 
     @property
     def is_one_step(self) -> bool:
@@ -126,7 +138,7 @@ def step_weights_of(trial: Trial) -> StepWeights:
     if trial.greedy is not None:
         arms["greedy"] = trial.greedy
     elif trial.own_q is not None and np.all(np.isfinite(trial.own_q)) and trial.deciding == "dr":
-        arms["greedy"] = Arm(probs=greedy_probs(trial.own_q, trial.available), q=None)
+        arms["greedy"] = Arm(probs=greedy_probs(trial.own_q, trial.allowed), q=None)
     product, marginal, window = {}, {}, {}
     for role, arm in arms.items():
         probs = arm.probs[taken]
@@ -197,7 +209,7 @@ def estimators_of(trial: Trial, weights: StepWeights, *, largest_step_table: int
         if "greedy" in decides and trial.own_q is not None:
             # Any Q keeps DR unbiased: without a model of its own, the candidate's serves its greedy form too.
             greedy_q = arm.q if trial.greedy is None or trial.greedy.q is None else trial.greedy.q
-            greedy_values = (greedy_probs(trial.own_q, trial.available) * greedy_q).sum(axis=1)
+            greedy_values = (greedy_probs(trial.own_q, trial.allowed) * greedy_q).sum(axis=1)
             q_taken = greedy_q[np.arange(len(rewards)), trial.actions]
             sums["greedy/candidate"] = estimators.doubly_robust(
                 rewards, q_taken, greedy_values, decides["greedy"], offsets, gamma

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from datasets.compatibility import lake_incompatibilities, policy_incompatibilities
-from datasets.contract import contract_from_text, current_rules_on
+from datasets.contract import contract_from_text, with_rules
 from datasets.settings import SettingsError
 from tests.datasets.builders import tiny
 
@@ -116,13 +116,13 @@ def test_new_constraints_are_compatible_with_a_lake_and_with_a_release() -> None
 
 def test_the_rules_of_today_hold_for_a_contract_of_yesterday() -> None:
     old, current = tiny(), tiny(RULE_TABLES)
-    today = current_rules_on(old, current)
+    today = with_rules(old, current.rules)
 
     assert today.forbids == current.forbids
     assert today.slices == current.slices
     assert today.actions.safe == "hold"
     assert today.features == old.features
-    assert current_rules_on(current, old).forbids == {}
+    assert with_rules(current, old.rules).forbids == {}
 
 
 def test_a_rule_on_a_feature_that_was_added_later_cannot_hold_for_older_contracts() -> None:
@@ -132,4 +132,4 @@ def test_a_rule_on_a_feature_that_was_added_later_cannot_hold_for_older_contract
     )
 
     with pytest.raises(ValueError, match=r"room: .*'memory' is no feature"):
-        current_rules_on(tiny(), later)
+        with_rules(tiny(), later.rules)

@@ -60,6 +60,7 @@ def test_a_bin_acts_with_its_number(tmp_path: Path, lines: Write, monkeypatch: p
     )
     policy = RulePolicy(contract, (Rule("observation.load > 1", "[50, 100]"),), otherwise="[0, 10)")
     monkeypatch.setattr(acting, "load_release", lambda *_: policy)
+    monkeypatch.setattr(Workspace, "contract", contract)
 
     found = acting.act(Workspace(tmp_path), 1, lines({"load": 2.0}, {"load": 0.0}))
 
@@ -189,6 +190,42 @@ def test_an_unknown_or_altered_release_does_not_act(workspace: Workspace, run: R
     assert "There is no release 9" in unknown.err
     assert "there are: 0, 1." in unknown.err
     assert "Release 1 is not what was registered: policy.safetensors is altered" in altered.err
+
+
+@pytest.mark.parametrize("engine", ["numpy", "onnx"])
+def test_the_shield_of_the_current_contract_holds_for_an_older_release(
+    workspace: Workspace, run: Run, lines: Write, engine: str
+) -> None:
+    contract = workspace.root / "contract.toml"
+    contract.write_text(
+        contract.read_text()
+        + "[constraints.cool]\nforbid = \"action = 'scale_up' AND observation.cpu < 0.5\"\n"
+        + '[constraints.stop]\nforbid = "observation.cpu > 0.95"\n'
+    )
+    path = lines(OBSERVATION, {**OBSERVATION, "cpu": 0.1}, {**OBSERVATION, "cpu": 0.99})
+
+    free, cool, stopped = run(workspace, "act", 1, path, "--engine", engine, "--json").json["decisions"]
+
+    assert (free["forbidden"], free["decided_by"]) == ({}, "policy")
+    assert (cool["forbidden"], cool["decided_by"]) == ({"scale_up": "cool"}, "policy")
+    assert cool["probabilities"]["scale_up"] == 0.0
+    assert sum(cool["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    assert stopped["decided_by"] == "shield"
+    assert stopped["action"] == "hold"
+    assert stopped["probabilities"]["hold"] == 1.0
+    assert set(stopped["forbidden"].values()) == {"stop"}
+
+
+def test_a_constraint_that_fails_on_an_observation_lets_nothing_act(
+    workspace: Workspace, run: Run, lines: Write
+) -> None:
+    contract = workspace.root / "contract.toml"
+    contract.write_text(contract.read_text() + '[constraints.odd]\nforbid = "CAST(observation.zone AS INTEGER) = 1"\n')
+
+    answer = run(workspace, "act", 1, lines(OBSERVATION))
+
+    assert answer.code == 1
+    assert "odd, `CAST(observation.zone AS INTEGER) = 1`, fails in row 0 of 1" in answer.err
 
 
 def test_a_release_acts_under_a_contract_that_has_grown(workspace: Workspace, run: Run, lines: Write) -> None:

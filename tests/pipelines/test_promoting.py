@@ -37,6 +37,20 @@ def test_without_newer_nights_freshness_passes_and_says_so(first_night: Path) ->
     assert freshness_of(workspace).status == "no newer nights"
 
 
+def test_a_verdict_under_other_constraints_is_stale(demoted: Workspace, run: Run) -> None:
+    contract = demoted.root / "contract.toml"
+    before = contract.read_text()
+    contract.write_text(before + '[constraints.later]\nbreached = "next_observation.cpu > 0.9"\nlimit = 0.5\n')
+
+    refused = run(demoted, "promote", 1, "--reviewer", "Ada", "--override", "--note", "it is urgent")
+
+    assert refused.code == 3
+    assert "what the contract says of constraints has changed since the gate judged it" in " ".join(refused.err.split())
+    assert demoted.registry.champion() == 0
+    contract.write_text(before)
+    assert run(demoted, "promote", 1, "--reviewer", "Ada").code == 0
+
+
 def test_a_night_like_the_others_is_fresh_and_a_changed_one_is_not(demoted: Workspace, run: Run) -> None:
     stages.simulate(demoted, n_episodes=20)
     stages.ingest(demoted)

@@ -145,6 +145,8 @@ def evaluate_trial(
         design_effects=found.design_effects,
         action_shares=found.action_shares,
         sensitivity=found.sensitivity,
+        safety=found.safety,
+        slices=found.slices,
         feasible=trial.feasible,
         counts=counts,
         largest_probability_change=change,
