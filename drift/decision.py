@@ -63,6 +63,7 @@ def decide_retrain(
     config: DriftConfig,
     forced: bool = False,
     performance: LivePerformance | None = None,
+    broken_promise: str = "",
 ) -> RetrainDecision:
     """Weighs drift, performance and age; a workspace without a champion always trains.
 
@@ -77,6 +78,8 @@ def decide_retrain(
         forced: a person asked for it.
         performance: promise and live return of the champion, None where no live episode is its own. Fewer than
             `config.min_live_episodes` are not judged.
+        broken_promise: how all nights since the champion was judged, read together and at a level of their own, break
+            its promise; "" if they do not. A decline too small for any one night to show adds up there.
     """
     found: list[tuple[Cause, str]] = []
     if not has_champion:
@@ -86,6 +89,8 @@ def decide_retrain(
     shortfall = _shortfall(performance, config)
     if shortfall:
         found.append(("performance", shortfall))
+    if broken_promise:
+        found.append(("performance", broken_promise))
     if has_champion and champion_age_days is not None and champion_age_days >= config.max_age_days:
         age = f"the champion is {champion_age_days:.1f} days old, and {config.max_age_days:g} are allowed"
         found.append(("age", age))

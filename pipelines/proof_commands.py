@@ -1,4 +1,4 @@
-"""The command `backtest`: what the user's own log says about the evaluation."""
+"""The commands `backtest` and `promises`: what the user's own log says about the evaluation."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from pipelines.command import (
     open_workspace_of,
 )
 from reports.formatting import with_interval
+from reports.proof_records import PROMISE_VERDICTS
 from reports.records import Interval
 
 if TYPE_CHECKING:
@@ -47,6 +48,41 @@ def backtest(
         print_placebos(found.placebos)
     if found.backtest.count("missed"):
         raise typer.Exit(REFUSED)
+
+
+@command(proof_app, "promises")
+def promises(workspace: WorkspaceOption = Path(), as_of: AsOfOption = None, as_json: JsonOption = False) -> None:
+    """What each promoted release has earned, beside what its evaluation promised."""
+    from pipelines import stages
+    from reports.records import to_json
+
+    found = stages.promises(open_workspace_of(workspace, as_of))
+    counts = {verdict: sum(p.verdict == verdict for p in found) for verdict in PROMISE_VERDICTS}
+    if as_json:
+        console.print_json({"promises": [to_json(promise) for promise in found], "counts": counts})
+        return
+    if not found:
+        console.print_account("Promises", {"none": "no trained release was promoted yet"})
+        return
+    rows = [
+        [
+            p.release,
+            p.promoted_at[:10],
+            _spanned(p.promised, p.promised_low, p.promised_high),
+            _spanned(p.earned, p.earned_low, p.earned_high),
+            f"{p.n_episodes:,}",
+            p.n_nights,
+            p.verdict,
+            p.since or "-",
+        ]
+        for p in found
+    ]
+    heads = ["release", "promoted", "promised", "earned, read every night", "episodes", "nights", "verdict", "since"]
+    console.print_table("Promises", heads, rows, right=["release", "episodes", "nights"])
+    for p in found:
+        if p.cause:
+            console.out.print(f"- release {p.release}, {p.verdict}: {p.cause}.", markup=False)
+    console.out.print(", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n) + ".", markup=False)
 
 
 def print_backtest(found: Backtest) -> None:

@@ -36,6 +36,7 @@ from offline_dqn.shield import Shielded
 from pipelines.acting import load_release
 from pipelines.live_nights import freshness, newest_nights, weights_to
 from pipelines.log_reading import read_log
+from pipelines.promising import own_episodes, promises_of
 from pipelines.readings import (
     EVALUATION,
     check_writable,
@@ -54,6 +55,8 @@ from reports.estimators import on_policy_returns
 from reports.ledger import Ledger, Verdict
 from reports.manifest import read_manifest
 from reports.plan import LogPlan, plan_log
+from reports.promises import broken_sentence, judge_promise
+from reports.proof_records import Promise
 from reports.records import Estimate, Evaluation, evaluation_from_json, evaluation_to_json
 from reports.registry import JUDGED_AGAINST
 from reports.render import ReportData, render_report
@@ -247,7 +250,7 @@ def measure(workspace: Workspace, *, forced: bool = False) -> DriftOutcome:
     frozen_at = datetime.fromisoformat(summary.as_of)
     since = read_episodes(lake, workspace.config.snapshot, as_of=as_of, started_after=frozen_at)
     live = newest_nights(workspace, since, as_of)
-    report, performance = None, None
+    report, performance, broken = None, None, ""
     if live is not None:
         policy = load_release(workspace, champion, trained_on.contract)
         acted = live.policy_versions == str(champion)
@@ -255,6 +258,9 @@ def measure(workspace: Workspace, *, forced: bool = False) -> DriftOutcome:
         weights = weights_to(policy, gate) if acted.mean() > 0.5 else None
         report = measure_drift(window_from_replay(gate, weights), window_from_replay(live), config)
         performance = _performance(workspace, champion, live.subset(acted))
+        assert since is not None  # the live nights are among these
+        own = own_episodes(workspace, policy, champion, since, since=frozen_at, as_of=as_of)
+        broken = broken_sentence(judge_promise(champion, "", recorded_evaluation(workspace, champion), own))
     decision = decide_retrain(
         has_champion=True,
         report=report,
@@ -262,6 +268,7 @@ def measure(workspace: Workspace, *, forced: bool = False) -> DriftOutcome:
         config=config,
         forced=forced,
         performance=performance,
+        broken_promise=broken,
     )
     nights = (live.nights.min().astype(date), live.nights.max().astype(date)) if live is not None else None
     return DriftOutcome(report, decision, nights)
@@ -273,6 +280,11 @@ def _without_reference(error: SnapshotError, forced: bool) -> RetrainDecision:
         return RetrainDecision(True, "forced", f"Retrain: it was asked for; {lost}", ("it was asked for",))
     advice = "`offline-dqn nightly --force-train` trains a successor with a reference of its own"
     return RetrainDecision(False, "not enough data", f"Keep the champion: {lost}; {advice}.", ())
+
+
+def promises(workspace: Workspace) -> tuple[Promise, ...]:
+    """What each promoted release earned beside what its evaluation promised."""
+    return promises_of(workspace, lambda release: recorded_evaluation(workspace, release))
 
 
 def _performance(workspace: Workspace, champion: int, own: Replay) -> LivePerformance | None:

@@ -15,6 +15,7 @@ probabilities are those of a uniform draw; or a model of it was fitted on episod
 BacktestVerdict = Literal["covered", "missed", "cannot be judged"]
 PlaceboVerdict = Literal["held", "too often", "undecided", "cannot be judged"]
 PromiseVerdict = Literal["kept", "broken", "too early to tell", "cannot be judged"]
+PROMISE_VERDICTS: tuple[PromiseVerdict, ...] = ("kept", "broken", "too early to tell", "cannot be judged")
 
 
 @dataclass(frozen=True)
@@ -117,25 +118,32 @@ class Placebo:
 
 @dataclass(frozen=True)
 class Promise:
-    """What the gate promised of a release, and what the release has earned since it was promoted."""
+    """What the gate promised of a release, and what the release has earned since its snapshot was frozen."""
 
     release: int
     promoted_at: str
     """ISO instant, UTC, of its first promotion."""
-    promised: float | None
-    promised_low: float | None
-    """Lower end of the interval in its evaluation: the promise."""
-    promised_high: float | None
-    n_episodes: int
+    promised: float | None = None
+    """Value of the release by its evaluation, in reward units per episode."""
+    promised_low: float | None = None
+    """Lower end of that value's interval: the promise."""
+    promised_high: float | None = None
+    n_episodes: int = 0
     """Episodes that it wrote since, believed where its probabilities fit."""
-    n_clusters: int
-    n_nights: int
-    earned: float | None
-    earned_low: float | None
-    earned_high: float | None
-    """Confidence sequence of its mean return: valid however often it is looked at."""
-    verdict: PromiseVerdict
+    n_clusters: int = 0
+    n_nights: int = 0
+    earned: float | None = None
+    """Mean return over their clusters."""
+    earned_low: float | None = None
+    earned_high: float | None = None
+    """Confidence sequence of the mean return: holds however often it is looked at."""
+    level: float | None = None
+    """Of both intervals, two-sided; the second holds it over all nights together."""
+    verdict: PromiseVerdict = "too early to tell"
+    since: str = ""
+    """Night in which the verdict was reached; "" before that."""
     cause: str = ""
+    """Why it is too early or cannot be judged."""
 
 
 @dataclass(frozen=True)

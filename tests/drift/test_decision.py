@@ -68,6 +68,14 @@ def test_broken_promise_is_a_cause_and_says_by_how_much() -> None:
     assert "promised at least -10" in decision.sentence
 
 
+def test_a_broken_promise_is_a_reason_beside_the_nights_own() -> None:
+    decision = decide(report(), broken_promise="release 3 broke its promise")
+
+    assert (decision.retrain, decision.cause) == (True, "performance")
+    assert decision.reasons == ("release 3 broke its promise",)
+    assert decision.sentence == "Retrain: release 3 broke its promise."
+
+
 @pytest.mark.parametrize(("live_mean", "n_episodes"), [(-12.0, 100), (-13.0, 29)])
 def test_a_promise_within_noise_or_on_few_episodes_is_not_broken(live_mean: float, n_episodes: int) -> None:
     kept = LivePerformance(promised_low=-10.0, live_mean=live_mean, live_standard_error=1.0, n_episodes=n_episodes)
