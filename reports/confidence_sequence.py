@@ -94,7 +94,14 @@ def confidence_sequence(
 
 
 def nightly_bounds(
-    values: Floats, clusters: NDArray[np.generic], nights: NDArray[np.generic], *, low: float, high: float, alpha: float
+    values: Floats,
+    clusters: NDArray[np.generic],
+    nights: NDArray[np.generic],
+    *,
+    low: float,
+    high: float,
+    alpha: float,
+    rng: np.random.Generator,
 ) -> tuple[NightBounds, ...]:
     """The confidence sequence of episodes as they came, read after each night.
 
@@ -102,11 +109,15 @@ def nightly_bounds(
     on that, and would not be new evidence. The mean is thus over clusters; it is the mean over episodes where a
     cluster's size says nothing of its values. Pass `nights` as the clusters where nights share shocks.
 
+    Within a night clusters are taken in a random order: a day has its rhythm, and where mornings differ from evenings
+    values in the order of the clock do not all have the same expectation.
+
     Args:
-        values: (N,) one per episode, in [low, high].
+        values: (N,) one per episode, in [low, high], in the order of time.
         clusters: (N,) cluster of each episode.
         nights: (N,) night in which each episode started; they sort by time.
         low, high, alpha: as for `confidence_sequence`.
+        rng: of the order within nights; one of the same seed gives earlier nights the same order when nights are added.
 
     Raises:
         ValueError: as `confidence_sequence`.
@@ -114,12 +125,13 @@ def nightly_bounds(
     if len(values) == 0:
         raise ValueError("There is no value to bound a mean by.")
     named, night_of = np.unique(nights, return_inverse=True)
-    codes = np.unique(clusters, return_inverse=True)[1]
+    _, first_row, codes = np.unique(clusters, return_index=True, return_inverse=True)
     first_night = np.full(int(codes.max()) + 1, len(named))
     np.minimum.at(first_night, codes, night_of)
     counted = night_of == first_night[codes]
     sums, sizes = (np.bincount(codes, weights=w) for w in (np.where(counted, values, 0.0), counted.astype(np.float64)))
-    order = np.argsort(first_night, kind="stable")
+    drawn = rng.random(len(first_row))[first_row.argsort().argsort()]  # by first appearance
+    order = np.lexsort((drawn, first_night))
     means = (sums / sizes)[order]
     ends = np.searchsorted(first_night[order], np.arange(len(named)), side="right")  # clusters up to each night
     bounds = confidence_sequence(means, low, high, alpha, ends)

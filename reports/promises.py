@@ -17,6 +17,10 @@ from reports.proof_records import Promise
 from reports.records import Evaluation, Interval
 from reports.trial import feasible_range
 
+_ORDER_SEED = 728_119_405_337
+"""Of the order within nights: always the same, so that a verdict once reached stays; and no seed that a simulator is
+likely to have drawn the returns with."""
+
 
 def judge_promise(release: int, promoted_at: str, evaluation: Evaluation | None, own: Replay | None) -> Promise:
     """Whether a release earns what its evaluation promised.
@@ -57,7 +61,13 @@ def _followed(promise: Promise, own: Replay, longest: int, promised: Interval) -
     returns = on_policy_returns(own.rewards, own.offsets, gamma)
     try:
         bounds = nightly_bounds(
-            returns, own.clusters, own.nights, low=feasible.low, high=feasible.high, alpha=(1 - promised.level) / 2
+            returns,
+            own.clusters,
+            own.nights,
+            low=feasible.low,
+            high=feasible.high,
+            alpha=(1 - promised.level) / 2,
+            rng=np.random.default_rng(_ORDER_SEED),
         )
     except ValueError as error:  # a return beyond what the contract allows
         return replace(promise, verdict="cannot be judged", cause=str(error).removesuffix("."))

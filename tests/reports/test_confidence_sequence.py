@@ -85,12 +85,37 @@ def test_a_mean_that_moved_crosses_the_bounds() -> None:
 def test_nights_count_a_cluster_once_and_when_it_came() -> None:
     values = np.array([0.2, 0.4, 0.9, 0.6, 0.1])
     found = nightly_bounds(
-        values, np.array(["a", "a", "b", "c", "a"]), np.array([1, 1, 1, 2, 3]), low=0, high=1, alpha=0.05
+        values,
+        np.array(["a", "a", "b", "c", "a"]),
+        np.array([1, 1, 1, 2, 3]),
+        low=0,
+        high=1,
+        alpha=0.05,
+        rng=np.random.default_rng(0),
     )
     assert [(n.night, n.n_clusters) for n in found] == [(1, 2), (2, 3), (3, 3)]
     assert [n.mean for n in found] == pytest.approx([0.6, 0.6, 0.6])  # a is .3 by its first night, b .9, c .6
-    whole = confidence_sequence(np.array([0.3, 0.9, 0.6]), 0, 1, 0.05)
-    assert (found[-1].lower, found[-1].upper) == pytest.approx((whole.lower[-1], whole.upper[-1]))
+    either = [confidence_sequence(np.array([*night, 0.6]), 0, 1, 0.05) for night in ((0.3, 0.9), (0.9, 0.3))]
+    assert any((found[-1].lower, found[-1].upper) == pytest.approx((w.lower[-1], w.upper[-1])) for w in either)
+
+
+def test_the_rhythm_of_a_day_is_no_evidence() -> None:
+    """Mornings earn .9 and evenings .1, every day. By the clock a day refutes its own mean; at random none does."""
+    day = np.repeat([0.9, 0.1], 500)
+    values, nights = np.tile(day, 3), np.repeat([1, 2, 3], 1000)
+    found = nightly_bounds(values, np.arange(3000), nights, low=0, high=1, alpha=0.01, rng=np.random.default_rng(1))
+    assert all(night.lower < 0.5 < night.upper for night in found)
+    assert confidence_sequence(values, 0, 1, 0.01, np.array([1000])).lower[0] > 0.5
+
+
+def test_a_night_that_is_added_does_not_reorder_those_before() -> None:
+    values, nights = np.random.default_rng(4).random(300), np.repeat([1, 2, 3], 100)
+    clusters = np.random.default_rng(5).permutation(300)
+    long, short = (
+        nightly_bounds(values[:n], clusters[:n], nights[:n], low=0, high=1, alpha=0.05, rng=np.random.default_rng(2))
+        for n in (300, 200)
+    )
+    assert long[:2] == short
 
 
 @pytest.mark.parametrize(
