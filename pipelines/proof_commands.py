@@ -17,9 +17,8 @@ from pipelines.command import (
     command,
     open_workspace_of,
 )
-from reports.formatting import with_interval
+from reports.formatting import spanned
 from reports.proof_records import PROMISE_VERDICTS
-from reports.records import Interval
 
 if TYPE_CHECKING:
     from reports.proof_records import Backtest, BacktestPair, Placebo
@@ -127,9 +126,7 @@ def _row(pair: BacktestPair) -> list[object]:
 
 
 def _spanned(value: float | None, low: float | None, high: float | None) -> str:
-    if value is None or low is None or high is None:
-        return "-" if value is None else console.number(value)
-    return with_interval(value, Interval(low, high, 0.0, "")).replace("\u2212", "-")
+    return "-" if value is None else spanned(value, low, high).replace("\u2212", "-")
 
 
 def _model_error(pair: BacktestPair) -> str:

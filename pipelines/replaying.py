@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.readings import EVALUATION, Bench, digest_of, evaluation_bytes, ledger_of, set_up_again
@@ -11,7 +11,7 @@ from pipelines.training import StageError
 from pipelines.workspace import Workspace
 from reports.json_differences import JsonDifference, json_differences
 from reports.ledger import Reading, Terms
-from reports.records import Freshness, evaluation_from_json, evaluation_to_json
+from reports.records import Evaluation, evaluation_from_json, evaluation_to_json
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class Replayed:
 def replay_decision(workspace: Workspace, release: int) -> Replayed:
     """Judges a release again on the same snapshot, under the settings and against the champion of then.
 
-    What the newest nights said is taken as it was recorded: the lake has moved on since.
+    What the newest nights said, and the proof on the user's own log, which decides nothing, are taken as they were
+    recorded: the lake has moved on since.
 
     Nothing is written and no error is spent: the outcome is known already.
 
@@ -58,7 +59,9 @@ def replay_decision(workspace: Workspace, release: int) -> Replayed:
     reading = recorded_reading(workspace, release)
     stored = (workspace.release_path(release) / EVALUATION).read_bytes()
     bench = set_up_again(workspace, reading.terms, release)
-    replayed = evaluation_bytes(evaluation_to_json(bench.judge(_freshness(stored))))
+    recorded = _recorded(stored)
+    judged = bench.judge(recorded.freshness if recorded else None)
+    replayed = evaluation_bytes(evaluation_to_json(replace(judged, proof=recorded.proof if recorded else None)))
     return Replayed(
         release=release,
         same=stored == replayed,
@@ -73,9 +76,9 @@ def replay_decision(workspace: Workspace, release: int) -> Replayed:
     )
 
 
-def _freshness(stored: bytes) -> Freshness | None:
+def _recorded(stored: bytes) -> Evaluation | None:
     try:
-        return evaluation_from_json(json.loads(stored)).freshness
+        return evaluation_from_json(json.loads(stored))
     except (ValueError, TypeError):  # altered beyond reading: that shows as a difference anyway
         return None
 

@@ -37,6 +37,7 @@ from pipelines.acting import load_release
 from pipelines.live_nights import freshness, newest_nights, weights_to
 from pipelines.log_reading import read_log
 from pipelines.promising import own_episodes, promises_of
+from pipelines.proving import proof_of
 from pipelines.readings import (
     EVALUATION,
     check_writable,
@@ -391,8 +392,9 @@ def evaluate(
     bench = set_up(workspace, release)
     check_writable(folder)
     fresh = freshness(workspace, bench.replay, bench.summary)
+    proof = replace(proof_of(workspace, bench.replay), promises=promises(workspace))
     reading = ledger.begin(bench.terms, bench.gate, spent_at(workspace), judged_releases(workspace))
-    evaluation = bench.judge(fresh)
+    evaluation = replace(bench.judge(fresh), proof=proof)
     decision = evaluation.decision
     assert decision is not None  # evaluate_candidate always decides
     data = _report_data(workspace, release, evaluation, bench.summary, drift)

@@ -22,7 +22,7 @@ from datasets.contract import Contract
 from datasets.encoding import Encoder, fit_encoder
 from datasets.errors import OfflineDqnError
 from datasets.observations import Observations
-from datasets.replay import GATE, Replay
+from datasets.replay import GATE, TRAIN, Replay
 from offline_dqn.policy import Policy
 from reports.crossfit import FoldFitter, deal_folds
 from reports.estimators import Floats, on_policy_returns
@@ -42,6 +42,9 @@ _MOST_VERSIONS = 4
 
 _MOST_STEPS = 200_000
 """Of one version's episodes; beyond it some clusters at random."""
+
+_RULE_FOLDS = 5
+"""One of these is what the rule that names the deciding estimator looks at."""
 
 _UNIFORM_WITHIN = 1e-4
 """Largest difference of a logged probability to 1 / (available actions) that rounding explains, as a share of it."""
@@ -153,6 +156,7 @@ def _judged(pair: BacktestPair, evaluation: Evaluation, earned: Span, error: Spa
     cause = deciding.cause if deciding else evaluation.propensities.refused or "no estimator decides"
     return replace(
         pair,
+        n_from_episodes=evaluation.counts.n_episodes,
         effective_sample_size=overlap.effective_sample_size if overlap else None,
         deciding_estimator=evaluation.deciding_estimator,
         estimates=found,
@@ -191,9 +195,15 @@ def minus(one: Span, other: Span) -> Span:
 
 
 def _as_the_gate(episodes: Replay, policy: Policy, arguments: Mapping[str, Any]) -> Evaluation:
-    """`policy` judged on all of these episodes as a candidate, against what wrote them."""
+    """`policy` judged on these episodes as a candidate, against what wrote them.
+
+    Which estimator decides over many steps is a rule on other episodes: a share of them stays out for that.
+    """
+    split = np.full(episodes.n_episodes, GATE, dtype=np.int8)
+    if episodes.lengths.max() > 1:
+        split[deal_folds(episodes.clusters, _RULE_FOLDS, arguments["seed"]) == 0] = TRAIN
     return evaluate_candidate(
-        replace(episodes, split=np.full(episodes.n_episodes, GATE, dtype=np.int8)),
+        replace(episodes, split=split),
         candidate=policy,
         baseline=None,
         version_zero=None,

@@ -58,6 +58,11 @@ def with_interval(value: float | None, interval: Interval | None) -> str:
     return f"{fixed(value, decimals)} [{fixed(interval.low, decimals)}, {fixed(interval.high, decimals)}]"
 
 
+def spanned(value: float | None, low: float | None, high: float | None) -> str:
+    """As `with_interval`, from the two ends."""
+    return with_interval(value, None if low is None or high is None else Interval(low, high, 0.0, ""))
+
+
 def share(value: float | None) -> str:
     """A fraction in percent."""
     if value is None or not math.isfinite(value):

@@ -196,6 +196,26 @@ GLOSSARY: tuple[TermGroup, ...] = (
                 "reports.dependence.design_effect",
             ),
             Term(
+                "backtest",
+                "backtest",
+                "A policy version estimated from another's episodes of the same nights, beside its own mean return: "
+                "covered where the interval of the difference holds 0.",
+                "reports.backtest.backtest",
+            ),
+            Term(
+                "placebo",
+                "placebo",
+                "Share of random halves of the log whose difference, in truth 0, has a lower bound above 0; alpha may.",
+                "reports.placebo.placebo",
+            ),
+            Term(
+                "promise",
+                "promise",
+                "Lower end of a promoted release's value. Kept or broken once a confidence sequence of what it has "
+                "earned since lies above or below; it may be read every night.",
+                "reports.promises.judge_promise",
+            ),
+            Term(
                 "q_claim",
                 "Q-values against evaluation",
                 "What the policy's own Q-values promise at the first step. Above what the log supports is suspicious; "

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 
 from reports.certified import CertifiedCurve
 from reports.change_records import Changes, NightDrift, QCalibration
+from reports.proof_records import Proof
 
 PropensityKind = Literal["logged", "estimated", "none"]
 SliceKind = Literal["label", "missing", "unseen", "rest"]
@@ -560,6 +561,8 @@ class Evaluation:
     """Resolved settings by stage: "evaluate" and "gate"."""
     sensitivity: Sensitivity | None = None
     freshness: Freshness | None = None
+    proof: Proof | None = None
+    """Backtest and placebo on the episodes outside the gate, and promises kept by earlier releases. Decides nothing."""
     """None where nobody looked at newer nights."""
     overlap_map: OverlapMap | None = None
     """None where nothing was weighted."""

@@ -150,6 +150,7 @@ def _environment() -> Environment:
     environment.globals.update(
         meanings={term.key: term.meaning for group in GLOSSARY for term in group.terms},
         with_interval=formatting.with_interval,
+        spanned=formatting.spanned,
         policy_name=pictures.policy_name,
         estimator_names=pictures.ESTIMATORS,
     )

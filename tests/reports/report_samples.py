@@ -20,6 +20,7 @@ from reports.change_records import (
     RegionChange,
 )
 from reports.gate import GateConfig, decide
+from reports.proof_records import Backtest, BacktestEstimate, BacktestPair, Placebo, Promise, Proof
 from reports.records import (
     ActionAverage,
     ActionShares,
@@ -49,6 +50,70 @@ HOSTILE = "<script>alert(1)</script>"
 
 def interval(low: float, high: float) -> Interval:
     return Interval(low, high, 0.95, "cluster bootstrap, percentile")
+
+
+def proof() -> Proof:
+    """Two versions of which one is covered, a placebo that holds, and a promise kept."""
+    found = BacktestEstimate("dr", -6.91, -7.2, -6.6, 0.06, -0.31, 0.43, "covered")
+    pairs = (
+        BacktestPair(
+            "4",
+            HOSTILE,
+            6,
+            1204,
+            1530,
+            "covered",
+            source="release",
+            effective_sample_size=512.0,
+            earned=-6.97,
+            earned_low=-7.2,
+            earned_high=-6.74,
+            model_error=0.0,
+            model_error_low=0.0,
+            model_error_high=0.0,
+            deciding_estimator="dr",
+            estimates=(found,),
+        ),
+        BacktestPair(HOSTILE, "4", 6, 1530, 1204, cause="the effective sample size is 12 episodes", note="modelled"),
+    )
+    return Proof(
+        Backtest(pairs, 0.95),
+        (
+            Placebo("return of the log", "cluster", 0.01, 3011, 3011, 4000, 41, 0.01025, 0.0074, 0.0139, "held"),
+            Placebo(
+                "return of the log",
+                "night",
+                0.01,
+                3011,
+                9,
+                0,
+                0,
+                None,
+                None,
+                None,
+                "cannot be judged",
+                cause="9 nights, and it takes 14 to deal halves of them",
+            ),
+        ),
+        (
+            Promise(
+                4,
+                "2024-05-01T08:00:00+00:00",
+                -6.9,
+                -7.3,
+                -6.5,
+                5200,
+                5200,
+                12,
+                -6.8,
+                -7.0,
+                -6.6,
+                0.95,
+                "kept",
+                since="2024-05-09",
+            ),
+        ),
+    )
 
 
 def passed_evaluation() -> Evaluation:
@@ -149,6 +214,7 @@ def passed_evaluation() -> Evaluation:
         n_replicates=10000,
         n_folds=5,
         seed=7,
+        proof=proof(),
         config={
             "evaluate": {"level": 0.95, "n_replicates": 10000, "fqe": {"hidden": [64, 64], "n_updates": 4000}},
             "gate": gate.model_dump(mode="json"),

@@ -10,6 +10,7 @@ from datasets.replay import Replay
 from offline_dqn.fqe import HeldOutValues
 from reports.backtest import FEWEST_EPISODES, Span, backtest, is_uniform, minus
 from reports.crossfit import FoldFitter
+from reports.deciding import DecidingConfig
 from reports.evaluate_config import EvaluateConfig
 from reports.gate import GateConfig
 from reports.intervals import student_t_interval
@@ -62,9 +63,10 @@ def run(
     *,
     registered: dict[str, TablePolicy] | None = None,
     gate: GateConfig = GATE_CONFIG,
+    config: EvaluateConfig = CONFIG,
     fit_models: FoldFitter = known_models,
 ) -> Backtest:
-    return backtest(replay, registered=registered or {}, config=CONFIG, gate_config=gate, seed=0, fit_models=fit_models)
+    return backtest(replay, registered=registered or {}, config=config, gate_config=gate, seed=0, fit_models=fit_models)
 
 
 class NoModels(KnownModels):
@@ -102,7 +104,7 @@ def test_each_version_is_estimated_from_the_other_and_both_are_near_the_truth() 
         assert pair.earned == pytest.approx(truth, abs=0.1), "the plain mean of its own episodes"
         assert pair.deciding is not None
         assert pair.deciding.value == pytest.approx(truth, abs=0.15)
-        assert (pair.n_nights, pair.n_episodes, pair.n_from_episodes, pair.model_error) == (7, 2000, 2000, 0.0)
+        assert (pair.n_nights, pair.n_episodes, pair.n_from_episodes, pair.model_error) == (7, 2000, 1600, 0.0)
         assert pair.verdict == "covered"
 
 
@@ -131,7 +133,7 @@ def test_wrong_propensities_that_no_check_of_the_log_sees_are_missed() -> None:
 
     assert right.verdict == "covered"
     assert found.verdict == "missed", found.cause
-    assert found.effective_sample_size == pytest.approx(800)
+    assert found.effective_sample_size == pytest.approx(640), "a fifth names the estimator"
     assert found.deciding is not None
     assert found.deciding.difference == pytest.approx(WORLD.value(hidden) - WORLD.value(UNIFORM), abs=0.15)
 
@@ -228,7 +230,7 @@ def test_only_nights_in_common_are_compared() -> None:
     later = replay.nights + np.where(replay.policy_versions == "b", 5, 0)
     found = run(replace(replay, nights=later), registered=RELEASES)
 
-    assert [(p.n_nights, p.n_episodes, p.n_from_episodes) for p in found.pairs] == [(2, 200, 200), (2, 200, 200)]
+    assert [(p.n_nights, p.n_episodes, p.n_from_episodes) for p in found.pairs] == [(2, 200, 160), (2, 200, 160)]
 
 
 def test_a_version_with_three_episodes_is_no_truth() -> None:
@@ -256,7 +258,8 @@ def test_a_log_without_probabilities_is_refused_for_them() -> None:
 def test_thin_overlap_is_refused_and_not_missed() -> None:
     nearly_sure = np.where(LEANING > 0.5, 0.98, 0.02)
     replay = two_versions(0, 100, b=nearly_sure)
-    found = of(run(replay, registered={"b": TablePolicy(nearly_sure)}), "b")
+    products = CONFIG.model_copy(update={"deciding": DecidingConfig(estimator="dr")})
+    found = of(run(replay, registered={"b": TablePolicy(nearly_sure)}, config=products), "b")
 
     assert (found.verdict, found.deciding_estimator) == ("cannot be judged", "dr")
     assert "effective sample size is" in found.cause
