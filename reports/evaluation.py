@@ -46,6 +46,7 @@ def evaluate_candidate(
     seed: int,
     fit_models: FoldFitter | None = None,
     freshness: Freshness | None = None,
+    explain: bool = True,
 ) -> Evaluation:
     """Estimate the candidate's value on the gate episodes, compare it with what runs today, and decide.
 
@@ -62,6 +63,8 @@ def evaluate_candidate(
         gate_config: when the candidate passes.
         seed: of folds, fits and bootstrap.
         fit_models: prepares the models of a fold; as `reports.value_models` says with `config.fqe` by default.
+        explain: whether to add what a reviewer looks at and no check asks for: what the candidate changes, how its
+            Q-values keep their word, and where in the features the log shows too little.
         freshness: whether newer nights are like the gate episodes; None where nobody looked.
 
     Raises:
@@ -163,7 +166,6 @@ def evaluate_candidate(
         sensitivity=found.sensitivity,
         safety=found.safety,
         slices=found.slices,
-        overlap_map=_overlap_map(trial, gate, gate_config) if found.deciding_estimator is not None else None,
         feasible=trial.feasible,
         counts=_counts(replay, gate, excluded, n_unknown, gate_config.alpha),
         largest_probability_change=_largest_change(trial),
@@ -174,12 +176,18 @@ def evaluate_candidate(
         n_folds=int(folds.max()) + 1,
         seed=seed,
         config={"evaluate": config.model_dump(mode="json"), "gate": gate_config.model_dump(mode="json")},
+        freshness=freshness,
+    )
+    evaluation = replace(evaluation, decision=decide(evaluation, gate_config), calibration=line_of(evaluation))
+    if not explain:
+        return evaluation
+    return replace(
+        evaluation,
+        overlap_map=_overlap_map(trial, gate, gate_config) if found.deciding_estimator is not None else None,
         changes=explain_changes(replay, gate, trial, candidate, n_examples=config.example_episodes, seed=seed),
         night_drift=explain_nights(replay, gate),
         q_calibration=explain_q(gate, trial, candidate, level=config.level, refused=found.propensities.refused),
-        freshness=freshness,
     )
-    return replace(evaluation, decision=decide(evaluation, gate_config), calibration=line_of(evaluation))
 
 
 def _with_known_probabilities(replay: Replay) -> tuple[Replay, int]:

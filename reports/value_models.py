@@ -14,7 +14,7 @@ from offline_dqn.fqe_ensemble import FqeEnsemble
 from offline_dqn.fqe_network import fit_q_network
 from offline_dqn.tabular_evaluation import Table, TabularEvaluation, tabulated
 from reports.crossfit import Fold, FoldFitter, FoldModels
-from reports.estimators import Floats
+from reports.estimators import Floats, Ints
 
 
 def fold_fitter(replay: Replay, config: FqeConfig) -> FoldFitter:
@@ -47,11 +47,12 @@ class TabularModels:
 
     def held_out(self, evaluation_probs: Floats, held_probs: Floats) -> HeldOutValues:
         """See `FoldModels`."""
-        fold, codes = self.fold, self.table.codes[self.fold.steps]
-        q_table, first = self._evaluation.q_table(evaluation_probs), fold.held.offsets[:-1]
-        q_values = q_table[codes]
+        fold, steps = self.fold, self.fold.steps
+        codes, times, first = self.table.codes[steps], self._times[steps], fold.held.offsets[:-1]
+        tables = self._evaluation.q_table(evaluation_probs)
+        q_values = tables[np.minimum(times, len(tables) - 1), codes]
         starts = np.bincount(codes[first], minlength=self.table.n_states) / fold.held.n_episodes
-        moved = self._evaluation.fit_errors(evaluation_probs, q_table, starts)
+        moved = self._evaluation.fit_errors(evaluation_probs, tables, starts)
         return HeldOutValues(
             q_values=q_values,
             member_values=np.array([(held_probs[first] * q_values[first]).sum(axis=1).mean()]),
@@ -61,13 +62,17 @@ class TabularModels:
     def state_weights(self, ratios: Floats, *, outside: bool = False) -> Floats:
         """See `FoldModels`."""
         steps = ~self.fold.steps if outside else self.fold.steps
-        return self._evaluation.state_weights(ratios)[self.table.codes[steps]]
+        return self._evaluation.weights_at(ratios, self.table.codes[steps], self._times[steps])
+
+    @property
+    def _times(self) -> Ints:
+        return self.fold.replay.step_in_episode
 
     @cached_property
     def _evaluation(self) -> TabularEvaluation:
         replay, out = self.fold.replay, ~self.fold.steps
         return TabularEvaluation(
-            table=Table(self.table.codes[out], self.table.following[out], self.table.n_states),
+            table=self.table.of(out),
             actions=replay.actions[out],
             rewards=replay.rewards[out],
             times=replay.step_in_episode[out],

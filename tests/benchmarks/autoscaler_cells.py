@@ -82,7 +82,7 @@ class AutoscalerCell:
         nights = logged_nights(rng, self.n_nights, self.episodes_per_night, self.exploration, self.steps)
         evaluation = evaluate_candidate(
             replay_of(contract, nights, rng), candidate=candidate, baseline=None, version_zero=None,
-            candidate_name="candidate", baseline_name="the log", excluded={},
+            candidate_name="candidate", baseline_name="the log", excluded={}, explain=False,
             config=EvaluateConfig(n_replicates=2_000, level=level_of(seed), fqe=_FQE), gate_config=gate, seed=seed,
         )  # fmt: skip
         return outcome_of(evaluation, candidate_value=ours, log_value=logged)

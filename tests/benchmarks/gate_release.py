@@ -92,7 +92,7 @@ class GateCell:
         config = EvaluateConfig(n_replicates=2_000, level=level_of(seed), fqe=TABLE_FQE)
         evaluation = evaluate_candidate(
             replay, candidate=candidate, baseline=None, version_zero=None, candidate_name="candidate",
-            baseline_name="the log", excluded={}, config=config, gate_config=gate, seed=seed,
+            baseline_name="the log", excluded={}, explain=False, config=config, gate_config=gate, seed=seed,
         )  # fmt: skip
         return outcome_of(evaluation, candidate_value=release.candidate_value, log_value=release.log_value)
 

@@ -75,7 +75,7 @@ class LearnedCell:
         probs = candidate.action_probs(world.observe(states), world.table.available)
         evaluation = evaluate_candidate(
             replay, candidate=candidate, baseline=None, version_zero=None, candidate_name="learned",
-            baseline_name="the log", excluded={}, config=config, gate_config=gate, seed=seed,
+            baseline_name="the log", excluded={}, explain=False, config=config, gate_config=gate, seed=seed,
         )  # fmt: skip
         return outcome_of(evaluation, candidate_value=world.table.value(probs, horizon), log_value=log_value)
 
