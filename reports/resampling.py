@@ -12,9 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from reports.draws import cluster_counts
 from reports.estimators import Floats, RatioSum, sum_of_ratios
 
-_CHUNK_BYTES = 32 * 2**20
+Singles = NDArray[np.float32]
+Places = NDArray[np.int64]
+
+_BLOCK_BYTES = 8 * 2**20
+_FAINT = 1e-25
+"""Sums of scaled denominators below this are computed in double precision; what single precision drops is below
+1e-38 of the largest."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +53,10 @@ def by_cluster(estimator: RatioSum, codes: NDArray[np.int64]) -> RatioSum:
     )
 
 
-def linearized_error(totals: RatioSum) -> float:
+def linearized_error(totals: RatioSum, counts: Floats | None = None) -> float:
     """Standard error of a sum of ratios whose C rows are independent; NaN where it is not defined.
+
+    `counts` (C,) says how often each row counts, once by default.
 
     With ratio R_k = sum_c n_ck / D_k, cluster c moves the value by z_c = sum_k (n_ck - R_k d_ck) / D_k, and the
     variance is C / (C - 1) sum_c z_c^2.
@@ -56,9 +65,10 @@ def linearized_error(totals: RatioSum) -> float:
     """
     n = len(totals.numerators)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        sums, weights = totals.numerators.sum(axis=0), totals.denominators.sum(axis=0)
+        times = np.ones(n) if counts is None else counts
+        sums, weights = times @ totals.numerators, times @ totals.denominators
         moved = ((totals.numerators - sums / weights * totals.denominators) / weights).sum(axis=1)
-        return float(np.sqrt(n / (n - 1) * (moved**2).sum()))
+        return float(np.sqrt(n / (n - 1) * (times * moved**2).sum()))
 
 
 def resample(
@@ -66,7 +76,8 @@ def resample(
 ) -> dict[str, Replicates]:
     """Every estimator on the same draws of C rows out of C with replacement.
 
-    Memory is bounded: draws are made in chunks.
+    Counts meet totals in single precision, after the log's own value has been taken out: the error of a replicate is
+    below 1e-4 of the estimator's standard error. Memory is bounded: draws are made in blocks.
 
     Args:
         totals: by name, from `by_cluster`, all with the same C.
@@ -75,18 +86,24 @@ def resample(
         with_errors: names whose standard error is computed inside each draw as well.
     """
     n_clusters = len(next(iter(totals.values())).numerators)
-    values = {name: np.empty(n_replicates) for name in totals}
-    errors = {name: np.empty(n_replicates) for name in totals if name in with_errors}
-    moments = {name: _Moments.of(totals[name]) for name in errors}
-    chunk = max(1, min(n_replicates, _CHUNK_BYTES // (8 * n_clusters)))
-    for start in range(0, n_replicates, chunk):
-        part = slice(start, min(start + chunk, n_replicates))
-        counts = _draw(n_clusters, part.stop - part.start, rng)
-        for name, table in totals.items():
-            with np.errstate(invalid="ignore", over="ignore"):  # overflowed weights end as NaN, which is refused later
-                values[name][part] = sum_of_ratios(counts @ table.numerators, counts @ table.denominators)
-            if name in errors:
-                errors[name][part] = moments[name].errors(counts)
+    values = {name: np.full(n_replicates, np.nan) for name in totals}
+    errors = {name: np.full(n_replicates, np.nan) for name in totals if name in with_errors}
+    columns = _Columns(n_clusters)
+    parts = {
+        name: part
+        for name, table in totals.items()
+        if (part := _Part.of(table, columns, with_error=name in errors)) is not None
+    }
+    matrix = columns.matrix()
+    block = max(1, min(n_replicates, _BLOCK_BYTES // (4 * n_clusters)))
+    for start in range(0, n_replicates, block):
+        rows = slice(start, min(start + block, n_replicates))
+        counts = cluster_counts(n_clusters, rows.stop - rows.start, rng)
+        sums = (counts @ matrix).astype(np.float64)
+        for name, part in parts.items():
+            values[name][rows], error = part.replicate(counts, sums, matrix)
+            if error is not None:
+                errors[name][rows] = error
     return {
         name: Replicates(
             totals[name].value,
@@ -98,39 +115,108 @@ def resample(
     }
 
 
-def _draw(n_clusters: int, size: int, rng: np.random.Generator) -> Floats:
-    """(size, C) how often each cluster is drawn."""
-    draws = rng.integers(n_clusters, size=(size, n_clusters)) + np.arange(size)[:, None] * n_clusters
-    return np.bincount(draws.ravel(), minlength=size * n_clusters).reshape(size, n_clusters).astype(np.float64)
+class _Columns:
+    """Columns of all estimators, equal ones once: they share weights, and plain means the ones they divide by."""
+
+    def __init__(self, n_clusters: int) -> None:
+        self._found: dict[tuple[float, float, float], list[int]] = {}
+        self._columns: list[Singles] = []
+        self._n_clusters = n_clusters
+
+    def add(self, table: Floats) -> tuple[NDArray[np.int64], Floats]:
+        """Where the columns of a finite (C, K) table are, and their (K,) scales: the largest of each became 1."""
+        scales = np.abs(table).max(axis=0)
+        scales[scales == 0] = 1.0
+        scaled = np.ascontiguousarray((table / scales).astype(np.float32).T)  # (K, C)
+        return np.array([self._place(column) for column in scaled]), scales
+
+    def matrix(self) -> Singles:
+        """(C, n) all columns."""
+        return np.array(self._columns, dtype=np.float32).reshape(len(self._columns), self._n_clusters).T
+
+    def _place(self, column: Singles) -> int:
+        same = self._found.setdefault((float(column[0]), float(column[-1]), float(column.sum())), [])
+        for place in same:
+            if np.array_equal(self._columns[place], column):
+                return place
+        self._columns.append(column)
+        same.append(len(self._columns) - 1)
+        return same[-1]
 
 
 @dataclass(frozen=True)
-class _Moments:
-    """What the standard error inside a draw is made of."""
+class _Part:
+    """One estimator: where its columns are, and what turns their sums over a draw into value and standard error.
 
-    centered: Floats
-    """(C, K) numerators - R_k denominators with the log's own ratios R_k: no digits cancel where R_k is large."""
-    denominators: Floats
+    Numerators are centered, n_ck - R_k d_ck with the log's own ratios R_k: the value of a draw is the log's plus
+    sum_k N_k / D_k of what is left, and no digits cancel where R_k is large.
+    """
+
+    totals: RatioSum
+    numerators: tuple[Places, Floats]
+    """Columns of the centered numerators, and the scale of each."""
+    denominators: tuple[Places, Floats]
+    products: tuple[Places, Floats] | None
+    """Columns n^2, n d and d^2 of one scaled column each, where errors are asked for."""
+    with_error: bool
 
     @staticmethod
-    def of(totals: RatioSum) -> _Moments:
+    def of(totals: RatioSum, columns: _Columns, *, with_error: bool) -> _Part | None:
+        """None where the log itself gives no finite ratios: then no draw is worth anything."""
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             ratios = totals.numerators.sum(axis=0) / totals.denominators.sum(axis=0)
-            return _Moments(totals.numerators - ratios * totals.denominators, totals.denominators)
+            centered = totals.numerators - ratios * totals.denominators
+        if not (np.all(np.isfinite(centered)) and np.all(np.isfinite(totals.denominators))):
+            return None
+        numerators, denominators = columns.add(centered), columns.add(totals.denominators)
+        products = None
+        if with_error and centered.shape[1] == 1:
+            n, d = centered / numerators[1], totals.denominators / denominators[1]
+            products = columns.add(np.column_stack([n * n, n * d, d * d]))
+        return _Part(totals, numerators, denominators, products, with_error)
 
-    def errors(self, counts: Floats) -> Floats:
-        """(size,) linearized standard error inside each draw."""
-        n = self.centered.shape[0]
+    def replicate(self, counts: Singles, sums: Floats, matrix: Singles) -> tuple[Floats, Floats | None]:
+        """(size,) values and, where asked for, standard errors, from (size, C) counts and `sums` = counts @ matrix."""
+        (at, scale), (below, weight_scale) = self.numerators, self.denominators
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            weights = counts @ self.denominators
-            shifts = counts @ self.centered / weights
-            if self.centered.shape[1] == 1:  # three products of columns instead of an influence per draw and cluster
-                z, d = self.centered[:, 0], self.denominators[:, 0]
-                second = counts @ np.column_stack([z * z, z * d, d * d])
-                shift = shifts[:, 0]
-                squares = second[:, 0] - 2 * shift * second[:, 1] + shift**2 * second[:, 2]
-                squares = np.maximum(squares, 0.0) / weights[:, 0] ** 2
-            else:
-                moved = self.centered @ (1 / weights).T - self.denominators @ (shifts / weights).T  # (C, size)
-                squares = np.einsum("rc,cr,cr->r", counts, moved, moved)
-            return np.asarray(np.sqrt(n / (n - 1) * squares))
+            weights = sums[:, below]  # (size, K), of the scaled denominators
+            shifts = sums[:, at] * (scale / weight_scale) / weights
+            values = self.totals.value + shifts.sum(axis=1)
+            errors = self._errors(counts, sums, matrix, shifts, weights) if self.with_error else None
+        # A draw without the largest weights may leave sums that single precision rounds to nothing.
+        faint = np.flatnonzero((np.abs(weights) < _FAINT).any(axis=1))
+        if len(faint):
+            exact = _Exact.of(counts[faint].astype(np.float64), self.totals)
+            values[faint] = exact.values
+            if errors is not None:
+                errors[faint] = exact.errors
+        return values, errors
+
+    def _errors(self, counts: Singles, sums: Floats, matrix: Singles, shifts: Floats, weights: Floats) -> Floats:
+        n = counts.shape[1]
+        (at, scale), (below, weight_scale) = self.numerators, self.denominators
+        relative = scale / weight_scale
+        if self.products is not None:  # three more sums instead of an influence per draw and cluster
+            squared, mixed, weight_squared = (sums[:, self.products[0]] * self.products[1]).T
+            shift = shifts[:, 0]
+            squares = relative[0] ** 2 * squared - 2 * relative[0] * shift * mixed + shift**2 * weight_squared
+            squares = np.maximum(squares, 0.0) / weights[:, 0] ** 2
+        else:
+            moved = matrix[:, at] @ (relative / weights).T.astype(np.float32)  # (C, size)
+            moved -= matrix[:, below] @ (shifts / weights).T.astype(np.float32)
+            squares = np.einsum("rc,cr,cr->r", counts, moved, moved, dtype=np.float64)
+        return np.asarray(np.sqrt(n / (n - 1) * squares))
+
+
+@dataclass(frozen=True)
+class _Exact:
+    """Values and standard errors of draws in double precision, one draw at a time."""
+
+    values: Floats
+    errors: Floats
+
+    @staticmethod
+    def of(counts: Floats, totals: RatioSum) -> _Exact:
+        with np.errstate(invalid="ignore", over="ignore"):
+            values = sum_of_ratios(counts @ totals.numerators, counts @ totals.denominators)
+        return _Exact(values, np.array([linearized_error(totals, times) for times in counts]))

@@ -20,9 +20,9 @@ STUDENTIZED = "cluster bootstrap, studentized"
 BCA = "cluster bootstrap, BCa"
 
 _FEWEST_IN_TAIL = 5
-_INFINITE = 1e6
+_INFINITE = 1e3
 """A draw this many of its own standard errors away from the log's value is one in which nothing varies: only rounding
-kept its standard error from zero."""
+(single precision, squared) kept its standard error from zero."""
 
 
 def studentized_bounds(replicates: Replicates, alpha: float) -> Bounds:

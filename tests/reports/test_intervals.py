@@ -5,7 +5,8 @@ import pytest
 from scipy import stats
 
 from reports import intervals, resampling
-from reports.estimators import RatioSum, mean_of
+from reports.draws import cluster_counts
+from reports.estimators import RatioSum, mean_of, sum_of_ratios
 
 
 def test_replicates_of_a_mean_spread_like_its_standard_error() -> None:
@@ -37,12 +38,42 @@ def test_clusters_are_drawn_whole() -> None:
     assert set(np.unique(found)) == {0.0, 0.5, 1.0}
 
 
-def test_chunks_do_not_change_a_replicate(monkeypatch: pytest.MonkeyPatch) -> None:
-    sums, clusters = {"m": mean_of(np.arange(20.0))}, np.arange(20)
-    whole = intervals.bootstrap_replicates(sums, clusters, n_replicates=100, rng=np.random.default_rng(0))["m"]
-    monkeypatch.setattr(resampling, "_CHUNK_BYTES", 8 * 20 * 7)
-    parts = intervals.bootstrap_replicates(sums, clusters, n_replicates=100, rng=np.random.default_rng(0))["m"]
-    np.testing.assert_array_equal(whole, parts)
+def test_blocks_bound_memory_and_further_estimators_leave_replicates_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    terms, clusters = np.random.default_rng(0).normal(size=300), np.arange(300)
+    sums = {"m": mean_of(terms)}
+    monkeypatch.setattr(resampling, "_BLOCK_BYTES", 4 * 300 * 7)
+    alone = intervals.bootstrap_replicates(sums, clusters, n_replicates=100, rng=np.random.default_rng(0))["m"]
+    both = sums | {"other": mean_of(terms**2)}
+    among = intervals.bootstrap_replicates(both, clusters, n_replicates=100, rng=np.random.default_rng(0))["m"]
+    np.testing.assert_allclose(alone, among, rtol=1e-6)
+    assert len(np.unique(alone)) == 100
+
+
+def test_single_precision_costs_no_more_than_a_thousandth_of_a_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights over many orders of magnitude, a large common value, and columns of steps."""
+    rng = np.random.default_rng(0)
+    weights = np.exp(4 * rng.standard_normal((2000, 10)))
+    values = 1e4 + rng.standard_normal((2000, 10))
+    sums = {"steps": RatioSum(weights * values, weights), "mean": mean_of(weights[:, 0] * values[:, 0])}
+    kept: list[np.ndarray] = []
+    draw = cluster_counts
+    monkeypatch.setattr("reports.resampling.cluster_counts", lambda *a: kept.append(draw(*a)) or kept[-1])  # type: ignore[func-returns-value]  # append, then the value
+    found = intervals.bootstrap_replicates(sums, np.arange(2000), n_replicates=300, rng=rng)
+    counts = np.concatenate(kept).astype(np.float64)
+    for name, table in sums.items():
+        exact = sum_of_ratios(counts @ table.numerators, counts @ table.denominators)
+        assert np.abs(found[name] - exact).max() < 1e-3 * exact.std(), name
+
+
+def test_a_draw_without_the_heavy_weights_keeps_its_digits() -> None:
+    """One weight 1e60 times the others, which single precision alone would round to nothing."""
+    weights = np.append(1e60, np.ones(49))
+    values = np.append(5.0, np.arange(49.0))
+    sums = {"weighted": RatioSum((weights * values)[:, None], weights[:, None])}
+    found = intervals.bootstrap_replicates(sums, np.arange(50), n_replicates=400, rng=np.random.default_rng(0))
+    without = found["weighted"][np.abs(found["weighted"] - 5) > 1e-6]
+    assert 0.3 < len(without) / 400 < 0.44  # (1 - 1/50)^50 = .364
+    assert without.mean() == pytest.approx(24, abs=1)
 
 
 def test_one_cluster_is_refused() -> None:
