@@ -39,7 +39,7 @@ format: $(READY) ## Format the code
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: $(READY) $(if $(filter-out updates quality,$(WORK)),,$(PEERS)) ## Measure speed against peers and write docs/benchmarks.json (WORK=ingest for one group)
+bench: $(READY) $(if $(filter-out updates quality estimators,$(WORK)),,$(PEERS)) ## Measure speed against peers and write docs/benchmarks.json (WORK=ingest for one group)
 	@$(BIN)/python -m tests.benchmarks.bench $(if $(WORK),--work $(WORK)) $(ARGS)
 
 peers: $(PEERS) ## Create .venv-peers, the environment of the benchmark's peers

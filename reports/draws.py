@@ -49,7 +49,7 @@ def cluster_counts(n_clusters: int, n_replicates: int, rng: np.random.Generator)
 def _row_sums(counts: NDArray[np.float32]) -> NDArray[np.int64]:
     """Exact while a sum is below 2^24, the whole numbers of single precision; beyond it in double precision."""
     if counts.shape[1] < 2**23:
-        return np.asarray(counts.sum(axis=1), dtype=np.int64)
+        return np.asarray(counts @ np.ones(counts.shape[1], dtype=np.float32), dtype=np.int64)
     return np.asarray(counts.sum(axis=1, dtype=np.float64), dtype=np.int64)
 
 

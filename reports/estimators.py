@@ -100,7 +100,8 @@ def cumulative_log_weights(evaluation_probs: Floats, behavior_probs: Floats, off
     log_ratios = np.log(np.where(never, 1.0, evaluation_probs)) - np.log(behavior_probs)
     log_weights = _running_sum(log_ratios, starts)
     # Impossible steps are counted beside the sum: -inf would turn into NaN when the episode's start is subtracted.
-    log_weights[_running_sum(never.astype(np.float64), starts) > 0.5] = -np.inf
+    if never.any():
+        log_weights[_running_sum(never.astype(np.float64), starts) > 0.5] = -np.inf
     return log_weights
 
 
@@ -151,7 +152,9 @@ def balance_terms(log_weights: Floats, offsets: Ints, gamma: float) -> Floats:
 
 def discounted(rewards: Floats, offsets: Ints, gamma: float) -> Floats:
     """(T,) gamma^t r_t, with t counted from the episode's first step."""
-    return np.asarray(gamma ** step_in_episode(offsets).astype(np.float64) * rewards)
+    steps = step_in_episode(offsets)
+    powers = gamma ** np.arange(float(np.diff(offsets).max()))  # a power per step of the longest episode, not of all
+    return np.asarray(powers.take(steps) * rewards)
 
 
 def on_policy_returns(rewards: Floats, offsets: Ints, gamma: float) -> Floats:
@@ -309,7 +312,7 @@ def _table(values: Floats, offsets: Ints) -> Floats:
     """(N, H) with each episode's steps from the left, 0 behind its end."""
     lengths = np.diff(offsets)
     table = np.zeros((len(lengths), int(lengths.max())))
-    table[np.repeat(np.arange(len(lengths)), lengths), step_in_episode(offsets)] = values
+    table[np.arange(table.shape[1]) < lengths[:, None]] = values  # both run along episodes, then along steps
     return table
 
 

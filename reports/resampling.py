@@ -18,7 +18,7 @@ from reports.estimators import Floats, RatioSum, sum_of_ratios
 Singles = NDArray[np.float32]
 Places = NDArray[np.int64]
 
-_BLOCK_BYTES = 8 * 2**20
+_BLOCK_BYTES = 16 * 2**20
 _FAINT = 1e-25
 """Sums of scaled denominators below this are computed in double precision; what single precision drops is below
 1e-38 of the largest."""
@@ -45,6 +45,8 @@ def by_cluster(estimator: RatioSum, codes: NDArray[np.int64]) -> RatioSum:
         estimator: on N episodes.
         codes: (N,) cluster of each episode, 0..C-1, each of them used.
     """
+    if np.array_equal(codes, np.arange(len(codes))):  # each episode is a cluster
+        return estimator
     order = np.argsort(codes, kind="stable")
     starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
     return RatioSum(
@@ -184,8 +186,8 @@ class _Part:
             values = self.totals.value + shifts.sum(axis=1)
             errors = self._errors(counts, sums, matrix, shifts, weights) if self.with_error else None
         # A draw without the largest weights may leave sums that single precision rounds to nothing.
-        faint = np.flatnonzero((np.abs(weights) < _FAINT).any(axis=1))
-        if len(faint):
+        if np.abs(weights).min() < _FAINT:
+            faint = np.flatnonzero((np.abs(weights) < _FAINT).any(axis=1))
             exact = _Exact.of(counts[faint].astype(np.float64), self.totals)
             values[faint] = exact.values
             if errors is not None:

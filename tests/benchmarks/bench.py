@@ -1,8 +1,8 @@
 """Speed and memory beside peers, measured in one run: `python -m tests.benchmarks.bench [--work GROUP]`.
 
 Prints a table and writes docs/benchmarks.json; the group quality writes docs/quality.json and docs/quality.md. A row
-names its peer; goals against peers that are not installed are not claimed here. d3rlpy has an environment of its own:
-`python -m tests.benchmarks.peers` makes it.
+names its peer; goals against peers that are not installed are not claimed here. d3rlpy, SCOPE-RL and OBP have an
+environment of their own: `python -m tests.benchmarks.peers` makes it.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ def groups(folder: Path, n_steps: int, n_seeds: int, n_updates: int) -> dict[str
         return streaming_rows(folder / "streaming", 20 * n_steps)
 
     def estimators() -> list[BenchRow]:
+        from tests.benchmarks.estimators_work import peer_rows
         from tests.benchmarks.statistics_work import estimator_rows
 
-        return estimator_rows()
+        return [*peer_rows(), *estimator_rows()]
 
     def drift() -> list[BenchRow]:
         from tests.benchmarks.statistics_work import drift_rows

@@ -1,7 +1,7 @@
-"""The peers' own environment, and learners that run in it: `python -m tests.benchmarks.peers` makes it.
+"""The peers' own environment, and what runs in it: `python -m tests.benchmarks.peers` makes it.
 
-d3rlpy pins other versions than the project does, so it lives in `.venv-peers` and is run as a process of its own, with
-arrays handed over as files.
+d3rlpy pins other versions than the project does, and SCOPE-RL and OBP fight with both; they live in `.venv-peers` and
+are run as processes of their own, with arrays handed over as files.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from datasets.replay import Replay
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = ROOT / ".venv-peers"
 REQUIREMENTS = Path(__file__).with_name("peers-requirements.txt")
+ALONE = Path(__file__).with_name("peers-without-dependencies.txt")
 D3RLPY = "d3rlpy 2.8.1"
 _FIT = Path(__file__).with_name("peer_scripts") / "d3rlpy_fit.py"
+_ESTIMATE = Path(__file__).with_name("peer_scripts") / "peer_estimators.py"
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,36 @@ def fit_d3rlpy(replay: Replay, encoder: Encoder, asked: dict[str, Any], folder: 
     return PeerPolicy(replay.contract, encoder, layers, wall_s, cpu_s)
 
 
+@dataclass(frozen=True)
+class PeerEstimates:
+    """What a peer's estimators gave, and what they took."""
+
+    version: str
+    values: dict[str, float]
+    """By the peer's own names."""
+    intervals: dict[str, list[float]]
+    wall_s: float
+    cpu_s: float
+    peak_mb: float
+    """By how much the process grew beyond its inputs."""
+
+
+def estimate_by(peer: str, log: Path, asked: dict[str, Any]) -> PeerEstimates:
+    """Values and percentile intervals by the estimators of "scope_rl" or "obp" on the arrays of a file.
+
+    Args:
+        peer: whose.
+        log: an .npz, as `peer_scripts/peer_estimators.py` says.
+        asked: "horizon" and "gamma", or "switch" and "shrinkage"; "n_replicates" and "estimators" where wanted.
+
+    Raises:
+        RuntimeError: the environment is missing or the peer failed.
+    """
+    result = log.with_name("result.json")
+    run_peer([str(_ESTIMATE), str(log), str(result), json.dumps({"peer": peer} | asked)])
+    return PeerEstimates(**json.loads(result.read_text()))
+
+
 def run_peer(arguments: list[str]) -> str:
     """What a script prints that the peers' interpreter runs.
 
@@ -114,14 +146,18 @@ def run_peer(arguments: list[str]) -> str:
 def make_environment() -> None:
     """Create `.venv-peers` from the pinned requirements; again where they changed."""
     ready = ENVIRONMENT / ".ready"
-    wanted = REQUIREMENTS.read_text()
+    wanted = REQUIREMENTS.read_text() + ALONE.read_text()
     if ready.exists() and ready.read_text() == wanted:
         return
     print(f"Installing the peers into {ENVIRONMENT} (a few minutes the first time) ...", file=sys.stderr)
     if not (ENVIRONMENT / "bin" / "python").exists():
         venv.create(ENVIRONMENT, with_pip=True, symlinks=True)
-    install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement", str(REQUIREMENTS)]
-    subprocess.run([str(ENVIRONMENT / "bin" / "python"), *install], check=True)
+    install = [str(ENVIRONMENT / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*install, "--requirement", str(REQUIREMENTS)], check=True)
+    subprocess.run(
+        [*install, "--no-deps", "--ignore-requires-python", "--requirement", str(ALONE)],
+        check=True,
+    )
     ready.write_text(wanted)
 
 
