@@ -7,7 +7,7 @@ comes in by name (`reports.deciding`); where the behavior probabilities are not 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,14 @@ from scipy import stats
 
 from reports import estimators
 from reports.beyond_value import assess_beyond_value
+from reports.bounds_by_method import bounds_by_method, interval_by, refused_bounds
 from reports.deciding import Deciding
 from reports.dependence import design_effect
 from reports.estimators import Floats, RatioSum
 from reports.evaluate_config import AssessmentConfig
 from reports.gate import GateConfig
 from reports.intervals import (
-    bootstrap_replicates,
+    bootstrap,
     cluster_codes,
     lower_bound,
     percentile_interval,
@@ -36,6 +37,7 @@ from reports.propensity import check_propensities
 from reports.records import (
     ActionShares,
     Agreement,
+    Bounds,
     Comparison,
     DesignEffect,
     Estimate,
@@ -47,6 +49,7 @@ from reports.records import (
     Sensitivity,
     Slices,
 )
+from reports.resampling import Replicates
 from reports.sensitivity import sensitivity_of
 from reports.trial import NO_WEIGHTS, Role, StepWeights, Trial, estimators_of, masked, step_weights_of
 
@@ -78,6 +81,7 @@ class Assessment:
     q_claim: QClaim | None
     design_effects: tuple[DesignEffect, ...]
     action_shares: tuple[ActionShares, ...]
+    bounds: tuple[Bounds, ...]
     sensitivity: Sensitivity
     n_replicates: int
     safety: Safety | None
@@ -110,16 +114,27 @@ def assess(trial: Trial, config: AssessmentConfig, gate: GateConfig, rng: np.ran
     weights = step_weights_of(trial) if weighted else NO_WEIGHTS
     sums = estimators_of(trial, weights, largest_step_table=config.largest_step_table)
     n_replicates = max(config.n_replicates, int(np.ceil(100 / gate.alpha)))
-    replicates: dict[str, Floats] = {}
+    differences = _differences(trial, sums)
+    drawn: dict[str, Replicates] = {}
     if len(np.unique(trial.clusters)) > 1:
-        replicates = bootstrap_replicates(sums, trial.clusters, n_replicates=n_replicates, rng=rng)
+        # Further columns do not change the draws: intervals of plain estimators are the same whatever is asked beside.
+        every = {**sums, **differences}
+        deciding = next(iter(differences))
+        drawn = bootstrap(
+            every,
+            trial.clusters,
+            n_replicates=n_replicates,
+            rng=rng,
+            with_errors=every if config.interval == "studentized" else {deciding},
+        )
         known = {str(role): arm.model_error for role, arm in arms.items() if arm.model_error is not None}
         for role, noise in model_noise(known, n_replicates, rng.spawn(1)[0]).items():
-            replicates[f"direct/{role}"] = replicates[f"direct/{role}"] + noise
-    report = _Reporter(trial, config, gate, propensities, weights, sums, replicates)
+            plain = drawn[f"direct/{role}"]
+            drawn[f"direct/{role}"] = replace(plain, values=plain.values + noise)
+    report = _Reporter(trial, config, gate, propensities, weights, sums, differences, drawn)
     overlaps = tuple(report.overlap(role, kind) for kind in _KINDS for role in arms if role in weights.of(kind))
     estimates = report.estimates(overlaps)
-    if weighted and replicates:
+    if weighted and drawn:
         of_products = {o.policy: o.refused for o in overlaps if o.weights == PRODUCTS}
         estimates = (*estimates, report.magic(of_products.get("candidate"), rng))
     comparisons = report.comparisons(estimates)
@@ -146,6 +161,7 @@ def assess(trial: Trial, config: AssessmentConfig, gate: GateConfig, rng: np.ran
         q_claim=report.q_claim(),
         design_effects=design_effects,
         action_shares=_action_shares(trial),
+        bounds=report.bounds(against_baseline, rng.spawn(1)[0]),
         sensitivity=sensitivity_of(
             trial, weights.of(trial.deciding), against_baseline, gate.margin, products=trial.deciding == "dr"
         ),
@@ -179,7 +195,9 @@ class _Reporter:
     propensities: PropensityReport
     weights: StepWeights
     sums: Mapping[str, RatioSum]
-    replicates: Mapping[str, Floats]
+    differences: Mapping[str, RatioSum]
+    """By "ours - theirs", the deciding one first."""
+    drawn: Mapping[str, Replicates]
 
     def overlap(self, role: Role, kind: Deciding) -> Overlap:
         """How well the log covers a policy, by products of ratios ("dr") or by marginalized weights ("drl")."""
@@ -197,7 +215,7 @@ class _Reporter:
             whole,
             influence,
             self.sums[mean].value,
-            self._interval(mean, self.gate.overlap.mean_weight_level),
+            self._percentile(mean, self.gate.overlap.mean_weight_level),
             self.gate.overlap,
             decides=kind == self.trial.deciding,
             weights=PRODUCTS if kind == "dr" else MARGINALIZED,
@@ -218,9 +236,9 @@ class _Reporter:
         return tuple(found)
 
     def _estimate(self, name: str, role: str, value: float, cause: str | None) -> Estimate:
-        interval = self._interval(f"{name}/{role}", self.config.level)
+        interval = self._interval(f"{name}/{role}")
         if name in ("switch_dr", "dros") and interval is not None:
-            unbiased = self._interval(f"dr/{role}", self.config.level)
+            unbiased = self._interval(f"dr/{role}")
             interval = unbiased and spanning(interval, unbiased, "DR")
         return self._estimate_of(name, role, value, interval, cause)
 
@@ -285,15 +303,15 @@ class _Reporter:
         cause = refused.get(ours, self.propensities.refused) or refused.get(theirs, self.propensities.refused)
         difference = self._difference(ours, theirs) if cause is None else None
         alpha = self.gate.alpha
-        theirs_alone = self.replicates.get(theirs) if refused.get(theirs, "missing") is None else None
+        theirs_alone = self.drawn.get(theirs) if refused.get(theirs, "missing") is None else None
         return Comparison(
             against=against,
             estimator=f"{ours.split('/')[0]} - {theirs.split('/')[0]}",
             value=None if difference is None else self.sums[ours].value - self.sums[theirs].value,
-            interval=None if difference is None else percentile_interval(difference, self.config.level),
+            interval=None if difference is None else self._interval(f"{ours} - {theirs}"),
             lower_bound=None if difference is None else lower_bound(difference, alpha),
             upper_bound=None if difference is None else upper_bound(difference, alpha),
-            against_upper_bound=None if theirs_alone is None else upper_bound(theirs_alone, alpha),
+            against_upper_bound=None if theirs_alone is None else upper_bound(theirs_alone.values, alpha),
             alpha=alpha,
             propensity="none" if ours.startswith("direct") else self.trial.propensity_kind,
             binding=binding,
@@ -326,9 +344,9 @@ class _Reporter:
         greedy = masked(trial.own_q, trial.allowed)[first].max(axis=1)
         beyond = self._beyond_cuts()
         uppers = [
-            upper_bound(self.replicates[key], self.gate.alpha)
+            upper_bound(self.drawn[key].values, self.gate.alpha)
             for key in (f"{trial.deciding}/candidate", "greedy/candidate")
-            if key in self.replicates
+            if key in self.drawn
         ]
         finite_uppers = [bound for bound in uppers if bound is not None]
         high = trial.feasible.high
@@ -384,11 +402,51 @@ class _Reporter:
     def _values_of_others(self) -> list[str]:
         return [self._value_of("baseline"), self._value_of("version_zero") if self.trial.version_zero_is_log else ""]
 
-    def _interval(self, key: str, level: float) -> Interval | None:
-        return percentile_interval(self.replicates[key], level) if key in self.replicates else None
+    def bounds(self, comparison: Comparison, rng: np.random.Generator) -> tuple[Bounds, ...]:
+        """Of the difference that decides, by every method."""
+        if self.propensities.refused is not None:
+            return refused_bounds(self.gate.alpha, self.propensities.refused)
+        name, difference = next(iter(self.differences.items()))
+        return bounds_by_method(
+            self.trial,
+            self.weights,
+            difference,
+            self.drawn.get(name),
+            alpha=self.gate.alpha,
+            smallest_behavior_prob=self.config.smallest_behavior_prob,
+            refused=comparison.refused,
+            rng=rng,
+        )
+
+    def _interval(self, key: str) -> Interval | None:
+        """The interval that is shown, by the configured method; the direct method's holds its model's error as well,
+        which only replicates know."""
+        if key not in self.drawn:
+            return None
+        if key.startswith("direct/"):
+            ours, *theirs = key.split(" - ")
+            values = self._difference(ours, theirs[0]) if theirs else self.drawn[ours].values
+            return percentile_interval(values, self.config.level)
+        estimator = self.sums[key] if key in self.sums else self.differences[key]
+        return interval_by(self.config.interval, estimator, self.drawn[key], self.trial.clusters, self.config.level)
+
+    def _percentile(self, key: str, level: float) -> Interval | None:
+        return percentile_interval(self.drawn[key].values, level) if key in self.drawn else None
 
     def _difference(self, ours: str, theirs: str) -> Floats:
-        return np.asarray(self.replicates[ours] - self.replicates[theirs])
+        return np.asarray(self.drawn[ours].values - self.drawn[theirs].values)
+
+
+def _differences(trial: Trial, sums: Mapping[str, RatioSum]) -> dict[str, RatioSum]:
+    """Every difference that is compared, by "ours - theirs", the deciding one against the baseline first."""
+    found = {}
+    for against in ("baseline", "version_zero"):
+        for ours in (trial.deciding, "direct"):
+            theirs = f"{ours}/{against}" if f"{ours}/{against}" in sums else "on_policy/log"
+            if f"{ours}/candidate" in sums:
+                name = f"{ours}/candidate - {theirs}"
+                found[name] = estimators.difference_of(sums[f"{ours}/candidate"], sums[theirs])
+    return found
 
 
 def _note(name: str, *, one_step: bool, error_known: bool) -> str:

@@ -10,6 +10,8 @@ from datasets.settings import Settings
 from offline_dqn.fqe_config import FqeConfig
 from reports.deciding import DecidingConfig
 
+IntervalMethod = Literal["percentile", "bca", "studentized", "student_t"]
+
 
 class PropensityConfig(Settings):
     """Checking logged probabilities, and estimating missing ones."""
@@ -32,6 +34,12 @@ class AssessmentConfig(Settings):
 
     level: float = Field(0.95, gt=0, le=0.99)
     """Level of the intervals shown in the report."""
+    interval: IntervalMethod = "percentile"
+    """How the shown intervals are made; what decides is the gate's. On skewed returns `studentized` errs least."""
+    smallest_behavior_prob: float | None = Field(None, gt=0, lt=1)
+    """Probability below which whatever wrote the log never takes an available action, by its design (an exploration
+    share over the number of actions). It gives weights a largest possible value, which bounds by Hoeffding and
+    Bernstein need; None: unknown."""
     n_replicates: int = Field(10_000, ge=2_000)
     """Bootstrap replicates; raised to 100 / alpha of the gate where that is more."""
     agreement_level: float = Field(0.99, gt=0, le=0.99)

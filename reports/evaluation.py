@@ -163,6 +163,7 @@ def evaluate_candidate(
         q_claim=found.q_claim and replace(found.q_claim, disagreement=_disagreement(candidate, gate, trial)),
         design_effects=found.design_effects,
         action_shares=found.action_shares,
+        bounds=found.bounds,
         sensitivity=found.sensitivity,
         safety=found.safety,
         slices=found.slices,

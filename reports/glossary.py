@@ -103,8 +103,52 @@ GLOSSARY: tuple[TermGroup, ...] = (
             Term(
                 "interval",
                 "interval",
-                "Percentile interval of a bootstrap that draws whole clusters; all estimates share the draws.",
+                "Percentiles of a bootstrap that draws whole clusters, all estimates on the same draws. The setting "
+                "evaluate.interval shows another method in its place.",
                 "reports.intervals.percentile_interval",
+            ),
+            Term(
+                "bounds_by_method",
+                "bounds by method",
+                "The deciding difference, bounded in several ways: how much hangs on the way it is bounded.",
+                "reports.bounds_by_method.bounds_by_method",
+            ),
+            Term(
+                "studentized",
+                "studentized bootstrap",
+                "Each draw is divided by its own standard error: errs least where returns are skewed.",
+                "reports.studentized.studentized_bounds",
+            ),
+            Term(
+                "bca",
+                "BCa bootstrap",
+                "Percentiles of the draws, moved for bias and for a spread that grows with the value.",
+                "reports.studentized.bca_bounds",
+            ),
+            Term(
+                "student_t",
+                "Student t",
+                "Value and standard error between clusters, as if the estimate were normal.",
+                "reports.intervals.student_t_bounds",
+            ),
+            Term(
+                "hoeffding",
+                "Hoeffding's bound",
+                "From the range that a term can have at all, by contract and policy. Right at any number of episodes.",
+                "reports.concentration.hoeffding_bounds",
+            ),
+            Term(
+                "empirical_bernstein",
+                "empirical Bernstein bound",
+                "From that range and the variance seen. Right at any number of episodes, narrower where little varies.",
+                "reports.concentration.empirical_bernstein_bounds",
+            ),
+            Term(
+                "clipped_weights",
+                "bound for clipped weights",
+                "Weighted returns, counted from the smallest feasible one, are cut off above a threshold. That "
+                "only widens the bound, which needs no largest possible weight.",
+                "reports.concentration.clipped_bounds",
             ),
             Term(
                 "on_policy",

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from reports.estimators import Floats, RatioSum
-from reports.records import Interval
-from reports.resampling import Replicates, by_cluster, resample
+from reports.records import Bounds, Interval
+from reports.resampling import Replicates, by_cluster, linearized_error, resample
 
 PERCENTILE = "cluster bootstrap, percentile"
 STUDENT_T = "Student t, by cluster"
@@ -127,6 +127,26 @@ def student_t_interval(terms: Floats, clusters: NDArray[np.generic], level: floa
     mean, quantile = float(terms.mean()), float(stats.t.ppf((1 + level) / 2, n_clusters - 1))
     half = quantile * float(np.sqrt(variance_of_mean(terms, clusters)))
     return Interval(mean - half, mean + half, level, STUDENT_T)
+
+
+def student_t_bounds(estimator: RatioSum, clusters: NDArray[np.generic], alpha: float) -> Bounds:
+    """Value -+ t quantile times the linearized standard error between clusters, for any sum of ratios."""
+    totals = by_cluster(estimator, cluster_codes(clusters))
+    n_clusters = len(totals.numerators)
+    if n_clusters < 2:
+        return Bounds(STUDENT_T, None, None, alpha, f"{n_clusters} cluster: at least two are needed")
+    half = float(stats.t.ppf(1 - alpha, n_clusters - 1)) * linearized_error(totals)
+    if not np.isfinite(estimator.value + half):
+        return Bounds(STUDENT_T, None, None, alpha, "the estimate is not finite: its weights overflow or are all zero")
+    return Bounds(STUDENT_T, estimator.value - half, estimator.value + half, alpha)
+
+
+def percentile_bounds(replicates: Replicates, alpha: float) -> Bounds:
+    """The outer quantiles of bootstrap replicates as bounds."""
+    low, high = lower_bound(replicates.values, alpha), upper_bound(replicates.values, alpha)
+    n_undefined = int((~np.isfinite(replicates.values)).sum())
+    cause = f"{n_undefined} of {len(replicates.values)} draws hold no weight, or overflow" if n_undefined else None
+    return Bounds(PERCENTILE, low, high, alpha, cause)
 
 
 def variance_of_mean(terms: Floats, clusters: NDArray[np.generic]) -> float:

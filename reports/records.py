@@ -559,6 +559,8 @@ class Evaluation:
     seed: int
     config: Mapping[str, Mapping[str, object]]
     """Resolved settings by stage: "evaluate" and "gate"."""
+    bounds: tuple[Bounds, ...] = ()
+    """Of the deciding difference candidate - baseline by every method, each with its numbers or why it has none."""
     sensitivity: Sensitivity | None = None
     freshness: Freshness | None = None
     proof: Proof | None = None

@@ -18,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from reports import change_pictures, charts, formatting, pictures, training_pictures
+from reports.bounds_by_method import TERMS
 from reports.candidate_table import candidate_rows, compared_on
 from reports.decision_pictures import certified_picture
 from reports.glossary import GLOSSARY
@@ -152,6 +153,7 @@ def _environment() -> Environment:
         with_interval=formatting.with_interval,
         spanned=formatting.spanned,
         policy_name=pictures.policy_name,
+        bound_terms=TERMS,
         estimator_names=pictures.ESTIMATORS,
     )
     return environment

@@ -16,7 +16,7 @@ from reports.draws import cluster_counts
 from reports.estimators import Floats, RatioSum, sum_of_ratios
 
 Singles = NDArray[np.float32]
-Places = NDArray[np.int64]
+Places = NDArray[np.int64] | slice
 
 _BLOCK_BYTES = 16 * 2**20
 _FAINT = 1e-25
@@ -101,7 +101,7 @@ def resample(
     for start in range(0, n_replicates, block):
         rows = slice(start, min(start + block, n_replicates))
         counts = cluster_counts(n_clusters, rows.stop - rows.start, rng)
-        sums = (counts @ matrix).astype(np.float64)
+        sums = np.ascontiguousarray((counts @ matrix).T, dtype=np.float64)  # (columns, size): rows gather quickly
         for name, part in parts.items():
             values[name][rows], error = part.replicate(counts, sums, matrix)
             if error is not None:
@@ -125,12 +125,14 @@ class _Columns:
         self._columns: list[Singles] = []
         self._n_clusters = n_clusters
 
-    def add(self, table: Floats) -> tuple[NDArray[np.int64], Floats]:
+    def add(self, table: Floats) -> tuple[Places, Floats]:
         """Where the columns of a finite (C, K) table are, and their (K,) scales: the largest of each became 1."""
         scales = np.abs(table).max(axis=0)
         scales[scales == 0] = 1.0
         scaled = np.ascontiguousarray((table / scales).astype(np.float32).T)  # (K, C)
-        return np.array([self._place(column) for column in scaled]), scales
+        places = np.array([self._place(column) for column in scaled])
+        in_a_row = np.array_equal(places, np.arange(len(places)) + places[0])
+        return slice(int(places[0]), int(places[-1]) + 1) if in_a_row else places, scales
 
     def matrix(self) -> Singles:
         """(C, n) all columns."""
@@ -178,20 +180,21 @@ class _Part:
         return _Part(totals, numerators, denominators, products, with_error)
 
     def replicate(self, counts: Singles, sums: Floats, matrix: Singles) -> tuple[Floats, Floats | None]:
-        """(size,) values and, where asked for, standard errors, from (size, C) counts and `sums` = counts @ matrix."""
+        """(size,) values and, where asked for, standard errors; (size, C) counts, sums = (counts @ matrix).T."""
         (at, scale), (below, weight_scale) = self.numerators, self.denominators
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            weights = sums[:, below]  # (size, K), of the scaled denominators
-            shifts = sums[:, at] * (scale / weight_scale) / weights
-            values = self.totals.value + shifts.sum(axis=1)
+            weights = sums[below]  # (K, size), of the scaled denominators
+            shifts = sums[at] * (scale / weight_scale)[:, None] / weights
+            values = self.totals.value + shifts.sum(axis=0)
             errors = self._errors(counts, sums, matrix, shifts, weights) if self.with_error else None
         # A draw without the largest weights may leave sums that single precision rounds to nothing.
         if np.abs(weights).min() < _FAINT:
-            faint = np.flatnonzero((np.abs(weights) < _FAINT).any(axis=1))
-            exact = _Exact.of(counts[faint].astype(np.float64), self.totals)
-            values[faint] = exact.values
+            faint = np.flatnonzero((np.abs(weights) < _FAINT).any(axis=0))
+            exact = counts[faint].astype(np.float64)
+            with np.errstate(invalid="ignore", over="ignore"):
+                values[faint] = sum_of_ratios(exact @ self.totals.numerators, exact @ self.totals.denominators)
             if errors is not None:
-                errors[faint] = exact.errors
+                errors[faint] = [linearized_error(self.totals, times) for times in exact]
         return values, errors
 
     def _errors(self, counts: Singles, sums: Floats, matrix: Singles, shifts: Floats, weights: Floats) -> Floats:
@@ -199,26 +202,12 @@ class _Part:
         (at, scale), (below, weight_scale) = self.numerators, self.denominators
         relative = scale / weight_scale
         if self.products is not None:  # three more sums instead of an influence per draw and cluster
-            squared, mixed, weight_squared = (sums[:, self.products[0]] * self.products[1]).T
-            shift = shifts[:, 0]
+            squared, mixed, weight_squared = sums[self.products[0]] * self.products[1][:, None]
+            shift = shifts[0]
             squares = relative[0] ** 2 * squared - 2 * relative[0] * shift * mixed + shift**2 * weight_squared
-            squares = np.maximum(squares, 0.0) / weights[:, 0] ** 2
+            squares = np.maximum(squares, 0.0) / weights[0] ** 2
         else:
-            moved = matrix[:, at] @ (relative / weights).T.astype(np.float32)  # (C, size)
-            moved -= matrix[:, below] @ (shifts / weights).T.astype(np.float32)
+            moved = matrix[:, at] @ (relative[:, None] / weights).astype(np.float32)  # (C, size)
+            moved -= matrix[:, below] @ (shifts / weights).astype(np.float32)
             squares = np.einsum("rc,cr,cr->r", counts, moved, moved, dtype=np.float64)
         return np.asarray(np.sqrt(n / (n - 1) * squares))
-
-
-@dataclass(frozen=True)
-class _Exact:
-    """Values and standard errors of draws in double precision, one draw at a time."""
-
-    values: Floats
-    errors: Floats
-
-    @staticmethod
-    def of(counts: Floats, totals: RatioSum) -> _Exact:
-        with np.errstate(invalid="ignore", over="ignore"):
-            values = sum_of_ratios(counts @ totals.numerators, counts @ totals.denominators)
-        return _Exact(values, np.array([linearized_error(totals, times) for times in counts]))

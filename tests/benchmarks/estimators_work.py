@@ -98,7 +98,7 @@ def tables(log: Arrays, names: tuple[str, ...], asked: Mapping[str, Any]) -> dic
     weights = estimators.cumulative_log_weights(log["probs"][taken], log["behavior_probs"], offsets)
     whole = estimators.episode_log_weights(weights, offsets)
     returns = estimators.on_policy_returns(rewards, offsets, gamma)
-    model = rewards, log["q"][taken], np.asarray((log["probs"] * log["q"]).sum(axis=1))
+    model = rewards, log["q"][taken], np.einsum("ta,ta->t", log["probs"], log["q"])
 
     def corrected(shrunken: Floats) -> RatioSum:
         return estimators.mean_of(model[2] + shrunken * (rewards - model[1]))

@@ -25,6 +25,7 @@ from reports.records import (
     ActionAverage,
     ActionShares,
     Agreement,
+    Bounds,
     Check,
     Comparison,
     Counts,
@@ -155,6 +156,15 @@ def passed_evaluation() -> Evaluation:
         estimates=estimates,
         comparisons=comparisons,
         agreement=Agreement("dr", "wpdis", -0.0715, interval(-0.5012, 0.3671)),
+        bounds=(
+            Bounds("cluster bootstrap, percentile", 0.7394, 1.253, 0.01),
+            Bounds("cluster bootstrap, BCa", 0.7402, 1.255, 0.01),
+            Bounds("cluster bootstrap, studentized", 0.7321, 1.259, 0.01),
+            Bounds("Student t, by cluster", 0.7388, 1.255, 0.01),
+            Bounds("Hoeffding", None, None, 0.01, "the largest possible weight is unknown: set `evaluate.x`"),
+            Bounds("empirical Bernstein", None, None, 0.01, "the largest possible weight is unknown"),
+            Bounds("clipped weights", -21.3, 20.8, 0.01, None, "weighted returns above 46.86 are cut off"),
+        ),
         overlaps=(
             Overlap("candidate", 1.013, interval(0.961, 1.067), 412.7, 0.31, 0.012),
             Overlap("baseline", 0.998, interval(0.982, 1.014), 1604.2, 0.12, 0.004),

@@ -138,6 +138,13 @@ def test_estimates_that_were_never_compared_are_not_said_to_contradict_each_othe
     assert remedy_for(replace(compared, value=None), evaluation).startswith("There are no two estimates to compare")
 
 
+def test_bounds_of_every_method_stand_beside_their_cause(passed: str) -> None:
+    table = passed.split("by other methods")[1].split("</table>")[0]
+    assert "0.732" in table
+    assert "the largest possible weight is unknown: set <code>evaluate.x</code>" in table
+    assert "weighted returns above 46.86 are cut off" in table
+
+
 def test_refused_estimates_are_listed_with_their_cause(refused: str) -> None:
     text = Page(refused).text
     assert "refused: the mean weight's interval [0.02, 0.61] excludes 1" in text

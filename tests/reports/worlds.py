@@ -144,6 +144,7 @@ def evaluate_trial(
         q_claim=found.q_claim,
         design_effects=found.design_effects,
         action_shares=found.action_shares,
+        bounds=found.bounds,
         sensitivity=found.sensitivity,
         safety=found.safety,
         slices=found.slices,
