@@ -44,6 +44,8 @@ def _five_steps() -> tuple[GateCell, ...]:
     unknown = Conditions(horizon=60, n_episodes=600, noise=0.5, cluster_size=20, shock=1.0, clusters_known=False)
     return (
         GateCell(table="5 steps", conditions=some, logger=0.6, direction="equal", shift=0.3),
+        GateCell(table="5 steps", conditions=some, logger=0.6, direction="equal", shift=0.3, alpha=0.01,
+                 note="stated level 1 %", logs=2),
         GateCell(table="5 steps", conditions=some, logger=0.6, direction="looser", shift=0.3),
         GateCell(table="5 steps", conditions=some, logger=0.6, direction="worse", shift=0.05, margin=0.0),
         GateCell(table="5 steps", conditions=some, logger=0.6, direction="better", shift=0.3),
@@ -79,12 +81,12 @@ def _long() -> tuple[GateCell, ...]:
     hundred = Conditions(horizon=100, n_episodes=300, noise=0.5)
     day = Conditions(horizon=288, n_episodes=150, noise=0.5)
     return (
-        GateCell(table="endless", conditions=hundred, logger=0.6, direction="equal", shift=0.2),
-        GateCell(table="endless", conditions=hundred, logger=0.6, direction="better", shift=0.2),
-        GateCell(table="endless", conditions=hundred, logger=0.6, direction="looser", shift=0.3),
-        GateCell(table="endless", conditions=day, logger=0.6, direction="equal", shift=0.2, logs=0.5),
-        GateCell(table="endless", conditions=day, logger=0.6, direction="better", shift=0.2, logs=0.5),
-        GateCell(table="endless", conditions=day, logger=0.6, direction="looser", shift=0.3, logs=0.5),
+        GateCell(table="endless", conditions=hundred, logger=0.6, direction="equal", shift=0.2, logs=0.3),
+        GateCell(table="endless", conditions=hundred, logger=0.6, direction="better", shift=0.2, logs=0.2),
+        GateCell(table="endless", conditions=hundred, logger=0.6, direction="looser", shift=0.3, logs=0.3),
+        GateCell(table="endless", conditions=day, logger=0.6, direction="equal", shift=0.2, logs=0.1),
+        GateCell(table="endless", conditions=day, logger=0.6, direction="better", shift=0.2, logs=0.1),
+        GateCell(table="endless", conditions=day, logger=0.6, direction="looser", shift=0.3, logs=0.1),
     )
 
 
@@ -96,27 +98,36 @@ def _gymnasium() -> tuple[GateCell, ...]:
     return (
         GateCell(table="FrozenLake 4x4", conditions=lake, logger=0.5, direction="better", shift=0.4, power=0.8),
         GateCell(table="FrozenLake 4x4", conditions=lake, logger=0.5, direction="looser", shift=0.4),
-        GateCell(table="FrozenLake 4x4", conditions=lake, logger=0.5, direction="equal", shift=0.3),
-        GateCell(table="FrozenLake 8x8", conditions=large_lake, logger=0.5, direction="better", shift=0.4, logs=0.5),
-        GateCell(table="FrozenLake 8x8", conditions=large_lake, logger=0.5, direction="looser", shift=0.2, logs=0.5),
+        GateCell(
+            table="FrozenLake 4x4",
+            conditions=lake,
+            logger=0.5,
+            direction="looser",
+            shift=0.4,
+            alpha=0.01,
+            note="stated level 1 %",
+        ),
+        GateCell(table="FrozenLake 4x4", conditions=lake, logger=0.5, direction="equal", shift=0.3, logs=0.5),
+        GateCell(table="FrozenLake 8x8", conditions=large_lake, logger=0.5, direction="better", shift=0.4, logs=0.3),
+        GateCell(table="FrozenLake 8x8", conditions=large_lake, logger=0.5, direction="looser", shift=0.2, logs=0.3),
         GateCell(table="CliffWalking", conditions=cliff, logger=0.3, direction="better", shift=2 / 3, power=0.8),
         GateCell(table="CliffWalking", conditions=cliff, logger=0.3, direction="looser", shift=1 / 7),
         GateCell(table="Taxi", conditions=taxi, logger=0.3, direction="better", shift=1 / 3, power=0.8),
         GateCell(table="Taxi", conditions=taxi, logger=0.3, direction="looser", shift=1 / 7),
         GateCell(table="Taxi", conditions=many_taxis, logger=0.5, direction="looser", shift=0.6, margin=0.0),
-        GateCell(table="Taxi", conditions=many_taxis, logger=0.5, direction="looser", shift=0.6),
+        GateCell(table="Taxi", conditions=many_taxis, logger=0.5, direction="looser", shift=0.6, logs=0.5),
     )
 
 
 def _limits() -> tuple[GateCell, ...]:
     disaster = Conditions(horizon=1, n_episodes=400, noise=0.5, disaster=300.0)
-    disasters = Conditions(horizon=60, n_episodes=500, noise=0.5, disaster=300.0)
+    disasters = Conditions(horizon=60, n_episodes=500, noise=0.5, disaster=300.0, disaster_action=1)
     hidden = Conditions(horizon=80, n_episodes=500, noise=0.5)
     return (
-        GateCell(table="one step", conditions=disaster, logger=1.0, direction="equal", shift=0.5, limit=True,
-                 note="a disaster in 1 of 1,000 first actions"),
-        GateCell(table="5 steps", conditions=disasters, logger=0.6, direction="equal", shift=0.3, limit=True,
-                 note="a disaster in 1 of 1,000 first actions"),
+        GateCell(table="one step", conditions=disaster, logger=1.0, direction="riskier", shift=0.3, limit=True,
+                 note="a disaster in 1 of 1,000 times of one action"),
+        GateCell(table="5 steps", conditions=disasters, logger=0.6, direction="riskier", shift=0.2, limit=True,
+                 note="a disaster in 1 of 1,000 times of one action"),
         GateCell(table="hidden", conditions=hidden, logger=0.6, direction="equal", shift=0.3, limit=True,
                  note="a hidden state"),
         GateCell(table="hidden", conditions=hidden, logger=0.6, direction="looser", shift=0.4, limit=True,

@@ -17,7 +17,7 @@ from tests.benchmarks.gate_worlds import Conditions, Floats, GateWorld, TablePol
 from tests.benchmarks.outcomes import Outcome, level_of, outcome_of
 from tests.benchmarks.tables import soft_around
 
-Direction = Literal["better", "equal", "worse", "looser"]
+Direction = Literal["better", "equal", "worse", "looser", "riskier"]
 
 TABLE_FQE = FqeConfig(n_random_features=0, ridges=(3.0,))
 """Values of a table are linear in its one-hot states: random cosines would add nothing but time."""
@@ -27,8 +27,8 @@ TABLE_FQE = FqeConfig(n_random_features=0, ridges=(3.0,))
 class GateCell:
     """One world, logger, candidate and size of log. Whatever wrote the log is the baseline.
 
-    "equal" gains exactly as much as it loses; "worse" and "looser" lie exactly at the margin, which is their true loss,
-    or beyond it where `margin` is given; "better" asks for power.
+    "equal" gains exactly as much as it loses; "worse", "looser" and "riskier" lie exactly at the margin, which is their
+    true loss, or beyond it where `margin` is given; "better" asks for power.
     """
 
     table: str
@@ -71,6 +71,7 @@ class GateCell:
         return {
             "better": f"better: {(1 - self.shift) * self.logger:.0%} uniform",
             "worse": f"worse: {self.shift:.0%} moved to the worst action",
+            "riskier": f"worse: {self.shift:.0%} moved to the action with the disaster",
             "looser": f"worse: {uniform:.0%} uniform",
             "equal": f"equal: up to {self.shift:.0%} moved, half of the states for the better",
         }[self.direction] + ("" if self.margin is None else " (margin 0)")
@@ -114,7 +115,7 @@ def release_of(cell: GateCell) -> Release:
     """The cell's policies and their values."""
     world, horizon = gate_world(cell.table, cell.conditions.cost), cell.conditions.horizon
     logger = soft_around(world.best_policy(), world.table.available, cell.logger)
-    candidate = shifted(world, logger, cell.direction, cell.shift, horizon)
+    candidate = shifted(world, logger, cell.direction, cell.shift, cell.conditions)
     log_value = world.table.value(logger, horizon)
     return Release(
         world=world,

@@ -135,7 +135,8 @@ class Conditions:
         cluster_size: episodes that share a shock.
         shock: its standard deviation: as much as the first action gains, the others lose together.
         clusters_known: whether the contract names what they share; else each episode is taken for a cluster.
-        disaster: loss that the first action brings once in 1,000 steps, on top of rewards whose mean stays what it is.
+        disaster: loss that one action brings once in 1,000 steps, on top of rewards whose mean stays what it is.
+        disaster_action: which.
         propensity: whether behavior probabilities are logged, or have to be estimated.
     """
 
@@ -149,6 +150,7 @@ class Conditions:
     shock: float = 0.0
     clusters_known: bool = True
     disaster: float = 0.0
+    disaster_action: int = 0
     propensity: str = "logged"
 
 
@@ -198,8 +200,8 @@ def _shaken(
         shocks = rng.normal(0.0, conditions.shock, int(group.max()) + 1)
         rewards = rewards + shocks[group] * np.where(first, 1.0, -1.0 / (len(table.actions) - 1))
     if conditions.disaster:
-        struck = rng.random(len(rewards)) < 1e-3
-        rewards = rewards + conditions.disaster * first * (1e-3 - struck)
+        risked, struck = actions == conditions.disaster_action, rng.random(len(rewards)) < 1e-3
+        rewards = rewards + conditions.disaster * risked * (1e-3 - struck)
     return rewards
 
 
@@ -211,11 +213,12 @@ def _reward_range(table: Table, conditions: Conditions) -> tuple[float, float] |
     return float(possible.min() - error - conditions.disaster), float(possible.max() + error)
 
 
-def shifted(world: GateWorld, logger: Floats, direction: str, shift: float, horizon: int) -> Floats:
+def shifted(world: GateWorld, logger: Floats, direction: str, shift: float, conditions: Conditions) -> Floats:
     """(S, A) the logger with so much of its probability moved.
 
-    Directions: "better", to the best action; "worse", to the worst one; "looser", to all actions alike; "equal", to the
-    best action in one half of the observations and to the worst in the other, just so much that nothing is gained.
+    Directions: "better", to the best action; "worse", to the worst one; "looser", to all actions alike; "riskier", to
+    the one that may bring a disaster; "equal", to the best action in one half of the observations and to the worst in
+    the other, just so much that nothing is gained.
     """
     if direction == "better":
         return (1 - shift) * logger + shift * world.best_policy()
@@ -223,7 +226,9 @@ def shifted(world: GateWorld, logger: Floats, direction: str, shift: float, hori
         return (1 - shift) * logger + shift * world.worst_policy(logger)
     if direction == "looser":
         return soft_around(logger, world.table.available, shift)
-    return _equal(world, logger, shift, horizon)
+    if direction == "riskier":
+        return (1 - shift) * logger + shift * np.eye(logger.shape[1])[conditions.disaster_action]
+    return _equal(world, logger, shift, conditions.horizon)
 
 
 def _equal(world: GateWorld, logger: Floats, shift: float, horizon: int) -> Floats:

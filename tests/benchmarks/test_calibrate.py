@@ -100,10 +100,10 @@ def test_equal_candidates_are_worth_as_much_and_differ() -> None:
 def test_mean_return_of_many_episodes_is_the_exact_value(name: str) -> None:
     world, horizon = gate_world(name), 30
     logger = soft_around(world.best_policy(), world.table.available, 0.5)
-    for policy in (logger, shifted(world, logger, "worse", 0.3, horizon)):
-        conditions = Conditions(
-            horizon=horizon, n_episodes=20_000, n_others=0.0, noise=0.3, shock=0.2, cluster_size=2, disaster=5.0
-        )
+    conditions = Conditions(
+        horizon=horizon, n_episodes=20_000, n_others=0.0, noise=0.3, shock=0.2, cluster_size=2, disaster=5.0
+    )
+    for policy in (logger, shifted(world, logger, "worse", 0.3, conditions)):
         log = draw_log(world, policy, conditions, np.random.default_rng(3))
         discounted = world.table.gamma**log.step_in_episode * log.rewards
         returns = np.add.reduceat(discounted, log.offsets[:-1])
