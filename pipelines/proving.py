@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.constraints import Rules
 from datasets.replay import GATE, SELECT, TRAIN, Replay
 from datasets.splits import gate_nights, last_night_over
 from offline_dqn.policy import Policy
@@ -49,7 +50,7 @@ def prove(workspace: Workspace, paths: Sequence[Path] = ()) -> Proof:
 
 def proof_of(workspace: Workspace, replay: Replay) -> Proof:
     """Backtest and placebo on the `train` and `select` episodes of a replay dataset."""
-    episodes, config = replay.of_split(TRAIN, SELECT), workspace.config
+    episodes, config = _as_it_acted(replay.of_split(TRAIN, SELECT)), workspace.config
     return Proof(
         backtest=backtest(
             episodes,
@@ -60,6 +61,13 @@ def proof_of(workspace: Workspace, replay: Replay) -> Proof:
         ),
         placebos=placebos_of(workspace, episodes),
     )
+
+
+def _as_it_acted(episodes: Replay) -> Replay:
+    """The episodes without constraints, where the log took what these forbid by now: its versions knew no shield."""
+    steps = np.arange(episodes.n_steps)
+    held = not episodes.contract.forbids or episodes.permitted[steps, episodes.actions].all()
+    return episodes if held else episodes.under(Rules(safe=episodes.contract.actions.safe))
 
 
 def placebos_of(workspace: Workspace, episodes: Replay) -> tuple[Placebo, ...]:

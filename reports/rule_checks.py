@@ -33,8 +33,8 @@ def _breach_check(breach: BreachRate) -> Check:
     today = shares.get("baseline", shares["log"])
     if bound > limit and today.value is not None and today.value > limit:
         meaning += (
-            f" What runs today breaches it on {today.value:.3%}, above the limit as well: a limit is a promise, and "
-            "being nearer to it than today does not keep it."
+            f" What runs today breaches it on {today.value:.3%}, above the limit as well: a limit is a promise "
+            "whatever runs today."
         )
     return Check(name, bound <= limit, bound, limit, meaning)
 
