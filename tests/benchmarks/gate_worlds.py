@@ -227,7 +227,7 @@ def shifted(world: GateWorld, logger: Floats, direction: str, shift: float, cond
     if direction == "looser":
         return soft_around(logger, world.table.available, shift)
     if direction == "riskier":
-        return (1 - shift) * logger + shift * np.eye(logger.shape[1])[conditions.disaster_action]
+        return np.asarray((1 - shift) * logger + shift * np.eye(logger.shape[1])[conditions.disaster_action])
     return _equal(world, logger, shift, conditions.horizon)
 
 

@@ -29,8 +29,10 @@ from tests.benchmarks.gate_worlds import Conditions, Floats, GateWorld, draw_log
 from tests.benchmarks.outcomes import Outcome, level_of, outcome_of
 from tests.benchmarks.tables import soft_around
 
-_DEALT = {"n_others": 1.5, "select": 1 / 6}
-"""As [snapshot] deals episodes by default: half to train on, a tenth to choose on, the rest to the gate."""
+
+def _dealt(horizon: int, n_episodes: int, noise: float = 0.0) -> Conditions:
+    """As [snapshot] deals episodes by default: half to train on, a tenth to choose on, the rest to the gate."""
+    return Conditions(horizon=horizon, n_episodes=n_episodes, noise=noise, n_others=1.5, select=1 / 6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,12 +116,12 @@ def _logger(cell: LearnedCell) -> tuple[GateWorld, Floats, float]:
 
 
 CELLS = (
-    LearnedCell(table="one step", conditions=Conditions(horizon=1, n_episodes=400, noise=1.0, **_DEALT), logger=0.3,
+    LearnedCell(table="one step", conditions=_dealt(1, 400, 1.0), logger=0.3,
                 exploration=0.3, logs=0.3),
-    LearnedCell(table="one step", conditions=Conditions(horizon=1, n_episodes=400, noise=1.0, **_DEALT), logger=0.8,
+    LearnedCell(table="one step", conditions=_dealt(1, 400, 1.0), logger=0.8,
                 exploration=0.3),
-    LearnedCell(table="5 steps", conditions=Conditions(horizon=60, n_episodes=400, noise=1.0, **_DEALT), logger=0.3,
+    LearnedCell(table="5 steps", conditions=_dealt(60, 400, 1.0), logger=0.3,
                 exploration=0.3, logs=0.3),
-    LearnedCell(table="FrozenLake 4x4", conditions=Conditions(horizon=100, n_episodes=1_000, **_DEALT), logger=0.5,
+    LearnedCell(table="FrozenLake 4x4", conditions=_dealt(100, 1_000), logger=0.5,
                 exploration=0.3),
 )  # fmt: skip
