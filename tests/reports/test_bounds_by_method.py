@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from reports.assessment import Assessment, AssessmentConfig, assess
+from reports.assessment import Assessment, assess
 from reports.bounds_by_method import METHODS
+from reports.evaluate_config import AssessmentConfig
 from reports.gate import GateConfig
 from reports.records import Bounds, evaluation_from_json, evaluation_to_json
 from reports.trial import Trial, feasible_range
