@@ -211,6 +211,15 @@ def _overlap_checks(overlap: Overlap, bounds: OverlapBounds) -> Iterator[Check]:
         f"The weighted log is worth {overlap.effective_sample_size:.1f} episodes of the policy itself; it takes "
         f"{bounds.smallest_sample_size:g}.",
     )
+    if overlap.effective_events is not None:
+        yield Check(
+            f"rare events {of}",
+            overlap.effective_events >= bounds.fewest_events,
+            overlap.effective_events,
+            bounds.fewest_events,
+            f"The influence terms are skewed like {overlap.effective_events:.3g} rare events; with fewer than "
+            f"{bounds.fewest_events:g} a log that happens to hold few of them looks better and surer than it is.",
+        )
 
 
 def _feasible_check(evaluation: Evaluation) -> Check:

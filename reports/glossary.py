@@ -350,6 +350,13 @@ GLOSSARY: tuple[TermGroup, ...] = (
                 "reports.propensity.check_propensities",
             ),
             Term(
+                "effective_events",
+                "rare events",
+                "How many equal rare events would skew the candidate's difference as much as its influence terms are: "
+                "n over the squared skewness. Below 28 a bound may miss.",
+                "reports.overlap.effective_events",
+            ),
+            Term(
                 "overlap_region",
                 "where the log shows too little",
                 "Regions of the features in which the ratio of candidate to log, which has mean 1 where the log takes "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from pydantic import Field
 
@@ -29,6 +31,9 @@ class OverlapBounds(Settings):
     """Pareto tail index of the influence terms above which their mean is not trusted."""
     largest_share: float = Field(0.10, gt=0, le=1)
     """Largest share of one episode in the squared influence."""
+    fewest_events: float = Field(28.0, ge=1)
+    """How many equal rare events the influence terms must be worth where they are skewed: with fewer, a log that
+    happens to hold few of them looks better and surer than it is. Cochran's rule, n > 28 skewness^2."""
     smallest_sample_size: float = Field(30.0, ge=1)
     """Smallest effective sample size, in episodes."""
 
@@ -60,6 +65,9 @@ def measure_overlap(
     size = effective_sample_size(log_weights)
     tail = None if overflowed else pareto_tail_index(np.abs(influence))
     share = None if overflowed else largest_influence_share(influence)
+    # What decides is the candidate's difference; the others' terms are their values, skewed as returns are.
+    judged = policy == "candidate" and decides and not overflowed
+    events = effective_events(influence) if judged else None
     causes = []
     if overflowed or mean_weight_interval is None:
         causes.append("the weights overflow, or have no interval")
@@ -77,6 +85,11 @@ def measure_overlap(
         causes.append(f"the tail index of the influence terms is {tail:.2f}, above {bounds.largest_tail_index:g}")
     if share is not None and share > bounds.largest_share:
         causes.append(f"one episode carries {share:.0%} of the squared influence, more than {bounds.largest_share:.0%}")
+    if events is not None and events < bounds.fewest_events:
+        causes.append(
+            f"the influence terms are worth {events:.3g} rare events, under {bounds.fewest_events:g}: another log may "
+            "as well hold more or fewer of them"
+        )
     return Overlap(
         policy=policy,
         mean_weight=None if overflowed else mean_weight,
@@ -87,6 +100,7 @@ def measure_overlap(
         refused="; ".join(causes) or None,
         decides=decides,
         weights=weights,
+        effective_events=events,
     )
 
 
@@ -100,6 +114,25 @@ def largest_influence_share(influence: Floats) -> float:
     squared = influence**2
     total = float(squared.sum())
     return float(squared.max()) / total if total > 0 else 0.0
+
+
+def effective_events(influence: Floats) -> float | None:
+    """How many equal rare events would skew a mean as much as (N,) centered influence terms; None where nothing does.
+
+    (sum u^2)^3 / (sum u^3)^2, which is n over the squared skewness, and k for k equal terms among many of about 0. The
+    error of a one-sided bound is of order 1 / sqrt of this. Skew in either direction counts: a log that happens to hold
+    none of the rare losses is skewed upwards by what is left.
+
+    Source: Hall 1988, Theoretical comparison of bootstrap confidence intervals, section 3 (one-sided percentile
+    intervals); Sugden, Smith and Jones 2000, Cochran's rule for simple random sampling (n > 28 skewness^2).
+    """
+    largest = float(np.abs(influence).max())
+    if largest == 0:
+        return None
+    scaled = influence / largest  # cubes of the terms themselves may overflow
+    third = float((scaled**3).sum()) ** 2
+    events = float((scaled**2).sum()) ** 3 / third if third > 0 else math.inf
+    return events if events <= len(influence) else None
 
 
 def pareto_tail_index(values: Floats) -> float | None:

@@ -125,6 +125,8 @@ class Overlap:
     """Whether the gate rests on these weights; the others are shown beside them."""
     weights: str = "products of ratios"
     """"products of ratios" or "marginalized"."""
+    effective_events: float | None = None
+    """How many equal rare events the candidate's influence terms are worth; None where they are hardly skewed."""
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,10 @@ _BY_BEGINNING = {
         "candidate breaches too often: let the reward price the breach, forbid what leads to it, or set the limit to "
         "what is accepted today and lower it with each promotion."
     ),
+    "rare events of": (
+        "Few episodes carry the difference. Let the candidate stay closer to what was logged, or wait for more gate "
+        "episodes: they show more of the events."
+    ),
     "episodes independent within": (
         "Set episodes.cluster in the contract to what makes these episodes alike, and evaluate again: the intervals "
         "then allow for it."

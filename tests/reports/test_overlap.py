@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reports.overlap import OverlapBounds, largest_influence_share, measure_overlap, pareto_tail_index
+from reports.overlap import OverlapBounds, effective_events, largest_influence_share, measure_overlap, pareto_tail_index
 from reports.records import Interval
 
 
@@ -51,3 +51,33 @@ def test_overflowed_weights_are_refused_without_a_number() -> None:
     assert overlap.mean_weight is None
     assert overlap.refused is not None
     assert "overflow" in overlap.refused
+
+
+def test_equal_rare_events_count_as_many_as_there_are() -> None:
+    # k terms of -(1 - k / n) among n - k of k / n: for n large (sum u^2)^3 / (sum u^3)^2 = k^3 / k^2 = k.
+    terms = np.zeros(1_000_000)
+    terms[:17] = -5.0
+    assert effective_events(terms - terms.mean()) == pytest.approx(17, rel=1e-3)
+    assert effective_events(terms.mean() - terms) == pytest.approx(17, rel=1e-3)
+    assert effective_events(np.array([-1.0, 1.0])) is None
+    assert effective_events(np.zeros(5)) is None
+    assert effective_events(np.array([-1e200, 5e199, 5e199])) is None  # skewed less than three events
+
+
+@pytest.mark.parametrize(("n", "loss_rate", "refused"), [(500, 0.02, True), (4000, 0.2, False)])
+def test_bounds_fail_where_events_are_few_and_are_refused_there(n: int, loss_rate: float, refused: bool) -> None:
+    """Ten actions at random, a candidate that takes one of them and is worth exactly as much as the log."""
+    rng, bound_above_truth, refusals, n_logs = np.random.default_rng(0), 0, 0, 100
+    for _ in range(n_logs):
+        weights = np.where(rng.integers(10, size=n) == 0, 9.1, 0.1)
+        rewards = -(rng.random(n) < loss_rate).astype(np.float64)
+        terms = (weights - 1) * (rewards - rewards.mean())  # doubly robust - log, with a constant for a model
+        draws = rng.multinomial(n, np.full(n, 1 / n), size=400) @ terms / n
+        bound_above_truth += float(np.quantile(draws, 0.05)) > 0.0
+        influence = terms - terms.mean()
+        overlap = measure_overlap(
+            "candidate", np.log(weights), influence, 1.0, Interval(0.9, 1.1, 0.95, "bootstrap"), OverlapBounds()
+        )
+        refusals += "rare events, under 28" in (overlap.refused or "")
+    assert (bound_above_truth > 20) is refused, f"the bound failed in {bound_above_truth} of {n_logs} logs"
+    assert refusals >= 95 if refused else refusals <= 5, f"{refusals} of {n_logs} logs refused"
