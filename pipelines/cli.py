@@ -517,7 +517,7 @@ def print_nights(workspace: Path, records: list[Any]) -> None:
 
     console.print_table("Nights", COLUMNS, [record.row() for record in records], right=RIGHT)
     for record in records[-1:]:
-        console.print_account("", {"verdict": record.reason})
+        console.print_account("", {"verdict": record.reason, "review": record.review})
         for warning in record.warnings:
             console.warn(warning)
     reports = [record.report for record in records if record.report]

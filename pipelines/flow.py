@@ -24,6 +24,7 @@ from datasets.locking import exclusive_lock
 from offline_dqn.trained import Metrics
 from pipelines import stages
 from pipelines.nights import COLUMNS, NightRecord, append_night, read_nights
+from pipelines.review import ask_for_review
 from pipelines.stages import DriftOutcome, EvaluateOutcome
 from pipelines.training import TrainOutcome, train
 from pipelines.upkeep import Retained, retain
@@ -131,7 +132,8 @@ def _night(workspace: Workspace, force_train: bool) -> NightRecord:
             workspace.refresh_catalog(workspace.open_lake())
             return _record(workspace, clock, ingested, drift, None, not_judged=(trained.release, str(spent)))
     workspace.refresh_catalog(workspace.open_lake())
-    return _record(workspace, clock, ingested, drift, evaluated)
+    review = ask_for_review(workspace, evaluated.release) if evaluated.passed else None
+    return _record(workspace, clock, ingested, drift, evaluated, review=review)
 
 
 def _changed_since(workspace: Workspace, drift: DriftOutcome) -> date | None:
@@ -171,6 +173,7 @@ def _record(
     drift: DriftOutcome | None,
     evaluated: EvaluateOutcome | None,
     not_judged: tuple[int, str] | None = None,
+    review: str | None = None,
 ) -> NightRecord:
     """The line of the night; `not_judged` is a candidate that did not meet `gate`, and why."""
     held = _held(workspace, ingested) if drift is None else None
@@ -198,6 +201,7 @@ def _record(
         seconds=clock.total(),
         live_from=drift.live_nights[0].isoformat() if drift and drift.live_nights else None,
         warnings=[*_warnings(ingested), *_still_held(workspace, batch)],
+        review=review,
     )
     append_night(workspace.nights_path, record)
     return record
@@ -255,6 +259,8 @@ def _show(workspace: Workspace, record: NightRecord) -> None:
     )
     verdict = f"**{record.gate or record.decision}**: {record.reason}"
     verdict += "".join(f"\n\n- {warning}" for warning in record.warnings)
+    if record.review:
+        verdict += f"\n\nReview: {record.review}"
     if record.report:
         verdict += f"\n\nReport: `{workspace.root / record.report}`"
     create_markdown_artifact(markdown=verdict, key=f"verdict-{name}", description="What the night decided")

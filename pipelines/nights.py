@@ -26,6 +26,7 @@ class NightRecord:
         report: path of the report, relative to the workspace.
         seconds: by stage, and "total".
         live_from: first night of the live window that drift was measured on.
+        review: where a candidate that passed waits for its reviewer, or how it is decided from a shell.
         warnings: what a person should look at although the night went on, such as files that could not be read.
     """
 
@@ -47,6 +48,7 @@ class NightRecord:
     seconds: Mapping[str, float]
     live_from: str | None = None
     warnings: Sequence[str] = ()
+    review: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
