@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -43,6 +43,21 @@ class QueryResult:
     rows: tuple[tuple[Any, ...], ...]
 
 
+@dataclass(frozen=True)
+class Added:
+    """Tables and views of what lies outside the lake.
+
+    Attributes:
+        made_from: plain JSON values that change whenever a table would; the tables are made only then.
+        tables: by name, what makes the rows.
+        views: by name, a SELECT over files.
+    """
+
+    made_from: Any
+    tables: Mapping[str, Callable[[], pa.Table]]
+    views: Mapping[str, str]
+
+
 def refresh_catalog(
     lake: Lake,
     path: Path,
@@ -50,6 +65,7 @@ def refresh_catalog(
     as_of: datetime,
     releases: Sequence[Mapping[str, Any]],
     snapshots: Sequence[Path] = (),
+    added: Added | None = None,
 ) -> None:
     """Rebuilds the views if the lake, its place, the releases or the snapshots have changed since they were built.
 
@@ -59,6 +75,7 @@ def refresh_catalog(
         as_of: when the `episodes` view judges idleness.
         releases: rows of the `releases` view.
         snapshots: folders of the snapshots whose coverage is in the `coverage` view.
+        added: tables and views of what lies outside the lake.
 
     Raises:
         CatalogError: the disk is full.
@@ -72,6 +89,7 @@ def refresh_catalog(
             "as_of": as_of.isoformat(),
             "releases": list(releases),
             "snapshots": [str(folder) for folder in snapshots],
+            "added": added.made_from if added else None,
         },
         sort_keys=True,
         default=str,
@@ -80,7 +98,7 @@ def refresh_catalog(
     try:
         with exclusive_lock(path.with_name(path.name + ".lock"), str(path), wait_s=60.0):
             if not path.exists() or _built_from(path) != state:
-                _build(lake, beside, as_of, releases, snapshots, state)
+                _build(lake, beside, as_of, releases, snapshots, added, state)
                 beside.replace(path)
     except (*NO_ROOM, OSError) as error:
         beside.unlink(missing_ok=True)
@@ -98,14 +116,15 @@ def current_catalog(
     as_of: datetime,
     releases: Sequence[Mapping[str, Any]],
     snapshots: Sequence[Path] = (),
+    added: Added | None = None,
 ) -> Iterator[Path]:
     """The views at the lake's last commit: in `path`, or in a file for the moment where `path` cannot be written."""
     with tempfile.TemporaryDirectory(prefix="offline-dqn-") as folder:
         try:
-            refresh_catalog(lake, path, as_of=as_of, releases=releases, snapshots=snapshots)
+            refresh_catalog(lake, path, as_of=as_of, releases=releases, snapshots=snapshots, added=added)
         except ReadOnlyError:
             path = Path(folder) / path.name
-            _build(lake, path, as_of, releases, snapshots, "")
+            _build(lake, path, as_of, releases, snapshots, added, "")
         yield path
 
 
@@ -115,6 +134,7 @@ def _build(
     as_of: datetime,
     releases: Sequence[Mapping[str, Any]],
     snapshots: Sequence[Path],
+    added: Added | None,
     state: str,
 ) -> None:
     path.unlink(missing_ok=True)
@@ -127,6 +147,8 @@ def _build(
         connection.register("coverage_rows", coverage_of(snapshots))
         connection.execute("CREATE TABLE coverage AS SELECT * FROM coverage_rows")
         connection.unregister("coverage_rows")
+        if added is not None:
+            _store_added(connection, added)
         connection.execute("CREATE TABLE _built_from AS SELECT ? AS state", [state])
         connection.execute("USE memory")
         connection.execute("DETACH built")
@@ -178,6 +200,15 @@ def _store_releases(connection: duckdb.DuckDBPyConnection, releases: Sequence[Ma
     connection.unregister("release_rows")
 
 
+def _store_added(connection: duckdb.DuckDBPyConnection, added: Added) -> None:
+    for name, make in added.tables.items():
+        connection.register("added_rows", make())
+        connection.execute(f"CREATE TABLE {name} AS SELECT * FROM added_rows")
+        connection.unregister("added_rows")
+    for name, query in added.views.items():
+        connection.execute(f"CREATE VIEW {name} AS {query}")
+
+
 def _built_from(path: Path) -> str | None:
     try:
         with duckdb.connect(str(path), read_only=True) as connection:
@@ -204,7 +235,8 @@ def query_catalog(path: Path, sql: str, *, folders: Sequence[Path]) -> QueryResu
         kinds = ", ".join(s.type.name for s in statements) or "nothing"
         raise QueryError(
             f"`query` answers exactly one SELECT and changes nothing; this is {kinds}. The views are steps, "
-            "transitions, episodes, outcomes, quarantine, batches, files, removals, releases and coverage."
+            "transitions, episodes, outcomes, quarantine, batches, files, removals, releases, evaluations, "
+            "evaluation_episodes and coverage."
         )
     if not path.exists():
         raise QueryError(f"{path} does not exist. `offline-dqn ingest` builds it.")

@@ -7,7 +7,7 @@ import json
 import mmap
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from datasets.locking import exclusive_lock
 from datasets.logfiles import LogFile, LogFileError, Unread, container_errors, find_log_files, open_unread
 from datasets.privacy import key_for
 from pipelines.workspace import Workspace
+from reports.episode_terms import EPISODES, without_episodes
 from reports.examples import evaluation_without, report_without
 from reports.manifest import read_manifest
 
@@ -72,7 +73,8 @@ def erase(workspace: Workspace, *, episode: str | None, named: str | None, dry_r
         at = datetime.now(UTC)
 
         def traces(names: Iterable[str], snapshots: Iterable[str]) -> None:
-            _erase_traces(workspace, lake, snapshots, _bytes_pattern([subject.plain, *names]))
+            named = {subject.plain, *names}
+            _erase_traces(workspace, lake, named, snapshots, _bytes_pattern(named))
 
         snapshots_path = workspace.snapshots_path
         found = erase_subject(lake, subject, key, snapshots_path, at=at, dry_run=dry_run, traces=traces)
@@ -88,7 +90,8 @@ def finish(workspace: Workspace) -> bool:
     lake = workspace.open_lake()
 
     def traces(names: Iterable[str], snapshots: Iterable[str]) -> None:
-        _erase_traces(workspace, lake, snapshots, _bytes_pattern(names))
+        named = set(names)
+        _erase_traces(workspace, lake, named, snapshots, _bytes_pattern(named))
 
     with _locked(workspace):
         return finish_erasure(lake, workspace.snapshots_path, traces=traces)
@@ -120,30 +123,49 @@ def _as_html(name: str) -> str:
 
 
 def _erase_traces(
-    workspace: Workspace, lake: Lake, snapshots: Iterable[str], pattern: re.Pattern[bytes] | None
+    workspace: Workspace,
+    lake: Lake,
+    names: Collection[str],
+    snapshots: Iterable[str],
+    pattern: re.Pattern[bytes] | None,
 ) -> None:
     """Takes the subject's names out of what was made from the lake. Everything here can be repeated."""
     for name in snapshots:  # half a training on what is no longer there
         shutil.rmtree(workspace.root / "checkpoints" / name, ignore_errors=True)
-    if pattern is not None:
-        if workspace.nights_path.exists() and _names(workspace.nights_path, pattern):
-            write_durably(workspace.nights_path, pattern.sub(_ERASED, workspace.nights_path.read_bytes()))
-        for release in workspace.releases_on_disk():
-            _redact_evaluation(workspace, release, pattern)
+    if pattern is not None and workspace.nights_path.exists() and _names(workspace.nights_path, pattern):
+        write_durably(workspace.nights_path, pattern.sub(_ERASED, workspace.nights_path.read_bytes()))
+    for release in workspace.releases_on_disk():
+        _redact_evaluation(workspace, release, names, pattern)
     workspace.refresh_catalog(lake)
 
 
-def _redact_evaluation(workspace: Workspace, release: int, pattern: re.Pattern[bytes]) -> None:
-    """Records evaluation and report again without the names: the verdict stays, the registered bytes change."""
+def _redact_evaluation(
+    workspace: Workspace, release: int, names: Collection[str], pattern: re.Pattern[bytes] | None
+) -> None:
+    """Records what an evaluation wrote again without the names and their rows: the verdict stays, the bytes change."""
     folder = workspace.release_path(release)
     manifest = read_manifest(folder)
-    files = [folder / name for name in _EVALUATION if (folder / name).is_file()]
-    if manifest is None or not any(_names(path, pattern) for path in files) or manifest.damage(folder):
+    if manifest is None:
         return
-    redacted = {path.name: pattern.sub(_ERASED, _EVALUATION[path.name](path.read_bytes(), pattern)) for path in files}
+    files = {name: (folder / name).read_bytes() for name in manifest.evaluation_files if (folder / name).is_file()}
+    redacted = {name: _redacted(name, content, names, pattern) for name, content in files.items()}
+    if redacted == files:
+        return
+    if manifest.damage(folder):  # it cannot be used as it is, and must not be laundered; the rows go all the same
+        if EPISODES in redacted:
+            write_durably(folder / EPISODES, redacted[EPISODES])
+        return
     workspace.registry.record_evaluation(
         release, gate="passed" if manifest.gate == "passed" else "refused", files=redacted
     )
+
+
+def _redacted(name: str, content: bytes, names: Collection[str], pattern: re.Pattern[bytes] | None) -> bytes:
+    if name == EPISODES:  # by the whole id: a name too short to be looked for in text is a row all the same
+        return without_episodes(content, names)
+    if name in _EVALUATION and pattern is not None and pattern.search(content):
+        return pattern.sub(_ERASED, _EVALUATION[name](content, pattern))
+    return content
 
 
 def _logs_naming(workspace: Workspace, sources: Iterable[str], pattern: re.Pattern[bytes] | None) -> list[str]:

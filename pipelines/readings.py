@@ -26,6 +26,7 @@ from offline_dqn.policy import AnyPolicy
 from pipelines.acting import ReleaseError, load_release
 from pipelines.training import VERSION_ZERO, StageError, written_by
 from pipelines.workspace import Workspace
+from reports.episode_terms import EPISODES, episode_table
 from reports.evaluate_config import EvaluateConfig
 from reports.evaluation import EvaluationError, evaluate_candidate
 from reports.gate import GateConfig
@@ -97,8 +98,8 @@ class Bench:
             against.append(str(VERSION_ZERO))
         return ", ".join(dict.fromkeys(against))
 
-    def judge(self, freshness: Freshness | None) -> Evaluation:
-        """Estimates, decides: the reading itself.
+    def judge(self, freshness: Freshness | None) -> tuple[Evaluation, bytes]:
+        """Estimates, decides: the reading itself. Returns the evaluation, and `evaluation_episodes.parquet`.
 
         Args:
             freshness: what the newest nights said when it was entered.
@@ -108,8 +109,9 @@ class Bench:
         """
         gate = self.replay.shielded().of_split(GATE)
         rules_champion = self.champion == VERSION_ZERO
+        episodes: list[bytes] = []
         try:
-            return evaluate_candidate(
+            evaluation = evaluate_candidate(
                 self.replay,
                 candidate=self.candidate,
                 baseline=self.version_zero if rules_champion else self.baseline,
@@ -126,9 +128,11 @@ class Bench:
                 gate_config=self.gate,
                 seed=self.seed,
                 freshness=freshness,
+                on_terms=lambda judged, terms: episodes.append(episode_table(self.release, judged, terms)),
             )
         except EvaluationError as error:
             raise _not_evaluated(self.release, self.summary, str(error)) from error
+        return evaluation, episodes[0]
 
 
 def set_up(workspace: Workspace, release: int) -> Bench:
@@ -285,7 +289,7 @@ def check_writable(folder: Path) -> None:
     try:
         trial.write_bytes(b"")
         trial.unlink()
-        blocked = [name for name in (EVALUATION, "report.html") if (folder / name).is_dir()]
+        blocked = [name for name in (EVALUATION, EPISODES, "report.html") if (folder / name).is_dir()]
         if blocked:
             raise IsADirectoryError(0, "is a folder", str(folder / blocked[0]))
     except OSError as error:

@@ -60,7 +60,7 @@ def replay_decision(workspace: Workspace, release: int) -> Replayed:
     stored = (workspace.release_path(release) / EVALUATION).read_bytes()
     bench = set_up_again(workspace, reading.terms, release)
     recorded = _recorded(stored)
-    judged = bench.judge(recorded.freshness if recorded else None)
+    judged, _ = bench.judge(recorded.freshness if recorded else None)
     replayed = evaluation_bytes(evaluation_to_json(replace(judged, proof=recorded.proof if recorded else None)))
     return Replayed(
         release=release,

@@ -52,6 +52,7 @@ from pipelines.readings import (
 from pipelines.training import VERSION_ZERO, StageError
 from pipelines.upkeep import compact_lake
 from pipelines.workspace import Workspace
+from reports.episode_terms import EPISODES
 from reports.estimators import on_policy_returns
 from reports.ledger import Ledger, Verdict
 from reports.manifest import read_manifest
@@ -394,7 +395,8 @@ def evaluate(
     fresh = freshness(workspace, bench.replay, bench.summary)
     proof = replace(proof_of(workspace, bench.replay), promises=promises(workspace))
     reading = ledger.begin(bench.terms, bench.gate, spent_at(workspace), judged_releases(workspace))
-    evaluation = replace(bench.judge(fresh), proof=proof)
+    evaluation, episodes = bench.judge(fresh)
+    evaluation = replace(evaluation, proof=proof)
     decision = evaluation.decision
     assert decision is not None  # evaluate_candidate always decides
     data = _report_data(workspace, release, evaluation, bench.summary, drift)
@@ -403,7 +405,7 @@ def evaluate(
     workspace.registry.record_evaluation(
         release,
         gate=verdict,
-        files={EVALUATION: content, "report.html": render_report(data).encode()},
+        files={EVALUATION: content, EPISODES: episodes, "report.html": render_report(data).encode()},
         tags={**_headline(evaluation), JUDGED_AGAINST: bench.stands_for},
     )
     ledger.decide(reading, verdict, digest_of(content))

@@ -13,6 +13,7 @@ from datasets.contract import Contract, read_contract
 from datasets.errors import OfflineDqnError
 from datasets.ingest import newest_timestamp
 from datasets.lake import Lake, open_lake
+from pipelines.catalog_views import evaluation_views
 from pipelines.config import PipelineConfig, read_config
 from reports.manifest import read_manifest
 from reports.registry import Registry
@@ -105,6 +106,7 @@ class Workspace:
             as_of=self._catalog_as_of(lake),
             releases=self._release_rows(),
             snapshots=self._snapshot_folders(),
+            added=evaluation_views(self.releases_path, self.releases_on_disk()),
         )
         return self.catalog_path
 
@@ -113,8 +115,11 @@ class Workspace:
         lake = self.open_lake()
         as_of, releases = self._catalog_as_of(lake), self._release_rows()
         snapshots = self._snapshot_folders()
-        with current_catalog(lake, self.catalog_path, as_of=as_of, releases=releases, snapshots=snapshots) as path:
-            return query_catalog(path, sql, folders=[self.root / "lake", self.snapshots_path])
+        added = evaluation_views(self.releases_path, self.releases_on_disk())
+        with current_catalog(
+            lake, self.catalog_path, as_of=as_of, releases=releases, snapshots=snapshots, added=added
+        ) as path:
+            return query_catalog(path, sql, folders=[self.root / "lake", self.snapshots_path, self.releases_path])
 
     def _catalog_as_of(self, lake: Lake) -> datetime:
         # To the minute: a clock that runs on must not make every query rebuild the views.

@@ -19,6 +19,7 @@ from reports.beyond_value import assess_beyond_value
 from reports.bounds_by_method import bounds_by_method, interval_by, refused_bounds
 from reports.deciding import Deciding
 from reports.dependence import design_effect
+from reports.episode_terms import EpisodeTerms, terms_of
 from reports.estimators import Floats, RatioSum
 from reports.evaluate_config import AssessmentConfig
 from reports.gate import GateConfig
@@ -86,6 +87,7 @@ class Assessment:
     n_replicates: int
     safety: Safety | None
     slices: Slices | None
+    terms: EpisodeTerms
 
 
 def assess(trial: Trial, config: AssessmentConfig, gate: GateConfig, rng: np.random.Generator) -> Assessment:
@@ -168,6 +170,7 @@ def assess(trial: Trial, config: AssessmentConfig, gate: GateConfig, rng: np.ran
         n_replicates=n_replicates,
         safety=safety,
         slices=slices,
+        terms=terms_of(trial, sums, trial.deciding if weighted else None),
     )
 
 

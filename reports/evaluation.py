@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +14,7 @@ from reports.assessment import DECIDING_RULE, assess, night_episodes_upper
 from reports.calibration_line import line_of
 from reports.crossfit import Fold, FoldFitter, behavior_outside, cross_fit, deal_folds, logged_ratios, step_probs
 from reports.deciding import DecidingRule, choose_deciding
+from reports.episode_terms import EpisodeTerms
 from reports.estimators import Floats
 from reports.evaluate_config import EvaluateConfig
 from reports.explaining import explain_changes, explain_nights, explain_q
@@ -47,6 +48,7 @@ def evaluate_candidate(
     fit_models: FoldFitter | None = None,
     freshness: Freshness | None = None,
     explain: bool = True,
+    on_terms: Callable[[Replay, EpisodeTerms], None] = lambda *_: None,
 ) -> Evaluation:
     """Estimate the candidate's value on the gate episodes, compare it with what runs today, and decide.
 
@@ -66,6 +68,7 @@ def evaluate_candidate(
         explain: whether to add what a reviewer looks at and no check asks for: what the candidate changes, how its
             Q-values keep their word, and where in the features the log shows too little.
         freshness: whether newer nights are like the gate episodes; None where nobody looked.
+        on_terms: is given the episodes that were judged and the deciding estimator's terms of each.
 
     Raises:
         EvaluationError: if no gate episode can be used.
@@ -147,6 +150,7 @@ def evaluate_candidate(
         window=rule.window,
     )
     found = assess(trial, config, gate_config, np.random.default_rng(seed))
+    on_terms(gate, found.terms)
     evaluation = Evaluation(
         estimand=_estimand(trial),
         candidate_name=candidate_name,

@@ -38,8 +38,8 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 @pytest.fixture(scope="module")
 def answers(simulated: Workspace) -> list[Rows]:
-    """The answer to every question, in the order of the page."""
-    found = [simulated.query(sql) for sql in QUESTIONS]
+    """The answer to the questions about the lake, in the order of the page."""
+    found = [simulated.query(sql) for sql in QUESTIONS[:10]]
     return [[dict(zip(answer.columns, row, strict=True)) for row in answer.rows] for answer in found]
 
 
@@ -52,7 +52,7 @@ def steps_of(workspace: Workspace) -> Rows:
 
 
 def test_the_page_has_ten_questions_and_each_is_answered(answers: list[Rows]) -> None:
-    assert len(answers) == 10
+    assert (len(answers), len(QUESTIONS)) == (10, 13)
     assert all(answers)
 
 
@@ -133,7 +133,7 @@ def test_every_account_adds_up(answers: list[Rows]) -> None:
     assert sum(row["n_quarantined"] for row in answers[8]) == 2
 
 
-@pytest.mark.parametrize("sql", QUESTIONS)
+@pytest.mark.parametrize("sql", QUESTIONS[:10])
 def test_the_command_line_prints_them(simulated: Workspace, run: Run, sql: str) -> None:
     answer = run(simulated, "query", sql, "--format", "csv")
 
