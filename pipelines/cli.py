@@ -34,6 +34,7 @@ from pipelines.policy_commands import policy_app
 from pipelines.proof_commands import proof_app
 from pipelines.quarantine_commands import quarantine_app
 from pipelines.release_commands import print_budget, print_replay, release_app
+from pipelines.report_commands import report_app
 from pipelines.sign_command import add_sign_command
 from pipelines.snapshot_commands import import_command, snapshot_app
 from pipelines.upkeep_commands import upkeep_app
@@ -57,6 +58,7 @@ app.add_typer(batches_app, name="batches")
 app.add_typer(snapshot_app, name="snapshot")
 app.add_typer(policy_app)
 app.add_typer(release_app)
+app.add_typer(report_app, name="report")
 app.add_typer(proof_app)
 app.add_typer(upkeep_app)
 app.add_typer(quarantine_app, name="quarantine")

@@ -36,8 +36,9 @@ SCHEMA = pa.schema(
         ("weight", pa.float64()),
     ]
 )
-"""`return` is discounted; `cluster` the code of what makes episodes dependent; `weight` the candidate's whole-episode
-importance weight; `estimator` the deciding one, null where none decides."""
+"""`return` is discounted; `cluster` is the code of what makes episodes dependent; `weight` what the candidate's overlap
+is judged by: its whole-episode importance weight or, where marginalized weights decide, their balance; `estimator` is
+the deciding one, null where none decides."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,8 @@ def terms_of(trial: Trial, sums: Mapping[str, RatioSum], deciding: str | None) -
         if trial.version_zero_is_log
         else None
     )
-    return EpisodeTerms(
-        deciding, own, mean_terms(f"{deciding}/candidate"), baseline, version_zero, mean_terms("weight/candidate")
-    )
+    weights = mean_terms("balance/candidate" if deciding == "drl" else "weight/candidate")
+    return EpisodeTerms(deciding, own, mean_terms(f"{deciding}/candidate"), baseline, version_zero, weights)
 
 
 def episode_table(release: int, gate: Replay, terms: EpisodeTerms) -> bytes:

@@ -57,7 +57,7 @@ def evaluation_row(
     value = evaluation.estimate(deciding, "candidate") if deciding else None
     baseline = evaluation.estimate(deciding, "baseline") if deciding else None
     baseline = baseline or evaluation.estimate("on_policy", "log")
-    overlap = next((o for o in evaluation.overlaps if o.policy == "candidate"), None)
+    overlap = next((o for o in evaluation.overlaps if o.policy == "candidate" and o.decides), None)
     difference, to_rules = evaluation.comparison("baseline"), evaluation.comparison("version_zero")
     return {
         "release": release,

@@ -20,6 +20,7 @@ from markupsafe import Markup, escape
 from reports import change_pictures, charts, formatting, pictures, training_pictures
 from reports.bounds_by_method import TERMS
 from reports.candidate_table import candidate_rows, compared_on
+from reports.comparison import ReleaseComparison
 from reports.decision_pictures import certified_picture
 from reports.glossary import GLOSSARY
 from reports.log_pictures import sensitivity_picture, sensitivity_words, weight_picture
@@ -124,6 +125,13 @@ def render_report(data: ReportData) -> str:
         policy=content_security_policy(),
         script=page_script(),
     )  # fmt: skip
+    return "\n".join(line.rstrip() for line in text.splitlines() if line.strip()) + "\n"
+
+
+def render_comparison(comparison: ReleaseComparison, contract_name: str) -> str:
+    """Two releases side by side as one self-contained HTML document, in the style of the report."""
+    template = _environment().get_template("compare.html")
+    text = template.render(comparison=comparison, contract_name=contract_name)
     return "\n".join(line.rstrip() for line in text.splitlines() if line.strip()) + "\n"
 
 
