@@ -51,13 +51,15 @@ checkpoint_every = 100
 n_replicates = 2000
 n_folds = 2
 fqe = { n_random_features = 100 }
+deciding = { estimator = "dr" }
 
 [gate]
 alpha = 0.05
 overlap = { largest_tail_index = 0.95, largest_share = 0.5, smallest_sample_size = 10 }
 """
 """The autoscaler's settings, made small; the rules of version 0 follow from the scenario. So few episodes overlap badly
-now and then, which is no matter here: these tests are about what follows from a verdict."""
+now and then, and so rough a model carries no marginalized weights, which is no matter here: these tests are about what
+follows from a verdict."""
 
 CHATTER = re.compile(
     r"traceback|warning:|nanobind|leaked|prefect\b|mlflow|great.?expectations|alembic|http://|uvicorn|INFO|DEBUG"
