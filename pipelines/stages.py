@@ -54,7 +54,7 @@ from pipelines.upkeep import compact_lake
 from pipelines.workspace import Workspace
 from reports.episode_terms import EPISODES
 from reports.estimators import on_policy_returns
-from reports.ledger import Ledger, Verdict
+from reports.ledger import Ledger, Verdict, in_words
 from reports.manifest import read_manifest
 from reports.plan import LogPlan, plan_log
 from reports.promises import broken_sentence, judge_promise
@@ -400,6 +400,7 @@ def evaluate(
     decision = evaluation.decision
     assert decision is not None  # evaluate_candidate always decides
     data = _report_data(workspace, release, evaluation, bench.summary, drift)
+    data = replace(data, lineage={**data.lineage, "reading of gate": in_words(reading, ledger.readings(), bench.gate)})
     content = evaluation_bytes(evaluation_to_json(evaluation))
     verdict: Verdict = "passed" if decision.passed else "refused"
     workspace.registry.record_evaluation(

@@ -145,6 +145,16 @@ def budget_of(readings: Sequence[Reading], gate: GateConfig, at: datetime) -> Bu
     return Budget(at, spent, gate.yearly_error, gate.alpha, len(within), n_left, possible_at)
 
 
+def in_words(reading: Reading, readings: Sequence[Reading], gate: GateConfig) -> str:
+    """A reading for the report: its number, what it spends, and what its year had spent with it."""
+    until = [r for r in readings if r.number <= reading.number]
+    year = budget_of(until, gate, reading.at)
+    return (
+        f"number {reading.number}, entered for {reading.at:%Y-%m-%d %H:%M} UTC, spends {reading.terms.alpha:.3g}; with "
+        f"it the {year.n_readings} readings of the year before have spent {year.spent:.3g} of {year.allowed:.3g}"
+    )
+
+
 @dataclass(frozen=True)
 class Ledger:
     """The ledger in a file of JSON lines, `releases/ledger.jsonl`."""

@@ -54,6 +54,8 @@ def test_three_nights(fresh: Workspace) -> None:
     assert (fresh.root / str(first.report)).read_text().startswith("<!doctype html>")
     assert first.reason in newest_artifact("verdict-autoscaler")
     assert json.loads(newest_artifact("night-autoscaler"))[0]["gate"] == "passed"
+    assert str(first.review).startswith("offline-dqn promote 1 --reviewer NAME, or offline-dqn reject 1")
+    assert str(first.review) in newest_artifact("verdict-autoscaler")
 
     fresh.registry.promote(1, reviewer="Ada")
     stages.simulate(fresh)
@@ -106,6 +108,22 @@ def test_a_forced_night_trains_with_the_new_settings(workspace: Workspace, run: 
 
     assert (answer.code, answer.json["decision"], answer.json["release"]) == (0, "forced", 2)
     assert answer.json["gate"] in {"passed", "refused"}
+
+
+def test_a_night_whose_year_is_spent_ends_and_leaves_the_candidate_waiting(workspace: Workspace, run: Run) -> None:
+    settings = workspace.root / "offline_dqn.toml"
+    edit(settings, "n_updates = 800", "n_updates = 20")
+    edit(settings, "alpha = 0.05", "alpha = 0.05\nyearly_error = 0.06")
+
+    answer = run(workspace, "nightly", "--force-train", "--json")
+
+    found = {key: answer.json[key] for key in ("decision", "release", "gate", "value", "report", "review")}
+    assert answer.code == 0
+    assert found == {
+        "decision": "forced", "release": 2, "gate": "not read", "value": None, "report": None, "review": None,
+    }  # fmt: skip
+    assert "`gate` was not read: 1 readings since" in answer.json["reason"]
+    assert stages.recorded_evaluation(workspace, 2) is None
 
 
 def test_a_held_batch_stops_the_night_and_says_why(workspace: Workspace, run: Run) -> None:

@@ -58,6 +58,8 @@ def test_the_ledger_names_what_was_read(first_night: Path, run: Run) -> None:
     shown = run(first_night, "ledger").out
     assert "0.05 of 0.2, spent by 1 readings of gate" in shown
     assert "3 more now" in run(first_night, "releases").out
+    report = (first_night / "releases" / "1" / "report.html").read_text()
+    assert "spends 0.05; with it the 1 readings of the year before have spent 0.05 of 0.2" in report
 
 
 @pytest.mark.parametrize("where", ["before the entry", "while it is read", "before the record", "before the verdict"])
