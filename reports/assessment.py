@@ -24,6 +24,7 @@ from reports.estimators import Floats, RatioSum
 from reports.evaluate_config import AssessmentConfig
 from reports.gate import GateConfig
 from reports.intervals import (
+    PERCENTILE,
     bootstrap,
     cluster_codes,
     lower_bound,
@@ -52,6 +53,7 @@ from reports.records import (
 )
 from reports.resampling import Replicates
 from reports.sensitivity import sensitivity_of
+from reports.studentized import studentized_bounds
 from reports.trial import NO_WEIGHTS, Role, StepWeights, Trial, estimators_of, masked, step_weights_of
 
 DECIDING_RULE = (
@@ -121,13 +123,13 @@ def assess(trial: Trial, config: AssessmentConfig, gate: GateConfig, rng: np.ran
     if len(np.unique(trial.clusters)) > 1:
         # Further columns do not change the draws: intervals of plain estimators are the same whatever is asked beside.
         every = {**sums, **differences}
-        deciding = next(iter(differences))
+        bounding = [name for name in differences if not name.startswith("direct")]
         drawn = bootstrap(
             every,
             trial.clusters,
             n_replicates=n_replicates,
             rng=rng,
-            with_errors=every if config.interval == "studentized" else {deciding},
+            with_errors=every if config.interval == "studentized" else bounding,
         )
         known = {str(role): arm.model_error for role, arm in arms.items() if arm.model_error is not None}
         for role, noise in model_noise(known, n_replicates, rng.spawn(1)[0]).items():
@@ -306,19 +308,24 @@ class _Reporter:
         cause = refused.get(ours, self.propensities.refused) or refused.get(theirs, self.propensities.refused)
         difference = self._difference(ours, theirs) if cause is None else None
         alpha = self.gate.alpha
+        bounds = Bounds(PERCENTILE, None, None, alpha)
+        if difference is not None and binding:  # returns are skewed, and a percentile then errs on one side
+            bounds = studentized_bounds(self.drawn[f"{ours} - {theirs}"], alpha)
+        elif difference is not None:
+            bounds = Bounds(PERCENTILE, lower_bound(difference, alpha), upper_bound(difference, alpha), alpha)
         theirs_alone = self.drawn.get(theirs) if refused.get(theirs, "missing") is None else None
         return Comparison(
             against=against,
             estimator=f"{ours.split('/')[0]} - {theirs.split('/')[0]}",
             value=None if difference is None else self.sums[ours].value - self.sums[theirs].value,
             interval=None if difference is None else self._interval(f"{ours} - {theirs}"),
-            lower_bound=None if difference is None else lower_bound(difference, alpha),
-            upper_bound=None if difference is None else upper_bound(difference, alpha),
+            lower_bound=bounds.lower,
+            upper_bound=bounds.upper,
             against_upper_bound=None if theirs_alone is None else upper_bound(theirs_alone.values, alpha),
             alpha=alpha,
             propensity="none" if ours.startswith("direct") else self.trial.propensity_kind,
             binding=binding,
-            refused=cause,
+            refused=cause or bounds.refused,
             note="" if binding else "biased as far as its models are; shown, not binding",
         )
 

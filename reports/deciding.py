@@ -19,6 +19,9 @@ from reports.overlap import largest_influence_share
 
 Deciding = Literal["dr", "drl"]
 
+_ROOM = 0.25
+"""Of the share that one episode may carry, what it may be expected to: errors differ, and refusals shall be rare."""
+
 WINDOWS = (1, 2, 4, 8, 16, 32, 64)
 """Steps of exact products that the check of marginalized weights may look back."""
 
@@ -28,7 +31,7 @@ class DecidingConfig(Settings):
 
     estimator: Literal["rule", "dr", "drl"] = "rule"
     """"rule" leaves it to the rule; else the one that is named, whatever it costs."""
-    largest_variance_ratio: float = Field(1.5, ge=1)
+    largest_variance_ratio: float = Field(1.2, ge=1)
     """Products of ratios decide where they cost at most this many times the variance of marginalized weights."""
     largest_check_ratio: float = Field(4.0, ge=1)
     """The check uses the longest products that cost at most this many times as much."""
@@ -88,7 +91,7 @@ def choose_deciding(
     with np.errstate(over="ignore", invalid="ignore"):
         ratio = float(products.mean() / of_marginal.mean())
         one = largest_influence_share(np.sqrt(products)) * len(products) / n_gate_episodes
-    affordable = np.isfinite(ratio) and ratio <= config.largest_variance_ratio and one <= largest_share
+    affordable = np.isfinite(ratio) and ratio <= config.largest_variance_ratio and one <= _ROOM * largest_share
     shown = f"{ratio:.3g}" if np.isfinite(ratio) else "far more than a thousand"
     if config.estimator == "dr" or (config.estimator == "rule" and affordable):
         return DecidingRule(

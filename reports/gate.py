@@ -39,7 +39,7 @@ class GateConfig(Settings):
     """Share of damaged episodes above which the gate refuses; up to it, each is charged at the worst difference."""
     largest_design_effect: float = Field(1.5, ge=1)
     """Variance ratio above which a dependence that the intervals ignore refuses."""
-    design_effect_level: float = Field(0.05, gt=0, le=1)
+    design_effect_level: float = Field(0.02, gt=0, le=1)
     """And only where chance gives so large a ratio less often than this; 1 judges by the ratio alone."""
     tolerated_odds_factor: float = Field(1.0, ge=1, le=20)
     """The value must clear the margin even with the odds of every logged action wrong by this factor; 1 asks nothing.

@@ -209,7 +209,8 @@ def fit_behavior_model(
 ) -> BehaviorModel:
     """Estimate the policy that wrote these steps.
 
-    A first fit on part of the clusters is calibrated on the others by one temperature; the final fit uses all.
+    First fits on part of the clusters are compared on the others, and calibrated there by one temperature; the final
+    fit uses all.
 
     Args:
         features: (n, D) float32 encoded observations.
@@ -235,22 +236,30 @@ def fit_behavior_model(
     codes = cluster_codes(clusters)
     draw = np.random.default_rng(seed).random(int(codes.max()) + 1)
     held = (draw < config.calibration_share)[codes]
-    temperature = 1.0
+    temperature, strength = 1.0, _STRENGTHS[0]
     if held.any() and len(np.unique(actions[~held])) >= 2:
-        first = _fitted(features[~held], actions[~held], config, seed)
-        logits = _log_probs(first, features[held], n_actions)
-        temperature = _best_temperature(np.where(available[held], logits, -np.inf), actions[held])
-    return BehaviorModel(
-        _fitted(features, actions, config, seed), n_actions, temperature, floor=n_actions / (len(actions) + n_actions)
-    )
+        tried = []
+        for candidate in _STRENGTHS if config.model == "logistic" else _STRENGTHS[:1]:
+            first = _fitted(features[~held], actions[~held], config, seed, candidate)
+            logits = np.where(available[held], _log_probs(first, features[held], n_actions), -np.inf)
+            best, loss = _best_temperature(logits, actions[held])
+            tried.append((loss, candidate, best))
+        _, strength, temperature = min(tried)
+    final = _fitted(features, actions, config, seed, strength)
+    return BehaviorModel(final, n_actions, temperature, floor=n_actions / (len(actions) + n_actions))
 
 
-def _fitted(features: NDArray[np.float32], actions: Ints, config: PropensityConfig, seed: int) -> Any:
+_STRENGTHS = (1.0, 30.0)
+"""Inverse strengths of the logistic model's shrinkage; too much of it moves every probability towards the mean, and the
+weights with them."""
+
+
+def _fitted(features: NDArray[np.float32], actions: Ints, config: PropensityConfig, seed: int, strength: float) -> Any:
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.linear_model import LogisticRegression
 
     model = (
-        LogisticRegression(max_iter=500)
+        LogisticRegression(C=strength, max_iter=500)
         if config.model == "logistic"
         else HistGradientBoostingClassifier(max_iter=100, random_state=seed)
     )
@@ -264,12 +273,13 @@ def _log_probs(model: Any, features: NDArray[np.float32], n_actions: int) -> Flo
     return logits
 
 
-def _best_temperature(logits: Floats, actions: Ints) -> float:
-    """The temperature under which (n, A) logits give the (n,) actions the largest likelihood, within [.2, 5]."""
+def _best_temperature(logits: Floats, actions: Ints) -> tuple[float, float]:
+    """The temperature, within [.2, 5], under which (n, A) logits give the (n,) actions the largest likelihood, and -ln
+    of that likelihood per action."""
 
     def loss(log_temperature: float) -> float:
         scaled = logits / np.exp(log_temperature)
         return -float((scaled[np.arange(len(actions)), actions] - special.logsumexp(scaled, axis=1)).mean())
 
     best = optimize.minimize_scalar(loss, bounds=(np.log(0.2), np.log(5.0)), method="bounded")
-    return float(np.exp(best.x))
+    return float(np.exp(best.x)), float(best.fun)

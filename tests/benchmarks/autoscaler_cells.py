@@ -77,7 +77,8 @@ class AutoscalerCell:
         contract = autoscaler_contract()
         candidate = _rule_policy(self.rules, self.exploration)
         ours, logged = _values(self.rules, self.exploration, self.steps)
-        gate = GateConfig(alpha=self.alpha, margin=max(logged - ours, 0.0) if self.at_margin else 0.0)
+        margin = max(logged - ours, 0.0) if self.at_margin else 0.0
+        gate = GateConfig(alpha=self.alpha, margin=margin, slice_margin=2 * margin)  # zones lose more and less than it
         rng = np.random.default_rng([seed, 71])
         nights = logged_nights(rng, self.n_nights, self.episodes_per_night, self.exploration, self.steps)
         evaluation = evaluate_candidate(

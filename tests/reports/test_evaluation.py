@@ -13,6 +13,7 @@ from datasets.observations import Observations
 from datasets.replay import GATE, SELECT, TRAIN, Replay
 from offline_dqn.fqe import FqeConfig, HeldOutValues
 from reports.crossfit import Fold, NothingToFitError, cross_fit, deal_folds
+from reports.deciding import DecidingConfig
 from reports.evaluation import EvaluateConfig, EvaluationError, evaluate_candidate
 from reports.gate import GateConfig
 from reports.propensity import PropensityConfig
@@ -34,7 +35,9 @@ max = 3.0
 """
 WORLD = small_world()
 UNIFORM = np.full((4, 2), 0.5)
-CONFIG = EvaluateConfig(n_replicates=2000, n_folds=2, fqe=FqeConfig(n_random_features=20))
+CONFIG = EvaluateConfig(
+    n_replicates=2000, n_folds=2, fqe=FqeConfig(n_random_features=20), deciding=DecidingConfig(estimator="dr")
+)
 GATE_CONFIG = GateConfig(alpha=0.05)
 
 
