@@ -222,6 +222,25 @@ GLOSSARY: tuple[TermGroup, ...] = (
                 "reports.estimators.weighted_per_decision",
             ),
             Term(
+                "mis",
+                "marginalized importance sampling (MIS)",
+                "Each reward is weighted by how much more often the policy visits the step's state, times the step's "
+                "own ratio, in place of the product of all ratios before it.",
+                "reports.estimators.windowed_log_weights",
+            ),
+            Term(
+                "drl",
+                "double reinforcement learning (DRL)",
+                "DR with the weights of marginalized importance sampling; the models of an episode never saw it.",
+                "reports.estimators.doubly_robust",
+            ),
+            Term(
+                "window",
+                "DR within a window",
+                "DR with exact products of the last few ratios and marginalized weights before them: checks DRL.",
+                "reports.estimators.windowed_log_weights",
+            ),
+            Term(
                 "agreement",
                 "agreement",
                 "Deciding minus checking estimator on the same episodes; its interval must contain 0.",
@@ -459,6 +478,13 @@ GLOSSARY: tuple[TermGroup, ...] = (
                 "Population stability index of reference and live window, in nats: KL(live ‖ reference) + "
                 "KL(reference ‖ live) on shared bins.",
                 "drift.divergence.population_stability_index",
+            ),
+            Term(
+                "freshness",
+                "newer nights",
+                "Whether the nights after those that judged are like them: the column nearest to drift, by PSI over "
+                "its threshold.",
+                "pipelines.live_nights.freshness",
             ),
             Term(
                 "night_psi",

@@ -16,16 +16,19 @@ from reports.records import Comparison, Estimate, Evaluation
 POLICIES = ("candidate", "baseline", "version_zero", "log")
 ESTIMATORS = {
     "dr": "doubly robust",
+    "drl": "double reinforcement learning",
     "on_policy": "return of the log",
     "direct": "direct method",
     "wdr": "weighted doubly robust",
     "magic": "MAGIC",
     "switch_dr": "Switch-DR",
     "dros": "doubly robust, shrunk",
+    "window": "doubly robust, within a window",
     "wpdis": "weighted per-decision",
     "wis": "weighted importance sampling",
     "pdis": "per-decision",
     "is": "importance sampling",
+    "mis": "marginalized importance sampling",
 }
 """Names for people, in the order of the report."""
 _WORST_COLUMNS = 4

@@ -13,6 +13,8 @@ from reports import svg
 from reports.charts import ROUND, Scale, Series
 from reports.formatting import number
 
+_SMALL = "M0,-3.5 a3.5,3.5 0 1 1 0,7 a3.5,3.5 0 1 1 0,-7 z"
+"""The mark of a point whose interval must be seen beside it."""
 _BELOW = 34
 """Pixels under the plane for ticks and the name of the axis."""
 
@@ -69,9 +71,10 @@ def plane(
     for mark in marks:
         at = x.scale.percent(mark.x)
         parts.append("<g>" + svg.titled(mark.said))
+        spanned = mark.low is not None and mark.high is not None
         if mark.low is not None and mark.high is not None:
             parts.append(svg.vertical(at, down(mark.high), down(mark.low), "whisker"))
-        parts.append(svg.shape(at, down(mark.y), ROUND, "mark") + "</g>")
+        parts.append(svg.shape(at, down(mark.y), _SMALL if spanned else ROUND, "mark") + "</g>")
     for tick in x.scale.ticks():
         at = x.scale.percent(tick)
         parts.append(svg.vertical(at, height, height + 5, "baseline-rule"))

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from reports.formatting import NOT_MEASURED, number, share
+from reports.log_pictures import sensitivity_words
 from reports.records import Check, Comparison, Evaluation
 
 _STAY_CLOSER = (
@@ -127,6 +128,8 @@ def rooms(evaluation: Evaluation) -> tuple[str, ...]:
         for check in decision.checks
         if check.name.startswith("value against") and check.value is not None and check.bound is not None
     ]
+    if evaluation.sensitivity is not None and evaluation.sensitivity.refused is None:
+        found.append(sensitivity_words(evaluation.sensitivity))
     used = [(part, check) for check in decision.checks if (part := _used(check)) is not None]
     if used:
         part_used, nearest = max(used, key=lambda pair: pair[0])

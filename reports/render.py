@@ -31,7 +31,7 @@ from reports.rule_checks import slice_verdict
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
-_LONGEST_TEXT = 1_000
+_LONGEST_TEXT = 600
 """Characters of one name or sentence; a log may hold names of any length."""
 
 _MINUS = re.compile(r"(?<![\w.-])-(?=\.?\d)|(?<=\de)-(?=\d)")

@@ -26,6 +26,7 @@ from reports.records import (
     ActionShares,
     Agreement,
     Bounds,
+    BreachRate,
     Check,
     Comparison,
     Counts,
@@ -33,14 +34,20 @@ from reports.records import (
     Estimate,
     Evaluation,
     FeasibleRange,
+    Forbidden,
     Interval,
     Overlap,
     OverlapMap,
     OverlapRegion,
     PropensityReport,
     QClaim,
+    Rate,
+    Safety,
     Sensitivity,
     SensitivityPoint,
+    Slices,
+    SliceValue,
+    SuccessRate,
     WeightHistogram,
 )
 from reports.render import ReportData
@@ -351,6 +358,32 @@ def refused_evaluation() -> Evaluation:
     return replace(evaluation, decision=decide(evaluation, gate))
 
 
+_SHARES = tuple(ActionShares(policy, dict.fromkeys(ACTIONS, 1 / 3)) for policy in ("log", "candidate"))
+_RATES = (
+    Rate("log", 0.05, interval(0.04, 0.06)),
+    Rate("candidate", 0.08, interval(0.06, 0.1)),
+)
+
+
+def asked_evaluation(limit: float = 0.2, label: str = "a", upper: float = 0.3) -> Evaluation:
+    """A candidate under a contract with a constraint of each kind, a success rule and slices."""
+    safety = Safety(
+        breaches=(BreachRate("slo", f"observation.zone = '{HOSTILE}'", limit, _RATES, 0.11, 0.01, 31, 600, 3, 212.0),),
+        forbidden=(Forbidden("keep_two", "action = 'scale_down'", 12, 4),),
+        success=SuccessRate("true", _RATES, 0.03, -0.01, 0.01, 603, 0),
+        n_safe_only=2,
+    )
+    slices = Slices(
+        (
+            SliceValue("zone", label, "label", 900, 900, 0.1, 0.1, -0.2, upper, 0.12, _SHARES),
+            SliceValue("zone", None, "missing", 1, 1, 2.0, None, None, None, None, _SHARES, "1 cluster; 20 wanted"),
+        ),
+        0.05,
+    )  # fmt: skip
+    evaluation = replace(passed_evaluation(), decision=None, safety=safety, slices=slices)
+    return replace(evaluation, decision=decide(evaluation, GateConfig(harm_budget=50.0)))
+
+
 def narrow_evaluation() -> Evaluation:
     """A candidate that only the bound on its value refuses: part of the traffic may be given to it."""
     good = passed_evaluation()
@@ -584,6 +617,8 @@ def extreme_report(hostile: str = HOSTILE) -> ReportData:
             design_effects=(replace(good.design_effects[0], unit=hostile),),
             changes=_named_changes(hostile, long),
             night_drift=night_drift(hostile),
+            safety=asked_evaluation().safety,
+            slices=asked_evaluation(label=hostile).slices,
             decision=decision,
         ),
         contract_name=hostile,

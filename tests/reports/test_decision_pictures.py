@@ -33,7 +33,8 @@ def test_value_bound_alone_asks_for_episodes_and_nights() -> None:
 
 
 def test_pass_says_how_much_room_its_bounds_leave() -> None:
-    first, second, nearest = rooms(samples.passed_evaluation())
+    first, second, odds, nearest = rooms(samples.passed_evaluation())
+    assert odds.startswith("The value clears the margin as long as no odds are wrong by more than a factor of")
     assert first.startswith("Value against baseline: the bound, 0.739, clears 0 by 0.739")
     assert second.startswith("Value against version 0: the bound, 1.1, clears 0 by 1.1")
     # 1.12 of 1.5 is 74.7 %; the next is version 0's tail, .42 of .7.

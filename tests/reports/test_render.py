@@ -11,15 +11,20 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from offline_dqn.metrics import METRICS
 from reports import charts
+from reports.assessment import _MARGINAL, _PRODUCTS, CHECKS
 from reports.change_pictures import heat_rows
 from reports.change_records import NightDrift
+from reports.deciding import Deciding
 from reports.glossary import GLOSSARY, Term
 from reports.page_script import page_script, plot_data
-from reports.records import Check, Evaluation
+from reports.pictures import ESTIMATORS
+from reports.records import CalibrationLine, Check, Evaluation
 from reports.remedies import remedies, remedy_for
 from reports.render import ReportData, render_report
 from tests.reports import report_samples as samples
@@ -322,3 +327,44 @@ def test_heatmap_numbers_only_what_chance_does_not_explain() -> None:
     # .02 is within .03; .05 is 1.7 times it, .2 is 6.7 times.
     assert [(cell.level, cell.text) for cell in cells] == [(0, ""), (1, "0.05"), (3, "0.2")]
     assert cells[0].said == "x, 2024-05-01: PSI 0.02, chance explains 0.03"
+
+
+def test_every_estimator_has_a_name_for_people_and_stands_in_the_glossary() -> None:
+    assert set(ESTIMATORS) <= {term.key for term in TERMS}
+    assert set(get_args(Deciding)) | set(CHECKS.values()) | set(_PRODUCTS) | set(_MARGINAL) <= set(ESTIMATORS)
+
+
+def test_overlap_of_two_kinds_of_weights_says_which_is_which() -> None:
+    good = samples.passed_evaluation()
+    beside = replace(good.overlaps[0], decides=False, weights="marginalized")
+    text = Page(render_report(samples.report(replace(good, overlaps=(*good.overlaps, beside))))).text
+    assert "release 7 products of ratios 1.013" in text
+    assert "release 7 marginalized, shown only 1.013" in text
+    assert "products of ratios" not in Page(render_report(samples.report(good))).text.split("Overlap", 1)[1][:300]
+
+
+def test_every_term_is_used_where_what_it_defines_is_shown() -> None:
+    good = samples.passed_evaluation()
+    alone = [replace(good.estimates[0], estimator=name, policy="candidate") for name in ESTIMATORS]
+    assert good.changes is not None
+    every = replace(
+        good,
+        estimates=(*good.estimates, *alone),
+        changes=replace(good.changes, against="log"),
+        calibration=CalibrationLine(False, "No calibrated world is like this one."),
+        safety=samples.asked_evaluation().safety,
+        slices=samples.asked_evaluation().slices,
+    )
+    metrics = [{"step": float(i)} | {f"a/{m.name}": 1.0 + i for m in METRICS} for i in range(3)]
+    whole = samples.report(every)
+    assert whole.training is not None
+    data = replace(whole, training={**whole.training, "history": metrics})
+    used = {link.removeprefix("#term-") for link in Page(render_report(data)).attributes("href")}
+    used |= {link.removeprefix("#term-") for link in Page(render_report(samples.report(good))).attributes("href")}
+    assert sorted({term.key for term in TERMS} - used) == []
+
+
+def test_contract_that_asks_for_nothing_more_says_so(passed: str) -> None:
+    text = Page(passed).text
+    assert "Nothing: it names no constraint and no rule of success." in text
+    assert "Not asked for: the contract names no slices." in text
