@@ -52,3 +52,6 @@ calibrate: $(READY) ## Measure the gate's error rates and write docs/calibration
 
 clean: ## Remove .venv and the demo workspace
 	rm -rf .venv $(WORKSPACE)
+
+schema:  ## docs/evaluation.schema.json, from the records that write evaluation.json
+	.venv/bin/python -c 'from pipelines.cli import main; main()' report schema > docs/evaluation.schema.json

@@ -25,7 +25,7 @@ def validate(plain: Any) -> None:
 
 def test_the_published_schema_is_the_one_that_the_records_make() -> None:
     assert json.loads(PUBLISHED.read_text(encoding="utf-8")) == evaluation_schema(), (
-        "docs/evaluation.schema.json is not current: offline-dqn report schema > docs/evaluation.schema.json"
+        "docs/evaluation.schema.json is not current: make schema"
     )
 
 
