@@ -58,6 +58,7 @@ def model_error(replay: Replay, fits: Sequence[FoldFit]) -> ModelError | None:
         members += fit.share * fit.values.member_values
     codes, of_gate = cluster_codes(replay.clusters), replay.split == GATE
     outside = np.bincount(codes[~of_gate], weights=influence[~of_gate], minlength=int(codes.max()) + 1)
+    outside = outside.astype(np.float64)  # of no episode at all, bincount counts in whole numbers
     n_inside = np.bincount(codes[of_gate], minlength=len(outside))
     shared = np.divide(outside, n_inside, out=np.zeros_like(outside), where=n_inside > 0)
     only_outside = np.setdiff1d(codes[~of_gate], codes[of_gate])

@@ -28,7 +28,9 @@ CONFIG = EvaluateConfig(n_replicates=2000, n_folds=2)
 GATE_CONFIG = GateConfig(alpha=0.05)
 TOLERANT = GateConfig(
     alpha=0.05,
-    overlap=OverlapBounds(mean_weight_level=0.99, largest_tail_index=0.99, largest_share=0.9, smallest_sample_size=10),
+    overlap=OverlapBounds(
+        mean_weight_level=0.99, largest_tail_index=0.99, largest_share=0.9, fewest_events=1, smallest_sample_size=10
+    ),
 )
 """Refuses next to nothing, so that what is counted is the interval and not the choice of logs."""
 

@@ -76,6 +76,18 @@ def test_influence_of_folds_adds_up_by_cluster() -> None:
     assert model_error(replay, [fits[0], replace(fits[1], values=replace(second, influence=None))]) is None
 
 
+def test_without_an_episode_outside_the_gate_the_influence_is_the_folds_own() -> None:
+    replay = replace(log_of(4, 0), split=np.full(4, GATE, dtype=np.int8))
+    influence = np.array([1.0, -2.0])
+    halves = np.array([True, True, False, False]), np.array([False, False, True, True])
+    fits = [FoldFit(0.5, half, HeldOutValues(np.zeros((1, 2)), np.array([3.0]), influence)) for half in halves]
+    found = model_error(replay, fits)
+
+    assert found is not None
+    np.testing.assert_allclose(found.gate_influence, [0.5, -1.0, 0.5, -1.0])
+    assert len(found.outside_influence) == 0
+
+
 def test_direct_value_is_that_of_the_model_and_only_its_interval_grows() -> None:
     replay = log_of(600, 1)
     without = evaluate(replay, TablePolicy(CANDIDATE)).estimate("direct", "candidate")  # the true Q as its model
