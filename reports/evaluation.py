@@ -20,9 +20,11 @@ from reports.evaluate_config import EvaluateConfig
 from reports.explaining import explain_changes, explain_nights, explain_q
 from reports.gate import GateConfig, decide
 from reports.outcomes import asks_for_more_than_value, outcomes_of
+from reports.overlap import PRODUCTS
 from reports.overlap_regions import map_overlap
-from reports.records import Counts, Evaluation, Freshness, OverlapMap
-from reports.trial import Arm, Role, Trial, feasible_range, greedy_probs, masked
+from reports.records import Counts, Evaluation, Freshness, Overlap, OverlapMap, PropensityReport
+from reports.return_distribution import return_distributions
+from reports.trial import Arm, Role, Trial, feasible_range, greedy_probs, masked, step_weights_of
 from reports.value_models import fold_fitter
 
 
@@ -151,6 +153,13 @@ def evaluate_candidate(
     )
     found = assess(trial, config, gate_config, np.random.default_rng(seed))
     on_terms(gate, found.terms)
+    distributions = return_distributions(
+        trial,
+        step_weights_of(trial).product.get("candidate") if found.propensities.refused is None else None,
+        _why_products_fail(found.overlaps, found.propensities),
+        level=config.level,
+        rng=np.random.default_rng(seed),
+    )
     evaluation = Evaluation(
         estimand=_estimand(trial),
         candidate_name=candidate_name,
@@ -168,6 +177,7 @@ def evaluate_candidate(
         design_effects=found.design_effects,
         action_shares=found.action_shares,
         bounds=found.bounds,
+        return_distributions=distributions,
         sensitivity=found.sensitivity,
         safety=found.safety,
         slices=found.slices,
@@ -278,6 +288,12 @@ def _largest_change(trial: Trial) -> float | None:
         return None
     taken = trial.candidate.probs[np.arange(len(trial.actions)), trial.actions]
     return float(np.nanmax(np.abs(taken - trial.behavior_probs)))
+
+
+def _why_products_fail(overlaps: tuple[Overlap, ...], propensities: PropensityReport) -> str | None:
+    """Why whole episodes of the candidate cannot be weighted; None where they can."""
+    of_candidate = (o.refused for o in overlaps if o.policy == "candidate" and o.weights == PRODUCTS)
+    return propensities.refused or next(of_candidate, "there are no products of ratios")
 
 
 def _counts(replay: Replay, gate: Replay, excluded: Mapping[str, int], n_unknown: int, alpha: float) -> Counts:

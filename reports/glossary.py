@@ -279,6 +279,19 @@ GLOSSARY: tuple[TermGroup, ...] = (
                 "reports.promises.judge_promise",
             ),
             Term(
+                "return_quantile",
+                "quantile of the return",
+                "Return that a share of the policy's episodes does not exceed. Of the candidate by weighted episodes, "
+                "or doubly robust with a model of the return; where products of weights lack overlap there is none.",
+                "reports.return_distribution.return_distributions",
+            ),
+            Term(
+                "tail_mean",
+                "mean of the worst episodes (CVaR)",
+                "Mean return of the worst 5 % or 25 % of the policy's episodes, estimated like the quantiles.",
+                "reports.return_distribution.tail_mean",
+            ),
+            Term(
                 "q_claim",
                 "Q-values against evaluation",
                 "What the policy's own Q-values promise at the first step. Above what the log supports is suspicious; "

@@ -95,6 +95,35 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class LevelValue:
+    """A quantile of the episode return, or the mean of its worst part, in reward units."""
+
+    level: float
+    """In (0, 1): the share of episodes at or below the quantile, or the share of worst episodes."""
+    value: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class ReturnDistribution:
+    """How the discounted return spreads over episodes of one policy; empty where refused."""
+
+    policy: str
+    """"log" or "candidate"."""
+    estimator: str
+    """"on_policy", "wis" or "dr"."""
+    returns: tuple[float, ...]
+    """Ascending, in reward units."""
+    shares: tuple[float, ...]
+    """Share of the policy's episodes that return at most as much, for each of `returns`."""
+    quantiles: tuple[LevelValue, ...]
+    tail_means: tuple[LevelValue, ...]
+    """Mean return of the worst episodes (CVaR), by their share."""
+    refused: str | None = None
+    """Why nothing is said, in one sentence."""
+
+
+@dataclass(frozen=True)
 class Agreement:
     """Deciding minus checking estimator of the candidate's value, paired on the same episodes."""
 
@@ -564,6 +593,8 @@ class Evaluation:
     bounds: tuple[Bounds, ...] = ()
     """Of the deciding difference candidate - baseline by every method, each with its numbers or why it has none."""
     sensitivity: Sensitivity | None = None
+    return_distributions: tuple[ReturnDistribution, ...] = ()
+    """Of the log and of the candidate, by estimator; with the cause where one is refused."""
     freshness: Freshness | None = None
     proof: Proof | None = None
     """Backtest and placebo on the episodes outside the gate, and promises kept by earlier releases. Decides nothing."""

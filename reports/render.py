@@ -27,6 +27,7 @@ from reports.log_pictures import sensitivity_picture, sensitivity_words, weight_
 from reports.page_script import content_security_policy, page_script
 from reports.records import Evaluation, WeightHistogram
 from reports.remedies import remedies, rooms
+from reports.return_pictures import return_picture
 from reports.rule_checks import slice_verdict
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -95,6 +96,7 @@ def render_report(data: ReportData) -> str:
         against_baseline=evaluation.comparison("baseline"),
         value=pictures.value_picture(evaluation),
         difference=pictures.difference_picture(evaluation),
+        returns=return_picture(evaluation),
         propensity=pictures.propensity_picture(evaluation),
         weights=weight_picture(histogram) if (histogram := _weight_histogram(evaluation)) else None,
         sensitivity=sensitivity_picture(evaluation),

@@ -16,7 +16,7 @@ _NO_MATTER = frozenset((
     "offline_dqn.description", "offline_dqn.fqe_network", "offline_dqn.policy", "reports.calibration_line",
     "reports.certified", "reports.change_records", "reports.changes", "reports.examples", "reports.explaining",
     "reports.feature_effects", "reports.formatting", "reports.proof_records", "reports.q_calibration",
-    "reports.records", "reports.sensitivity", "tests.benchmarks.rows",
+    "reports.records", "reports.return_distribution", "reports.sensitivity", "tests.benchmarks.rows",
 ))  # fmt: skip
 """Modules that the evaluation calls or fills and that no check of the gate rests on, and those that keep artefacts or
 fit networks, which no cell does."""

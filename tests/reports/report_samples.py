@@ -36,12 +36,14 @@ from reports.records import (
     FeasibleRange,
     Forbidden,
     Interval,
+    LevelValue,
     Overlap,
     OverlapMap,
     OverlapRegion,
     PropensityReport,
     QClaim,
     Rate,
+    ReturnDistribution,
     Safety,
     Sensitivity,
     SensitivityPoint,
@@ -222,6 +224,7 @@ def passed_evaluation() -> Evaluation:
                 "episode", (-2.0, -1.0, 0.0, 1.0, 2.0), (0.1, 0.5, 0.3, 0.02), (0.01, 0.2, 0.5, 0.29), 0.08
             ),
         ),
+        return_distributions=return_distributions(),
         feasible=FeasibleRange(-46.86, 0.0, 6),
         counts=Counts(2007, 12042, 2007, 21, 0, 3011, {"open": 14, "damaged": 0}, 0.0, 6.0, 6.0, 6, 131.0),
         largest_probability_change=0.9,
@@ -241,6 +244,27 @@ def passed_evaluation() -> Evaluation:
         night_drift=night_drift(),
     )  # fmt: skip
     return replace(evaluation, decision=decide(evaluation, gate))
+
+
+def return_distributions() -> tuple[ReturnDistribution, ...]:
+    """Of the log, and of the candidate by one estimator; the other is refused."""
+
+    def of(policy: str, estimator: str, better: float) -> ReturnDistribution:
+        def at(level: float, value: float) -> LevelValue:
+            return LevelValue(level, value + better, interval(value + better - 0.4, value + better + 0.3))
+
+        levels = ((0.05, -14.2), (0.25, -9.1), (0.5, -6.4), (0.75, -4.2), (0.95, -2.3))
+        return ReturnDistribution(
+            policy, estimator, (-20.0, -9.1, -6.4, -1.0), (0.01, 0.25, 0.5, 1.0),
+            tuple(at(*x) for x in levels), (at(0.05, -17.3), at(0.25, -12.2)),
+        )  # fmt: skip
+
+    cause = "no episode has any weight, in the log or in a replicate of it"
+    return (
+        of("log", "on_policy", 0.0),
+        of("candidate", "dr", 1.1),
+        ReturnDistribution("candidate", "wis", (), (), (), (), cause),
+    )
 
 
 def changes(*, first_episode: str = "svc-0412/2024-05-14") -> Changes:

@@ -161,6 +161,18 @@ def test_a_state_in_which_the_log_hardly_follows_the_candidate_is_named() -> Non
     assert all(region.flagged is None for region in found.regions[1:])
 
 
+def test_returns_of_log_and_candidate_are_spread_out(replay: Replay) -> None:
+    found = {d.estimator: d for d in evaluate(replay, greedy(WORLD, 0.6)).return_distributions}
+    assert set(found) == {"on_policy", "wis", "dr"}
+    for distribution in found.values():
+        assert distribution.refused is None
+        assert [q.level for q in distribution.quantiles] == [0.05, 0.25, 0.5, 0.75, 0.95]
+    lying = replace(replay, behavior_prob=np.full(replay.n_steps, 0.9))
+    refused = {d.estimator: d.refused for d in evaluate(lying, greedy(WORLD, 0.6)).return_distributions}
+    assert refused["on_policy"] is None
+    assert "average" in (refused["wis"] or "")
+
+
 def test_the_same_seed_gives_the_same_evaluation(replay: Replay) -> None:
     assert evaluate(replay, greedy(WORLD, 0.6)) == evaluate(replay, greedy(WORLD, 0.6))
 
