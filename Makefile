@@ -8,7 +8,7 @@ WORKSPACE ?= workspace
 WORK ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup nightly test lint format bench peers calibrate clean
+.PHONY: schema help setup nightly test lint format bench peers calibrate clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -53,5 +53,5 @@ calibrate: $(READY) ## Measure the gate's error rates and write docs/calibration
 clean: ## Remove .venv and the demo workspace
 	rm -rf .venv $(WORKSPACE)
 
-schema:  ## docs/evaluation.schema.json, from the records that write evaluation.json
-	.venv/bin/python -c 'from pipelines.cli import main; main()' report schema > docs/evaluation.schema.json
+schema: $(READY) ## Write docs/evaluation.schema.json from the records behind evaluation.json
+	@$(BIN)/offline-dqn report schema > docs/evaluation.schema.json
