@@ -58,7 +58,13 @@ def replay_decision(workspace: Workspace, release: int) -> Replayed:
     """
     reading = recorded_reading(workspace, release)
     stored = (workspace.release_path(release) / EVALUATION).read_bytes()
-    bench = set_up_again(workspace, reading.terms, release)
+    try:
+        bench = set_up_again(workspace, reading.terms, release)
+    except KeyError as error:
+        raise StageError(
+            f"The reading of release {release} was entered by another version of offline-dqn, which did not record "
+            f"{error}: replay it with that version ({', '.join(f'{k} {v}' for k, v in reading.terms.made_by.items())})."
+        ) from error
     recorded = _recorded(stored)
     judged, _ = bench.judge(recorded.freshness if recorded else None)
     replayed = evaluation_bytes(evaluation_to_json(replace(judged, proof=recorded.proof if recorded else None)))

@@ -222,6 +222,16 @@ def test_inputs_that_changed_are_named(workspace: Workspace, run: Run, monkeypat
     assert "made by.source" in [d["path"] for d in answer.json["changed"]]
 
 
+def test_a_reading_of_another_version_is_a_message(workspace: Workspace, run: Run) -> None:
+    path = workspace.releases_path / "ledger.jsonl"
+    path.write_text(path.read_text().replace('"seed":', '"sown":'))
+
+    answer = run(workspace, "evaluate", 1, "--replay")
+
+    assert answer.code == 1
+    assert "was entered by another version of offline-dqn, which did not record 'seed'" in answer.err
+
+
 def test_what_cannot_be_replayed_says_why(waiting: Workspace, run: Run) -> None:
     never = run(waiting, "evaluate", 2, "--replay")
     assert (never.code, "Release 2 has no recorded decision" in never.err) == (1, True)
