@@ -114,6 +114,6 @@ def print_replay(workspace: Workspace, release: int, as_json: bool) -> None:
 
 def _print_differences(title: str, differences: Sequence[JsonDifference]) -> None:
     if differences:
-        more = [f"and {len(differences) - _SHOWN} more"] if len(differences) > _SHOWN else []
-        rows = [[str(difference)] for difference in differences[:_SHOWN]]
-        console.print_table(title, [""], [*rows, *([line] for line in more)])
+        shown = {d.path or "the whole": str(d).partition(": ")[2] for d in differences[:_SHOWN]}
+        more = {"and": f"{len(differences) - _SHOWN} more"} if len(differences) > _SHOWN else {}
+        console.print_account(title, {**shown, **more})
