@@ -224,6 +224,7 @@ class _Reporter:
             self.gate.overlap,
             decides=kind == self.trial.deciding,
             weights=PRODUCTS if kind == "dr" else MARGINALIZED,
+            modelled=kind == "drl" or self.trial.propensity_kind == "estimated",
         )
 
     def estimates(self, overlaps: tuple[Overlap, ...]) -> tuple[Estimate, ...]:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from datasets.settings import Settings
 from reports.certified import CertifiedCurve, certified_curve, largest_share
 from reports.formatting import apart
-from reports.overlap import PRODUCTS, OverlapBounds, is_balanced
+from reports.overlap import OverlapBounds, is_balanced
 from reports.records import Check, Comparison, Evaluation, GateDecision, Overlap
 from reports.rule_checks import rule_checks
 
@@ -172,11 +172,10 @@ def _damage_check(evaluation: Evaluation, config: GateConfig) -> Check:
 def _overlap_checks(overlap: Overlap, bounds: OverlapBounds) -> Iterator[Check]:
     interval, tail, share = overlap.mean_weight_interval, overlap.tail_index, overlap.largest_share
     of = "of version 0" if overlap.policy == "version_zero" else f"of the {overlap.policy}"
-    tolerance = 0.0 if overlap.weights == PRODUCTS else bounds.largest_imbalance
-    within = f", within {tolerance:g}" if tolerance else ""
+    within = f", within {overlap.tolerance:g}" if overlap.tolerance else ""
     yield Check(
         f"mean weight {of}",
-        interval is not None and is_balanced(interval, tolerance),
+        interval is not None and is_balanced(interval, overlap.tolerance),
         overlap.mean_weight,
         1.0,
         f"The interval of the mean weight, [{apart(interval.low, 1.0)}, {apart(interval.high, 1.0)}], must contain 1"

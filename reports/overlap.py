@@ -24,9 +24,9 @@ class OverlapBounds(Settings):
     mean_weight_level: float = Field(0.95, gt=0, le=0.99)
     """Level of the mean weight's interval; overlap is refused where that interval excludes 1."""
     largest_imbalance: float = Field(0.1, ge=0, lt=1)
-    """How far from 1 the mean of marginalized weights may lie, beyond its interval: they are modelled, and the interval
-    knows nothing of the model's own error. An action that the log never takes shows here once for every time that it
-    is wanted in an episode."""
+    """How far from 1 the mean of modelled weights (marginalized ones, or of estimated propensities) may lie, beyond its
+    interval, which knows nothing of the model's own error. An action that the log never takes shows in marginalized
+    weights once for every time that it is wanted in an episode."""
     largest_tail_index: float = Field(0.7, gt=0, lt=1)
     """Pareto tail index of the influence terms above which their mean is not trusted."""
     largest_share: float = Field(0.10, gt=0, le=1)
@@ -48,6 +48,7 @@ def measure_overlap(
     *,
     decides: bool = True,
     weights: str = PRODUCTS,
+    modelled: bool = False,
 ) -> Overlap:
     """Every number on the overlap of one policy, and every cause to distrust its weights.
 
@@ -60,7 +61,9 @@ def measure_overlap(
         bounds: what still counts as overlap.
         decides: whether the gate rests on these weights.
         weights: what they are, for the record.
+        modelled: whether a model made them, of visits or of behavior probabilities: their mean may lie somewhat off 1.
     """
+    tolerance = bounds.largest_imbalance if modelled else 0.0
     overflowed = not np.isfinite(mean_weight) or not np.all(np.isfinite(influence))
     size = effective_sample_size(log_weights)
     tail = None if overflowed else pareto_tail_index(np.abs(influence))
@@ -71,7 +74,7 @@ def measure_overlap(
     causes = []
     if overflowed or mean_weight_interval is None:
         causes.append("the weights overflow, or have no interval")
-    elif not is_balanced(mean_weight_interval, 0.0 if weights == PRODUCTS else bounds.largest_imbalance):
+    elif not is_balanced(mean_weight_interval, tolerance):
         causes.append(
             f"the mean weight's interval [{apart(mean_weight_interval.low, 1.0)}, "
             f"{apart(mean_weight_interval.high, 1.0)}] excludes 1, "
@@ -100,6 +103,7 @@ def measure_overlap(
         refused="; ".join(causes) or None,
         decides=decides,
         weights=weights,
+        tolerance=tolerance,
         effective_events=events,
     )
 

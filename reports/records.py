@@ -154,6 +154,8 @@ class Overlap:
     """Whether the gate rests on these weights; the others are shown beside them."""
     weights: str = "products of ratios"
     """"products of ratios" or "marginalized"."""
+    tolerance: float = 0.0
+    """How far beyond its interval the mean weight may lie from 1; 0 unless the weights are modelled."""
     effective_events: float | None = None
     """How many equal rare events the candidate's influence terms are worth; None where they are hardly skewed."""
 
