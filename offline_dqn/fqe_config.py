@@ -42,5 +42,5 @@ class FqeConfig(Settings):
     """Steps, on average, that each observation and action must have for that."""
     most_cut_in_table: float = Field(0.01, ge=0, le=1)
     """Share of episodes that the log may cut for that: a cut comes by the clock, which no table knows."""
-    table_shrinkage: float = Field(1.0, gt=0)
+    table_shrinkage: float = Field(0.2, gt=0)
     """Steps' worth of evidence that an entry of the table is like the others."""

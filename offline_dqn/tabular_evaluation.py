@@ -20,6 +20,9 @@ Codes = NDArray[np.int64]
 _TOLERANCE = 1e-6
 """Backups end when no value moves by more than this share of the largest reward."""
 
+_SWEEPS = 3
+"""Rounds in which the parts of observations and of actions are told apart; more change nothing that matters."""
+
 _FIRST_ROWS = 2_000
 """Rows that are looked at first: what is nearly all distinct there is no small set."""
 
@@ -149,7 +152,7 @@ class TabularEvaluation:
         """(K, S, A) action values of a policy with (T, A) probabilities at these steps, until the log's episodes end.
 
         K is 1, or the clock's steps: the values at each of them. Ridge regression of reward plus the next value on the
-        entry, by action: each action's value is its entry's plus its own, both shrunk.
+        entry, by action: a pair's value is its observation's plus its action's plus its own, all shrunk.
 
         Source: Le et al. 2019, Batch Policy Learning under Constraints (arXiv:1903.08738), algorithm 3, with one
         indicator per observation and action.
@@ -260,12 +263,22 @@ class TabularEvaluation:
         return np.asarray(moved / np.where(left > 0, left, 1.0)[:, None])
 
     def _shrunk(self, means: Array) -> Array:
-        """(S, A) ridge estimates from (S, A) means of the counted targets."""
+        """(S, A) ridge estimates from (S, A) means of the counted targets.
+
+        An entry is shrunk towards what its observation and its action are worth on the whole: the log avoids bad
+        actions, so what it never tried somewhere is worth less than what it did there.
+        """
         counts, ridge = self._counts, self.shrinkage
-        center = float((counts * means).sum() / counts.sum())
-        weights = counts * ridge / (counts + ridge)
-        common = ((weights * means).sum(axis=1) + ridge * center) / (weights.sum(axis=1) + ridge)
-        return np.asarray((counts * means + ridge * common[:, None]) / (counts + ridge))
+        weights = counts * ridge / (counts + ridge)  # what is left to say of an observation, its own entries apart
+        of_action, of_state = np.zeros(self.n_actions), np.zeros(len(counts))
+        for _ in range(_SWEEPS):
+            rest = means - of_action
+            center = float((counts * rest).sum() / counts.sum())
+            of_state = ((weights * rest).sum(axis=1) + ridge * center) / (weights.sum(axis=1) + ridge)
+            left = (weights * (means - of_state[:, None])).sum(axis=0)
+            of_action = left / (weights.sum(axis=0) + ridge)
+        prior = of_state[:, None] + of_action
+        return np.asarray((counts * means + ridge * prior) / (counts + ridge))
 
     def _summed(self, weights: Array | None) -> Array:
         size = self.table.n_states * self.n_actions

@@ -310,8 +310,8 @@ class _Reporter:
         difference = self._difference(ours, theirs) if cause is None else None
         alpha = self.gate.alpha
         bounds = Bounds(PERCENTILE, None, None, alpha)
-        if difference is not None and binding:  # returns are skewed, and a percentile then errs on one side
-            bounds = studentized_bounds(self.drawn[f"{ours} - {theirs}"], alpha)
+        if difference is not None and binding:
+            bounds = self._deciding_bounds(f"{ours} - {theirs}")
         elif difference is not None:
             bounds = Bounds(PERCENTILE, lower_bound(difference, alpha), upper_bound(difference, alpha), alpha)
         theirs_alone = self.drawn.get(theirs) if refused.get(theirs, "missing") is None else None
@@ -330,6 +330,20 @@ class _Reporter:
             note="" if binding else "biased as far as its models are; shown, not binding",
         )
 
+    def _deciding_bounds(self, name: str) -> Bounds:
+        """Studentized, as returns are skewed and a percentile then errs on one side.
+
+        Marginalized weights rest on a model of visits. What longer exact products say instead is what that model may
+        be wrong by, so bounds must hold for both: the lower of the lower ones, the higher of the upper ones.
+        """
+        found = studentized_bounds(self.drawn[name], self.gate.alpha)
+        if self.trial.deciding == "dr":
+            return found
+        other = studentized_bounds(self.drawn[name.replace("drl/", "window/")], self.gate.alpha)
+        if found.lower is None or found.upper is None or other.lower is None or other.upper is None:
+            return replace(found, lower=None, upper=None, refused=found.refused or other.refused)
+        return replace(found, lower=min(found.lower, other.lower), upper=max(found.upper, other.upper))
+
     def agreement(self, estimates: tuple[Estimate, ...]) -> Agreement:
         """DR against WPDIS, or WIS where the table of steps would be too large; DRL against itself with a window."""
         deciding: str = self.trial.deciding
@@ -343,7 +357,10 @@ class _Reporter:
         replicates = self._difference(f"{deciding}/candidate", f"{checking}/candidate")
         difference = self.sums[f"{deciding}/candidate"].value - self.sums[f"{checking}/candidate"].value
         interval = percentile_interval(replicates, self.config.agreement_level)
-        return Agreement(deciding, checking, difference, interval)
+        tolerance, shown = 0.0, self._interval(f"{deciding}/candidate")
+        if deciding == "drl" and shown is not None:  # the bounds own what the two differ by; see `_deciding_bounds`
+            tolerance = (shown.high - shown.low) / 2
+        return Agreement(deciding, checking, difference, interval, tolerance=tolerance)
 
     def q_claim(self) -> QClaim | None:
         trial = self.trial
@@ -452,7 +469,7 @@ def _differences(trial: Trial, sums: Mapping[str, RatioSum]) -> dict[str, RatioS
     """Every difference that is compared, by "ours - theirs", the deciding one against the baseline first."""
     found = {}
     for against in ("baseline", "version_zero"):
-        for ours in (trial.deciding, "direct"):
+        for ours in (trial.deciding, *(("window",) if trial.deciding == "drl" else ()), "direct"):
             theirs = f"{ours}/{against}" if f"{ours}/{against}" in sums else "on_policy/log"
             if f"{ours}/candidate" in sums:
                 name = f"{ours}/candidate - {theirs}"

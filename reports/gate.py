@@ -242,11 +242,16 @@ def _agreement_check(evaluation: Evaluation) -> Check:
         return Check("agreement of estimators", False, None, 0.0, f"Could not be judged: {agreement.refused}.")
     return Check(
         "agreement of estimators",
-        interval.low <= 0.0 <= interval.high,
+        interval.low <= agreement.tolerance and interval.high >= -agreement.tolerance,
         agreement.difference,
-        0.0,
+        agreement.tolerance,
         f"The paired interval of {agreement.deciding} - {agreement.checking}, "
-        f"[{interval.low:.4g}, {interval.high:.4g}], must contain 0.",
+        f"[{interval.low:.4g}, {interval.high:.4g}], must contain 0"
+        + (
+            f", or come within {agreement.tolerance:.4g} of it: the bounds hold for both."
+            if agreement.tolerance
+            else "."
+        ),
     )
 
 

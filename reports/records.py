@@ -132,6 +132,8 @@ class Agreement:
     difference: float | None
     interval: Interval | None
     refused: str | None = None
+    tolerance: float = 0.0
+    """How far from 0 the interval may stay: half the deciding interval where the bounds hold for both, else 0."""
 
 
 @dataclass(frozen=True)

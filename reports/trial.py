@@ -188,6 +188,8 @@ def estimators_of(trial: Trial, weights: StepWeights, *, largest_step_table: int
             marginal = weights.marginal[role]
             sums[f"balance/{role}"] = estimators.mean_of(estimators.balance_terms(marginal, offsets, gamma))
             sums[f"drl/{role}"] = estimators.doubly_robust(*model, marginal, offsets, gamma)
+            if trial.deciding == "drl":
+                sums[f"window/{role}"] = estimators.doubly_robust(*model, weights.window[role], offsets, gamma)
         if role != "candidate":
             continue
         sums["is/candidate"] = estimators.importance_sampling(returns, whole)
@@ -203,8 +205,6 @@ def estimators_of(trial: Trial, weights: StepWeights, *, largest_step_table: int
             sums["wdr/candidate"] = estimators.weighted_doubly_robust(*model, steps, offsets, gamma)
         if role in weights.marginal:
             sums["mis/candidate"] = estimators.per_decision(rewards, weights.marginal[role], offsets, gamma)
-        if trial.deciding == "drl":
-            sums["window/candidate"] = estimators.doubly_robust(*model, weights.window[role], offsets, gamma)
         decides = weights.of(trial.deciding)
         if "greedy" in decides and trial.own_q is not None:
             # Any Q keeps DR unbiased: without a model of its own, the candidate's serves its greedy form too.
