@@ -243,8 +243,8 @@ GLOSSARY: tuple[TermGroup, ...] = (
             Term(
                 "agreement",
                 "agreement",
-                "Deciding minus checking estimator on the same episodes; its interval must contain 0. Where marginalized "
-                "weights decide, the bounds hold for both estimators, and half the deciding interval is allowed.",
+                "Deciding minus checking estimator on the same episodes; its interval must contain 0. Where "
+                "marginalized weights decide, the bounds hold for both, and half the deciding interval is allowed.",
                 "reports.assessment.assess",
             ),
             Term(
