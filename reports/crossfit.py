@@ -1,6 +1,6 @@
 """Cross-fitting: models of the policies' values, visits, and of the behavior policy, that never saw what they judge.
 
-The gate clusters are dealt into folds; what is used on a fold was fitted on every episode outside it.
+The gate clusters are dealt into folds; what is used on a fold was fitted on every episode of every other cluster.
 """
 
 from __future__ import annotations
@@ -37,11 +37,13 @@ class Fold:
     Attributes:
         replay: all of them, of every split.
         judged: (N,) bool, the episodes of the fold.
+        fitting: (N,) bool, those its models may be fitted on.
         seed: of what is drawn for its models.
     """
 
     replay: Replay
     judged: NDArray[np.bool_]
+    fitting: NDArray[np.bool_]
     seed: int
 
     @cached_property
@@ -50,9 +52,14 @@ class Fold:
         return np.asarray(self.judged[self.replay.episode_of_step])
 
     @cached_property
+    def outside_steps(self) -> NDArray[np.bool_]:
+        """(T,) the steps of the episodes to fit on."""
+        return np.asarray(self.fitting[self.replay.episode_of_step])
+
+    @cached_property
     def outside(self) -> Replay:
         """The episodes to fit on."""
-        return self.replay.subset(~self.judged)
+        return self.replay.subset(self.fitting)
 
     @cached_property
     def held(self) -> Replay:
@@ -147,12 +154,14 @@ def cross_fit(
     for number in range(int(folds.max()) + 1):
         judged = np.zeros(replay.n_episodes, dtype=bool)
         judged[np.flatnonzero(on_gate)[folds == number]] = True
-        if judged.all():
+        # A judged user's other episodes, of whatever split, would tell the model of that user.
+        fitting = ~np.isin(replay.clusters, replay.clusters[judged])
+        if not fitting.any():
             raise NothingToFitError(
                 "The replay dataset is one cluster of gate episodes: nothing lies outside it to fit a model on. Wait "
                 "for more nights."
             )
-        fold = Fold(replay, judged, seed + number)
+        fold = Fold(replay, judged, fitting, seed + number)
         models = fit_models(fold)
         outside_probs = behavior_outside(fold, propensity)
         if replay.contract.behavior.propensity == "estimated":
@@ -164,13 +173,13 @@ def cross_fit(
                 q[role][fold.steps], weights[role][fold.steps] = q[same][fold.steps], weights[same][fold.steps]
                 fits[role].append(fits[same][-1])
                 continue
-            found = models.held_out(probs[~fold.steps], probs[fold.steps])
+            found = models.held_out(probs[fold.outside_steps], probs[fold.steps])
             q[role][fold.steps] = found.q_values
-            fits[role].append(FoldFit(fold.held.n_episodes / int(on_gate.sum()), ~judged, found))
+            fits[role].append(FoldFit(fold.held.n_episodes / int(on_gate.sum()), fitting, found))
             if outside_probs is None:
                 weighable = False
                 continue
-            ratios = logged_ratios(probs[~fold.steps], fold.outside.actions, outside_probs)
+            ratios = logged_ratios(probs[fold.outside_steps], fold.outside.actions, outside_probs)
             weights[role][fold.steps] = models.state_weights(ratios)
     steps = on_gate[replay.episode_of_step]
     errors = {role: model_error(replay, found) for role, found in fits.items()}

@@ -238,11 +238,11 @@ def _deciding_rule(
     n_looked_at = max(1, int(np.searchsorted(np.cumsum(replay.lengths[order]), _MOST_RULE_STEPS, side="right")))
     looked_at = np.zeros(replay.n_episodes, dtype=bool)
     looked_at[order[:n_looked_at]] = True
-    fold = Fold(replay, ~looked_at, seed)
+    fold = Fold(replay, ~looked_at, looked_at, seed)
     behavior_probs = behavior_outside(fold, config.propensity)
     ratios, weights = np.ones(fold.outside.n_steps), None
     if behavior_probs is not None:
-        ratios = logged_ratios(probs[~fold.steps], fold.outside.actions, behavior_probs)
+        ratios = logged_ratios(probs[fold.outside_steps], fold.outside.actions, behavior_probs)
         if fold.outside.lengths.max() > 1:
             weights = fit_models(fold).state_weights(ratios, outside=True)
     return choose_deciding(

@@ -61,7 +61,7 @@ class TabularModels:
 
     def state_weights(self, ratios: Floats, *, outside: bool = False) -> Floats:
         """See `FoldModels`."""
-        steps = ~self.fold.steps if outside else self.fold.steps
+        steps = self.fold.outside_steps if outside else self.fold.steps
         return self._evaluation.weights_at(ratios, self.table.codes[steps], self._times[steps])
 
     @property
@@ -70,7 +70,7 @@ class TabularModels:
 
     @cached_property
     def _evaluation(self) -> TabularEvaluation:
-        replay, out = self.fold.replay, ~self.fold.steps
+        replay, out = self.fold.replay, self.fold.outside_steps
         return TabularEvaluation(
             table=self.table.of(out),
             actions=replay.actions[out],
