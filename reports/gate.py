@@ -354,18 +354,29 @@ def _charged_lower_bound(evaluation: Evaluation, comparison: Comparison | None) 
 
 
 def _largest_loss(evaluation: Evaluation, comparison: Comparison | None, lower: float | None) -> float | None:
-    """Upper bound per episode of value(baseline) - value(candidate), within [0, what the baseline could lose]."""
+    """Upper bound per episode of value(baseline) - value(candidate), within [0, what the baseline could lose].
+
+    The smaller of two bounds that each err with chance alpha, so it errs with at most 2 alpha. The lower bound itself,
+    which decides the verdict, errs with alpha.
+    """
     loss = None if lower is None else max(-lower, 0.0)
     known = [bound for bound in (_blind_loss(evaluation, comparison), loss) if bound is not None]
     return min(known) if known else None
 
 
 def _blind_loss(evaluation: Evaluation, comparison: Comparison | None) -> float | None:
-    """Most that the baseline could lose per episode, whatever acts in its place; None: unbounded."""
-    low = evaluation.feasible.low
+    """Most that the baseline could lose per episode, whatever acts in its place; None: unbounded.
+
+    Damaged episodes are not in the baseline's estimate: they count as if it had earned the most that is feasible there.
+    """
+    share, low, high = evaluation.counts.damaged_share, evaluation.feasible.low, evaluation.feasible.high
     if low is None or comparison is None or comparison.against_upper_bound is None:
         return None
-    return max(comparison.against_upper_bound - low, 0.0)
+    if share == 0:
+        return max(comparison.against_upper_bound - low, 0.0)
+    if high is None:
+        return None
+    return max((1 - share) * comparison.against_upper_bound + share * high - low, 0.0)
 
 
 def _curve(

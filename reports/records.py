@@ -503,7 +503,8 @@ class GateDecision:
     """Largest share of the traffic whose worst plausible loss in one night stays within the harm budget, in [0, 1]."""
     certified_reason: str
     largest_loss: float | None
-    """Upper confidence bound of value(baseline) - value(candidate) per episode, floored at 0; None: unbounded."""
+    """Upper bound of value(baseline) - value(candidate) per episode, floored at 0; the smaller of two that each err
+    with chance alpha, together at most 2 alpha. None: unbounded."""
     margin: float
     alpha: float
     certified_curve: CertifiedCurve | None = None

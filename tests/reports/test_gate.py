@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from reports.assessment import AssessmentConfig
+from reports.evaluate_config import AssessmentConfig
 from reports.gate import GateConfig, decide
 from reports.records import Comparison, DesignEffect, Evaluation, FeasibleRange, Interval, QClaim
 from tests.reports.worlds import evaluate_trial, greedy, make_trial, simulate, small_world
@@ -73,6 +73,18 @@ def test_loss_is_capped_by_what_the_baseline_has_to_lose(good: Evaluation) -> No
     decision = decide(with_bounds(good, -50.0, against_upper_bound=-7.0), GATE)
     assert decision.largest_loss == 3.0
     assert decision.certified_share == pytest.approx(5 / 300)
+
+
+def test_damaged_episodes_are_charged_in_what_the_baseline_has_to_lose(good: Evaluation) -> None:
+    # .99 * -7 + .01 * 10 - (-10) = 3.17: in one episode of a hundred the baseline may have earned all that is feasible.
+    damaged = replace(good, counts=replace(good.counts, damaged_share=0.01))
+    decision = decide(with_bounds(damaged, -50.0, against_upper_bound=-7.0), GATE)
+    assert decision.largest_loss == pytest.approx(3.17)
+    assert decision.certified_share == pytest.approx(5 / 317)
+    assert decision.certified_curve is not None
+    assert decision.certified_curve.blind_harms[-1] == pytest.approx(317)
+    unbounded = replace(damaged, feasible=FeasibleRange(-10.0, None, 30))
+    assert decide(with_bounds(unbounded, -50.0, against_upper_bound=-7.0), GATE).largest_loss is None
 
 
 def test_no_traffic_once_another_check_fails(good: Evaluation) -> None:
