@@ -117,7 +117,7 @@ def explain_q(
     known = np.concatenate([masked(own_q, trial.allowed), masked(final_q, gate.permitted[gate.n_steps :])])
     return calibrate_q(
         own_q,
-        trial.available,
+        trial.allowed,
         trial.actions,
         trial.rewards,
         trial.behavior_probs if refused is None else None,

@@ -66,7 +66,7 @@ def corrected_values(
 
 def calibrate_q(
     own_q: Floats,
-    available: NDArray[np.bool_],
+    allowed: NDArray[np.bool_],
     actions: Ints,
     rewards: Floats,
     behavior_probs: Floats | None,
@@ -82,7 +82,7 @@ def calibrate_q(
     """Own Q-values of the greedy action in bins of equal size, beside what the log says of them.
 
     Args:
-        own_q: (T, A) finite, the policy's own values; available: (T, A).
+        own_q: (T, A) finite, the policy's own values; allowed: (T, A) which actions it may take.
         actions: (T,) logged; rewards: (T,).
         behavior_probs: (T,) in (0, 1]; None where nothing may be weighted, and `refused` says why.
         next_values: (T,) as for `corrected_values`.
@@ -92,7 +92,7 @@ def calibrate_q(
         level: of the intervals.
     """
     rows = np.arange(len(actions))
-    possible = np.where(available, own_q, -np.inf)
+    possible = np.where(allowed, own_q, -np.inf)
     greedy = possible.argmax(axis=1)
     values = possible[rows, greedy]
     spread = None if disagreement is None else disagreement[rows, greedy]

@@ -35,9 +35,9 @@ def replay_under(text: str = RULES, n: int = 3_000) -> Replay:
     return make_replay(simulate(WORLD, UNIFORM, n, np.random.default_rng(1)), UNIFORM, text=text)
 
 
-def evaluated(replay: Replay) -> Evaluation:
+def evaluated(replay: Replay, candidate: TablePolicy | None = None) -> Evaluation:
     return evaluate_candidate(
-        replay, candidate=TablePolicy(CANDIDATE), baseline=None, version_zero=None, candidate_name="7",
+        replay, candidate=candidate or TablePolicy(CANDIDATE), baseline=None, version_zero=None, candidate_name="7",
         baseline_name="the log", excluded={}, config=CONFIG, gate_config=GATE_CONFIG, seed=0,
     )  # fmt: skip
 
@@ -102,3 +102,19 @@ def test_a_condition_that_fails_on_a_step_stops_the_evaluation_and_names_the_ste
 
     with pytest.raises(ConstraintError, match=r"constraints.seldom, .*fails in step \d+ of episode 'e\d+', .*'three'"):
         evaluated(replace(replay, observations=replace(replay.observations, vocabularies=vocabularies)))
+
+
+def test_own_values_are_those_of_the_action_that_the_shield_lets_through() -> None:
+    """Where "left" is forbidden its value is nonsense that nobody ever acts on; the values of the rest are true."""
+    shielded = greedy(WORLD, 0.0)
+    shielded[1] = [0.0, 1.0]
+    own = WORLD.q(shielded)
+    shielded = np.eye(2)[np.where(np.arange(4) == 1, 1, own.argmax(axis=1))]
+    own = WORLD.q(shielded)
+    own[1, 0] = 50.0
+
+    calibration = evaluated(replay_under(), replace(TablePolicy(CANDIDATE), q=own)).q_calibration
+
+    assert calibration is not None
+    assert calibration.excess is not None
+    assert abs(calibration.excess) < 0.5, "with the 50 it would be 38"
