@@ -151,7 +151,7 @@ def _judged(pair: BacktestPair, evaluation: Evaluation, earned: Span, error: Spa
         for e in evaluation.estimates
         if e.policy == "candidate"
     )
-    overlap = next((o for o in evaluation.overlaps if o.policy == "candidate"), None)
+    overlap = next((o for o in evaluation.overlaps if o.policy == "candidate" and o.decides), None)
     deciding = next((e for e in found if e.estimator == evaluation.deciding_estimator), None)
     cause = deciding.cause if deciding else evaluation.propensities.refused or "no estimator decides"
     return replace(

@@ -267,6 +267,20 @@ def test_thin_overlap_is_refused_and_not_missed() -> None:
     assert "effective sample size is" in found.cause
 
 
+def test_the_effective_sample_size_is_that_of_the_weights_that_decide() -> None:
+    """Marginalized weights are worth more episodes than products of ratios, and stand behind them in the record."""
+    found = {}
+    for estimator in ("dr", "drl"):
+        config = CONFIG.model_copy(update={"deciding": DecidingConfig(estimator=estimator)})
+        found[estimator] = of(run(two_versions(3, 400), registered=RELEASES, config=config), "b")
+
+    assert [pair.deciding_estimator for pair in found.values()] == ["dr", "drl"]
+    products, marginalized = (pair.effective_sample_size for pair in found.values())
+    assert products is not None
+    assert marginalized is not None
+    assert marginalized > 1.02 * products
+
+
 # --- arithmetic
 
 
