@@ -31,7 +31,7 @@ class DecidingConfig(Settings):
 
     estimator: Literal["rule", "dr", "drl"] = "rule"
     """"rule" leaves it to the rule; else the one that is named, whatever it costs."""
-    largest_variance_ratio: float = Field(1.2, ge=1)
+    largest_variance_ratio: float = Field(1.1, ge=1)
     """Products of ratios decide where they cost at most this many times the variance of marginalized weights."""
     largest_check_ratio: float = Field(4.0, ge=1)
     """The check uses the longest products that cost at most this many times as much."""
