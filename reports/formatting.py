@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from datetime import UTC, datetime
 
 from reports.records import Interval
 
 NOT_MEASURED = "not measured"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Unicode categories that show nothing themselves and may change what is read around them: controls, formats such as
+marks of direction, halves of a character, ends of a line or paragraph."""
 _LARGEST_PLAIN, _SMALLEST_PLAIN = 1e7, 1e-4
 
 
@@ -92,6 +96,15 @@ def instant(at: datetime) -> str:
     """To the minute, in UTC. A time without a zone is taken as UTC."""
     aware = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
     return f"{aware.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def visible(text: str) -> str:
+    """The text with every control and formatting character written out, such as [U+202E]; tabs and line feeds stay.
+
+    A mark of direction in a name would turn the order of what follows it: of a whole sentence, its numbers included.
+    """
+    unseen = [c for c in set(text) if c not in "\t\n" and unicodedata.category(c) in _UNSEEN]
+    return text.translate({ord(c): f"[U+{ord(c):04X}]" for c in unseen}) if unseen else text
 
 
 def _signed(text: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from reports.charts import Series
+from reports.formatting import visible
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _MOST_POINTS = 2_000
@@ -71,9 +72,9 @@ def plot_data(
     places = places[::every]
     found = {
         "x": [_short(x) for x in places],
-        "x_name": x_name,
+        "x_name": visible(x_name),
         "series": [
-            {"name": s.name, "kind": s.kind, "y": [_short(points[x]) if x in points else None for x in places]}
+            {"name": visible(s.name), "kind": s.kind, "y": [_short(points[x]) if x in points else None for x in places]}
             | ({"dots": True} if i >= n_lines else {})
             for i, (s, points) in enumerate(lines)
         ],

@@ -127,14 +127,22 @@ def render_report(data: ReportData) -> str:
         policy=content_security_policy(),
         script=page_script(),
     )  # fmt: skip
-    return "\n".join(line.rstrip() for line in text.splitlines() if line.strip()) + "\n"
+    return _page(text)
 
 
 def render_comparison(comparison: ReleaseComparison, contract_name: str) -> str:
     """Two releases side by side as one self-contained HTML document, in the style of the report."""
     template = _environment().get_template("compare.html")
     text = template.render(comparison=comparison, contract_name=contract_name)
-    return "\n".join(line.rstrip() for line in text.splitlines() if line.strip()) + "\n"
+    return _page(text)
+
+
+def _page(text: str) -> str:
+    """The rendered page without empty lines.
+
+    All text of logs and policies passes here, whatever put it into the page: what cannot be seen in it is written out.
+    """
+    return "\n".join(line.rstrip() for line in formatting.visible(text).split("\n") if line.strip()) + "\n"
 
 
 def _weight_histogram(evaluation: Evaluation) -> WeightHistogram | None:

@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -237,6 +238,22 @@ def test_text_from_logs_is_shown_as_text() -> None:
     assert text.count("<script") == 1
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert samples.HOSTILE in Page(text).text
+
+
+def test_marks_that_turn_the_order_of_what_is_read_are_written_out(passed: str) -> None:
+    """In names of every kind: of columns, actions, policies, curves, units, rules, and of keys of settings."""
+    marks = "\u202egnirts\u202c \u2066a\u2069 \u2028\u0085 \u0000\u0007\r\ud800 \u200b"
+    text = render_report(samples.extreme_report(marks))
+
+    unseen = {c for c in text if unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp"}}
+    assert unseen == {"\n"}
+    assert "[U+202E]gnirts[U+202C] [U+2066]a[U+2069] [U+2028][U+0085] [U+0000][U+0007][U+000D][U+D800] [U+200B]" in text
+    turned = render_report(samples.extreme_report("\u202eSIGN"))
+    assert turned.count("[U+202E]SIGN") == turned.count("SIGN") > 100
+    assert "[U+" not in passed
+    told = plot_data([charts.Series("\u202eevil", [1.0, 2.0], [2.0, 3.0])], "\u202eupdate")
+    assert "202e" not in told
+    assert told.count("[U+202E]") == 2
 
 
 def test_same_data_gives_the_same_bytes(passed: str) -> None:
