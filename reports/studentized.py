@@ -44,6 +44,10 @@ def studentized_bounds(replicates: Replicates, alpha: float) -> Bounds:
     cause = _undefined(value, values, alpha) or (None if np.isfinite(error) else "the standard error is not finite")
     if cause is not None:
         return Bounds(STUDENTIZED, None, None, alpha, cause)
+    n_missing = int(np.isnan(replicates.errors).sum())
+    if n_missing:
+        cause = f"{n_missing} of {len(values)} draws have no standard error: their weights overflow or vanish"
+        return Bounds(STUDENTIZED, None, None, alpha, cause)
     if error <= 1e-12 * abs(value):  # all terms equal
         return Bounds(STUDENTIZED, value, value, alpha)
     away = values - value
@@ -51,7 +55,7 @@ def studentized_bounds(replicates: Replicates, alpha: float) -> Bounds:
         pivots = np.where(
             np.abs(away) >= _INFINITE * replicates.errors, np.sign(away) * np.inf, away / replicates.errors
         )
-    pivots = np.where(np.isnan(pivots), 0.0, pivots)  # neither moved nor varied
+    pivots = np.where((away == 0) & (replicates.errors == 0), 0.0, pivots)  # neither moved nor varied
     low = value - error * float(np.quantile(pivots, 1 - alpha, method="higher"))
     high = value - error * float(np.quantile(pivots, alpha, method="lower"))
     cause = None

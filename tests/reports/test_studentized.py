@@ -118,6 +118,26 @@ def test_undefined_draws_leave_no_bound() -> None:
         assert (found.lower, found.upper, found.refused) == (None, None, "1 of 1000 draws hold no weight, or overflow")
 
 
+def test_draws_without_a_standard_error_leave_no_bound() -> None:
+    """A missing number is no draw that did not move: it would make the bound too narrow, or of no width at all."""
+    values = np.random.default_rng(0).normal(0.1, 1, 1000)
+    for n_missing in (1, 1000):
+        errors = np.where(np.arange(1000) < n_missing, np.nan, 1.0)
+        found = studentized_bounds(Replicates(0.1, values, 1.0, errors), 0.01)
+        assert (found.lower, found.upper) == (None, None)
+        assert found.refused == f"{n_missing} of 1000 draws have no standard error: their weights overflow or vanish"
+
+
+def test_draws_that_neither_moved_nor_varied_are_pivots_of_zero() -> None:
+    values, errors = np.zeros(1000), np.ones(1000)
+    values[:500] = np.random.default_rng(1).normal(0, 1, 500)
+    errors[500:] = 0.0
+    found = studentized_bounds(Replicates(0.0, values, 1.0, errors), 0.1)
+    assert found.refused is None
+    # half of the pivots are 0, so a tail of .1 of all is one of .2 of the others
+    assert found.upper == pytest.approx(-np.quantile(values[:500], 0.2), abs=0.02)
+
+
 def test_bounds_that_were_not_prepared_are_an_error() -> None:
     with pytest.raises(ValueError, match="with_errors"):
         studentized_bounds(Replicates(1.0, np.ones(1000)), 0.05)
