@@ -269,7 +269,9 @@ GLOSSARY: tuple[TermGroup, ...] = (
             Term(
                 "placebo",
                 "placebo",
-                "Share of random halves of the log whose difference, in truth 0, has a lower bound above 0; alpha may.",
+                "Share of random halves of the log whose mean returns, in truth equal, differ by a studentized lower "
+                "bound above 0; alpha may. It tests the bound on this log's returns, clusters and nights, not the "
+                "weights of the gate's estimator.",
                 "reports.placebo.placebo",
             ),
             Term(
