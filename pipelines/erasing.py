@@ -19,6 +19,7 @@ from datasets.lake import Lake
 from datasets.locking import exclusive_lock
 from datasets.logfiles import LogFile, LogFileError, Unread, container_errors, find_log_files, open_unread
 from datasets.privacy import key_for
+from pipelines.readings import finish_reading
 from pipelines.workspace import Workspace
 from reports.episode_terms import EPISODES, without_episodes
 from reports.examples import evaluation_without, report_without
@@ -158,6 +159,7 @@ def _redact_evaluation(
     workspace.registry.record_evaluation(
         release, gate="passed" if manifest.gate == "passed" else "refused", files=redacted
     )
+    finish_reading(workspace, release)
 
 
 def _redacted(name: str, content: bytes, names: Collection[str], pattern: re.Pattern[bytes] | None) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipelines.live_nights import freshness_of_release
-from pipelines.readings import ledger_of, snapshot_of
+from pipelines.readings import reading_behind, snapshot_of
 from pipelines.workspace import Workspace
 from reports.history import Promotion, Rejection
 from reports.manifest import read_manifest
@@ -56,12 +56,28 @@ def promote(
 
 
 def _refuse_other_rules(workspace: Workspace, release: int) -> None:
-    """A verdict says nothing of constraints, success and slices that the contract got later."""
-    judged = [
-        reading.terms.inputs["rules"] for reading in ledger_of(workspace).readings() if release in reading.releases
-    ]
-    now = workspace.contract.rules.model_dump(mode="json")
-    changed = [key for key in now if judged and judged[-1][key] != now[key]]
+    """A verdict says nothing of constraints, success and slices that the contract got later.
+
+    What it was judged under is what the reading behind the recorded evaluation was entered with, and no other's.
+    """
+    manifest = read_manifest(workspace.release_path(release))
+    if manifest is not None and manifest.gate == "baseline":
+        return  # it was never judged
+    reading = reading_behind(workspace, release)
+    if reading is None:
+        raise PromotionRefusedError(
+            f"Release {release} cannot be promoted: the error ledger has no reading that ended with its recorded "
+            f"evaluation, so what it was held to is not known. `offline-dqn evaluate {release}` finishes a reading "
+            f"that was cut off; where {workspace.releases_path / 'ledger.jsonl'} was lost, restore it from a backup."
+        )
+    judged, now = reading.terms.inputs.get("rules"), workspace.contract.rules.model_dump(mode="json")
+    if judged is None:
+        raise PromotionRefusedError(
+            f"Release {release} cannot be promoted: its reading of `gate` was entered by another version of "
+            "offline-dqn, which did not record the contract's rules. `offline-dqn nightly --force-train` trains and "
+            "judges a successor."
+        )
+    changed = sorted(key for key in {**now, **judged} if now.get(key) != judged.get(key))
     if changed:
         raise PromotionRefusedError(
             f"Release {release} cannot be promoted: what the contract says of {' and '.join(changed)} has changed "

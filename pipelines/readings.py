@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,17 +27,19 @@ from offline_dqn.policy import AnyPolicy
 from pipelines.acting import ReleaseError, load_release
 from pipelines.training import VERSION_ZERO, StageError, written_by
 from pipelines.workspace import Workspace
-from reports.episode_terms import EPISODES, episode_table
+from reports.episode_terms import EPISODES, episode_table, of_release
 from reports.evaluate_config import EvaluateConfig
 from reports.evaluation import EvaluationError, evaluate_candidate
 from reports.gate import GateConfig
-from reports.ledger import Budget, Ledger, Terms, budget_of
+from reports.ledger import Budget, Ledger, Reading, Terms, Verdict, budget_of
 from reports.manifest import read_manifest
-from reports.records import Evaluation, Freshness
+from reports.records import Evaluation, Freshness, evaluation_from_json
 
 _PACKAGES = ("datasets", "drift", "offline_dqn", "reports")
 _LIBRARIES = ("numpy", "scipy", "torch", "scikit-learn")
 EVALUATION = "evaluation.json"
+READING = "reading"
+"""A tag of a judged release: the number of the reading behind its recorded decision."""
 
 
 @dataclass(frozen=True)
@@ -259,14 +262,64 @@ def ledger_of(workspace: Workspace) -> Ledger:
 def spent_at(workspace: Workspace) -> datetime:
     """The instant at which a reading is entered: of the log's clock, and never later than ours.
 
-    So the year of logs that are read long after they were written is theirs, and nobody gains by a clock set forward.
+    Nobody gains by a clock set forward; nor by one set back, as the ledger keeps our own clock beside it.
     """
     return min(workspace.as_of(workspace.open_lake()), datetime.now(UTC))
 
 
 def budget(workspace: Workspace) -> Budget:
     """What the year that ends now has spent."""
-    return budget_of(ledger_of(workspace).readings(), workspace.config.gate, spent_at(workspace))
+    readings, gate = ledger_of(workspace).readings(), workspace.config.gate
+    return budget_of(readings, gate, spent_at(workspace), datetime.now(UTC))
+
+
+def reading_behind(workspace: Workspace, release: int) -> Reading | None:
+    """The reading that ended with a release's recorded `evaluation.json`; None where the ledger knows of none.
+
+    A reading that began later and was cut off decided nothing, whatever its terms.
+    """
+    manifest = read_manifest(workspace.release_path(release))
+    recorded = manifest.evaluation_files.get(EVALUATION) if manifest is not None else None
+    if recorded is None:
+        return None
+    ended = [r for r in ledger_of(workspace).readings() if r.evaluations.get(release) == recorded]
+    return ended[-1] if ended else None
+
+
+def finish_reading(workspace: Workspace, release: int) -> None:
+    """Enters what a release's recorded evaluation was made of, where a crash or an erasure came before the entry.
+
+    Only for the reading that the registry names with that evaluation: another one that is open stays open.
+    """
+    manifest = read_manifest(workspace.release_path(release))
+    if manifest is None or manifest.gate not in ("passed", "refused") or EVALUATION not in manifest.evaluation_files:
+        return
+    ledger, recorded = ledger_of(workspace), manifest.evaluation_files[EVALUATION]
+    own = [r for r in ledger.readings() if str(r.number) == manifest.tags.get(READING) and release in r.releases]
+    if own and own[0].evaluations.get(release) != recorded:
+        verdict: Verdict = "passed" if manifest.gate == "passed" else "refused"
+        ledger.decide(own[0], verdict, recorded, release)
+
+
+def found_before(workspace: Workspace, reading: Reading, release: int) -> tuple[Evaluation, bytes] | None:
+    """What a reading found when another release with the same policy had it; None where nobody's is left.
+
+    Nothing is computed: the same numbers and the same verdict under this release's name, and so is
+    `evaluation_episodes.parquet`.
+    """
+    for other, digest in reading.evaluations.items():
+        folder = workspace.release_path(other)
+        manifest = read_manifest(folder)
+        if other == release or manifest is None or manifest.evaluation_files.get(EVALUATION) != digest:
+            continue
+        if not manifest.damage(folder):
+            recorded = json.loads((folder / EVALUATION).read_bytes())
+            proof = recorded.pop("proof", None)  # it speaks of the release of that number
+            named = re.compile(rf"\b{re.escape(recorded['candidate_name'])}\b")
+            renamed = json.loads(named.sub(f"release {release}", json.dumps(recorded)))
+            episodes = of_release((folder / EPISODES).read_bytes(), release)
+            return evaluation_from_json({**renamed, "proof": proof}), episodes
+    return None
 
 
 def judged_releases(workspace: Workspace) -> dict[int, str]:

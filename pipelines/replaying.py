@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines.readings import EVALUATION, Bench, digest_of, evaluation_bytes, ledger_of, set_up_again
+from pipelines.readings import EVALUATION, Bench, digest_of, evaluation_bytes, reading_behind, set_up_again
 from pipelines.training import StageError
 from pipelines.workspace import Workspace
 from reports.json_differences import JsonDifference, json_differences
@@ -74,9 +74,9 @@ def replay_decision(workspace: Workspace, release: int) -> Replayed:
         first_byte=_first_difference(stored, replayed),
         differences=tuple(_places(stored, replayed)),
         altered=""
-        if digest_of(stored) == reading.evaluation
+        if digest_of(stored) == reading.evaluations[release]
         else f"{EVALUATION} is not what was recorded: its SHA-256 is {digest_of(stored)[:12]}.., the ledger has "
-        f"{str(reading.evaluation)[:12]}..",
+        f"{reading.evaluations[release][:12]}..",
         changed=tuple(json_differences(_deciding(reading.terms), _deciding(bench.terms))),
         changed_since=tuple(json_differences(_settings(reading.terms.inputs), _settings(_today(workspace, bench)))),
     )
@@ -95,13 +95,13 @@ def recorded_reading(workspace: Workspace, release: int) -> Reading:
     Raises:
         StageError: there is none.
     """
-    decided = [r for r in ledger_of(workspace).readings() if release in r.releases and r.verdict is not None]
-    if not decided or not (workspace.release_path(release) / EVALUATION).is_file():
+    reading = reading_behind(workspace, release)
+    if reading is None or not (workspace.release_path(release) / EVALUATION).is_file():
         raise StageError(
-            f"Release {release} has no recorded decision, so there is nothing to replay. `offline-dqn evaluate "
-            f"{release}` judges it."
+            f"Release {release} has no recorded decision that the error ledger knows of: there is nothing to replay. "
+            f"`offline-dqn evaluate {release}` judges it, or finishes a reading that was cut off."
         )
-    return decided[-1]
+    return reading
 
 
 def _deciding(terms: Terms) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def judged(workspace: Workspace, release: int) -> Judged:
     Raises:
         StageError: it was not judged.
     """
-    from pipelines.readings import ledger_of
+    from pipelines.readings import reading_behind
     from pipelines.stages import recorded_evaluation
     from pipelines.training import StageError
     from reports.comparison import Judged
@@ -93,9 +93,9 @@ def judged(workspace: Workspace, release: int) -> Judged:
         raise StageError(f"Release {release} was not judged. `offline-dqn evaluate {release}` does that.")
     policy = json.loads((folder / "policy.json").read_text())
     lineage = {"policy": str(policy["digest"]), "code version": str(policy["code_version"])}
-    readings = [r for r in ledger_of(workspace).readings() if release in r.releases]
-    if readings:
-        terms = readings[-1].terms
+    reading = reading_behind(workspace, release)
+    if reading is not None:
+        terms = reading.terms
         made_by = {f"made by {name}": version for name, version in terms.made_by.items()}
         lineage |= {"snapshot": terms.snapshot, "contract": str(terms.inputs["contract"]), **made_by}
     return Judged(release, evaluation, lineage)

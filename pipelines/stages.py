@@ -40,9 +40,12 @@ from pipelines.promising import own_episodes, promises_of
 from pipelines.proving import proof_of
 from pipelines.readings import (
     EVALUATION,
+    READING,
     check_writable,
     digest_of,
     evaluation_bytes,
+    finish_reading,
+    found_before,
     judged_releases,
     ledger_of,
     set_up,
@@ -54,7 +57,7 @@ from pipelines.upkeep import compact_lake
 from pipelines.workspace import Workspace
 from reports.episode_terms import EPISODES
 from reports.estimators import on_policy_returns
-from reports.ledger import Ledger, Verdict, in_words
+from reports.ledger import Reading, Verdict, in_words
 from reports.manifest import read_manifest
 from reports.plan import LogPlan, plan_log
 from reports.promises import broken_sentence, judge_promise
@@ -387,7 +390,7 @@ def evaluate(
             "same episodes would spend error and could only repeat or contradict it."
         )
     if recorded is not None and not again:
-        _finish_reading(ledger, release, recorded, folder)
+        finish_reading(workspace, release)
         why = _why_not_replayable(workspace, release)
         return EvaluateOutcome(release, recorded, report_path, repeated=True, not_replayable=why, stale=stale)
     bench = set_up(workspace, release)
@@ -395,30 +398,37 @@ def evaluate(
     fresh = freshness(workspace, bench.replay, bench.summary)
     proof = replace(proof_of(workspace, bench.replay), promises=promises(workspace))
     reading = ledger.begin(bench.terms, bench.gate, spent_at(workspace), judged_releases(workspace))
-    evaluation, episodes = bench.judge(fresh)
-    evaluation = replace(evaluation, proof=proof)
+    found = found_before(workspace, reading, release)
+    if found is None:
+        evaluation, episodes = bench.judge(fresh)
+        found = replace(evaluation, proof=proof), episodes
+    evaluation, episodes = found
     decision = evaluation.decision
     assert decision is not None  # evaluate_candidate always decides
+    verdict: Verdict = "passed" if decision.passed else "refused"
+    _refuse_second_verdict(reading, release, verdict)
     data = _report_data(workspace, release, evaluation, bench.summary, drift)
     data = replace(data, lineage={**data.lineage, "reading of gate": in_words(reading, ledger.readings(), bench.gate)})
     content = evaluation_bytes(evaluation_to_json(evaluation))
-    verdict: Verdict = "passed" if decision.passed else "refused"
     workspace.registry.record_evaluation(
         release,
         gate=verdict,
         files={EVALUATION: content, EPISODES: episodes, "report.html": render_report(data).encode()},
-        tags={**_headline(evaluation), JUDGED_AGAINST: bench.stands_for},
+        tags={**_headline(evaluation), JUDGED_AGAINST: bench.stands_for, READING: reading.number},
     )
-    ledger.decide(reading, verdict, digest_of(content))
+    ledger.decide(reading, verdict, digest_of(content), release)
     return EvaluateOutcome(release, evaluation, report_path, repeated=False)
 
 
-def _finish_reading(ledger: Ledger, release: int, recorded: Evaluation, folder: Path) -> None:
-    """Enters the verdict of a reading that was cut off after its evaluation was recorded."""
-    own = [reading for reading in ledger.readings() if release in reading.releases]
-    if own and own[-1].verdict is None and recorded.decision is not None:
-        verdict: Verdict = "passed" if recorded.decision.passed else "refused"
-        ledger.decide(own[-1], verdict, digest_of((folder / EVALUATION).read_bytes()))
+def _refuse_second_verdict(reading: Reading, release: int, verdict: Verdict) -> None:
+    """What a reading found may be gone; judged again by other code or on another night, it must not end otherwise."""
+    if reading.verdict not in (None, verdict):
+        listed = ", ".join(map(str, reading.releases))
+        raise StageError(
+            f"Reading {reading.number} of `gate`, of release {listed}, ended with '{reading.verdict}', and judged "
+            f"again release {release} would have '{verdict}': the code or the newest nights are others now. A second "
+            "look at the same episodes is no second verdict, so nothing was recorded. Train another candidate."
+        )
 
 
 def _headline(evaluation: Evaluation) -> dict[str, float]:

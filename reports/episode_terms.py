@@ -103,6 +103,13 @@ def episode_table(release: int, gate: Replay, terms: EpisodeTerms) -> bytes:
     return _written(pa.Table.from_arrays(columns, schema=SCHEMA))
 
 
+def of_release(content: bytes, release: int) -> bytes:
+    """The same file under another release's number."""
+    table = pq.read_table(pa.BufferReader(content))
+    number = pa.array(np.full(len(table), release, dtype=np.int64))
+    return _written(table.set_column(table.schema.get_field_index("release"), SCHEMA.field("release"), number))
+
+
 def without_episodes(content: bytes, erased: Collection[str]) -> bytes:
     """The same file without the rows of erased episodes; the same bytes where it holds none of them."""
     table = pq.read_table(pa.BufferReader(content))

@@ -1,7 +1,9 @@
 """The error ledger: every reading of `gate`, entered before the first reward is looked at.
 
 A reading is a candidate meeting `gate` under given terms, and each may pass a worse policy with chance alpha. The
-ledger adds these chances up over a year (365 days) and refuses a reading that the year cannot afford. A reading that a
+ledger adds these chances up over a year (365 days) and refuses a reading that the year cannot afford. A year is told by
+two clocks, that of the log and ours, and a reading counts while either says so: old logs that are read in one sitting,
+or dates that are given by hand, make no more years than have passed. A reading that a
 crash cut off stays entered: the same candidate under the same terms goes on with it and spends nothing more, and no
 other reading can take its place. Lines are only ever appended; a last line that a crash cut off did not happen.
 """
@@ -11,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -73,25 +75,28 @@ class Reading:
 
     Attributes:
         number: from 1.
-        at: the instant from which its year runs.
+        at: of the log's clock, the instant from which its year runs there.
+        entered_at: of our clock.
         terms: what it depends on.
         releases: that it holds for; more than one where the same policy was registered again.
-        verdict: None while it is not finished.
-        evaluation: SHA-256 of the `evaluation.json` that was recorded; None while it is not finished.
+        verdict: of all of them; None while it is not finished.
+        evaluations: SHA-256 of the `evaluation.json` that was recorded, by release.
     """
 
     number: int
     at: datetime
+    entered_at: datetime
     terms: Terms
     releases: tuple[int, ...]
     verdict: Verdict | None = None
-    evaluation: str | None = None
+    evaluations: Mapping[int, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, without the settings."""
         return {
             "reading": self.number,
             "at": self.at.isoformat(),
+            "entered_at": self.entered_at.isoformat(),
             "releases": list(self.releases),
             "candidate": self.terms.candidate,
             "snapshot": self.terms.snapshot,
@@ -99,15 +104,16 @@ class Reading:
             "n_episodes": self.terms.n_episodes,
             "alpha": self.terms.alpha,
             "verdict": self.verdict,
-            "evaluation": self.evaluation,
+            "evaluations": {str(release): digest for release, digest in self.evaluations.items()},
         }
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The error of the year that ends at `at`.
+    """The error of the year that ends now.
 
     Attributes:
+        at: now, of the log's clock.
         spent: sum of alpha over the readings of that year.
         allowed: `gate.yearly_error`.
         alpha: of one more reading.
@@ -130,9 +136,16 @@ class Budget:
         return {**self.__dict__, "at": self.at.isoformat(), "possible_at": possible_at}
 
 
-def budget_of(readings: Sequence[Reading], gate: GateConfig, at: datetime) -> Budget:
-    """What the year that ends at `at` has spent. Readings later than `at` count too: a clock may have been set back."""
-    within = sorted((r for r in readings if r.at > at - YEAR), key=lambda reading: reading.at)
+def budget_of(readings: Sequence[Reading], gate: GateConfig, at: datetime, now: datetime) -> Budget:
+    """What the year that ends now has spent. Later readings count too: a clock may have been set back.
+
+    Args:
+        readings: all.
+        gate: what a year and a reading may spend.
+        at: now, of the log's clock.
+        now: of ours.
+    """
+    within = sorted(_of_year(readings, at, now), key=_leaves_at)
     spent = sum(reading.terms.alpha for reading in within)
     possible_at = None
     left = gate.yearly_error - spent
@@ -140,15 +153,24 @@ def budget_of(readings: Sequence[Reading], gate: GateConfig, at: datetime) -> Bu
         if left + _ROUNDING >= gate.alpha:
             break
         left += reading.terms.alpha
-        possible_at = reading.at + YEAR
+        possible_at = _leaves_at(reading)
     n_left = max(0, int((gate.yearly_error - spent + _ROUNDING) / gate.alpha))
     return Budget(at, spent, gate.yearly_error, gate.alpha, len(within), n_left, possible_at)
+
+
+def _of_year(readings: Sequence[Reading], at: datetime, now: datetime) -> list[Reading]:
+    return [reading for reading in readings if reading.at > at - YEAR or reading.entered_at > now - YEAR]
+
+
+def _leaves_at(reading: Reading) -> datetime:
+    """When a reading leaves the year, if the log's clock shows by then what ours does."""
+    return max(reading.at, reading.entered_at) + YEAR
 
 
 def in_words(reading: Reading, readings: Sequence[Reading], gate: GateConfig) -> str:
     """A reading for the report: its number, what it spends, and what its year had spent with it."""
     until = [r for r in readings if r.number <= reading.number]
-    year = budget_of(until, gate, reading.at)
+    year = budget_of(until, gate, reading.at, reading.entered_at)
     return (
         f"number {reading.number}, entered for {reading.at:%Y-%m-%d %H:%M} UTC, spends {reading.terms.alpha:.3g}; with "
         f"it the {year.n_readings} readings of the year before have spent {year.spent:.3g} of {year.allowed:.3g}"
@@ -176,7 +198,7 @@ class Ledger:
                 elif record["event"] == "repeated":
                     found[number] = _also_of(found[number], record["release"])
                 else:
-                    found[number] = replace(found[number], verdict=record["verdict"], evaluation=record["evaluation"])
+                    found[number] = _decided(found[number], record["verdict"], record["evaluation"], record["release"])
         except (ValueError, KeyError, TypeError) as error:
             raise LedgerError(
                 f"{self.path} cannot be read: {type(error).__name__}: {error}. It holds what was spent of the year's "
@@ -184,21 +206,31 @@ class Ledger:
             ) from error
         return list(found.values())
 
-    def begin(self, terms: Terms, gate: GateConfig, at: datetime, judged: Mapping[int, str] | None = None) -> Reading:
+    def begin(
+        self,
+        terms: Terms,
+        gate: GateConfig,
+        at: datetime,
+        judged: Mapping[int, str] | None = None,
+        *,
+        now: datetime | None = None,
+    ) -> Reading:
         """Enters a reading, before `gate` is read, or finds the one that was entered for the same terms.
 
         Args:
             terms: of the reading.
             gate: for the year's budget.
-            at: the instant from which its year runs.
+            at: of the log's clock, the instant from which its year runs there.
             judged: SHA-256 of the recorded `evaluation.json` by release, as the registry knows them; the ledger must
                 know each of these releases.
+            now: of our clock; by default what that says.
 
         Raises:
             ErrorSpentError: the year cannot afford it; says when it can, and what else can be done. Nothing is entered.
             LedgerError: the ledger cannot be read or written, or lacks a reading that took place.
         """
         with self._alone():
+            now = (now or datetime.now(UTC)).astimezone(UTC)
             readings = self.readings()
             _refuse_lost_readings(self.path, readings, judged or {})
             for reading in readings:
@@ -206,27 +238,47 @@ class Ledger:
                     if terms.release not in reading.releases:
                         self._append({"event": "repeated", "reading": reading.number, "release": terms.release})
                     return _also_of(reading, terms.release)
-            budget = budget_of(readings, gate, at)
+            budget = budget_of(readings, gate, at, now)
             if budget.n_left < 1:
-                raise ErrorSpentError(_spent_message(terms.release, readings, budget))
+                raise ErrorSpentError(_spent_message(terms.release, _of_year(readings, at, now), budget))
             number = max((r.number for r in readings), default=0) + 1
-            reading = Reading(number, at.astimezone(UTC), terms, (terms.release,))
-            self._append({"event": "begun", "reading": reading.number, "at": reading.at.isoformat(), **_plain(terms)})
+            reading = Reading(number, at.astimezone(UTC), now, terms, (terms.release,))
+            when = {"at": reading.at.isoformat(), "entered_at": now.isoformat()}
+            self._append({"event": "begun", "reading": reading.number, **when, **_plain(terms)})
             return reading
 
-    def decide(self, reading: Reading, verdict: Verdict, evaluation: str) -> Reading:
-        """Enters how a reading ended; once is enough.
+    def decide(self, reading: Reading, verdict: Verdict, evaluation: str, release: int) -> Reading:
+        """Enters how a reading ended for a release; once is enough.
 
         Args:
             reading: from `begin`.
             verdict: of the gate.
             evaluation: SHA-256 of the recorded `evaluation.json`.
+            release: whose it is.
+
+        Raises:
+            LedgerError: the reading ended with another verdict before, or does not hold for the release.
         """
         with self._alone():
             known = {r.number: r for r in self.readings()}[reading.number]
-            done = replace(known, verdict=verdict, evaluation=evaluation)
+            if release not in known.releases:
+                raise LedgerError(f"Reading {known.number} is of release {known.releases}, not of {release}.")
+            if known.verdict not in (None, verdict):
+                raise LedgerError(
+                    f"Reading {known.number} ended with '{known.verdict}', and release {release} has '{verdict}' from "
+                    "it: a second look at the same episodes is no second verdict. Train another candidate."
+                )
+            done = _decided(known, verdict, evaluation, release)
             if done != known:
-                self._append({"event": "decided", "reading": done.number, "verdict": verdict, "evaluation": evaluation})
+                self._append(
+                    {
+                        "event": "decided",
+                        "reading": done.number,
+                        "release": release,
+                        "verdict": verdict,
+                        "evaluation": evaluation,
+                    }
+                )
             return done
 
     def _alone(self) -> Any:
@@ -252,8 +304,7 @@ def _refuse_lost_readings(path: Path, readings: Sequence[Reading], judged: Mappi
         )
 
 
-def _spent_message(release: int, readings: Sequence[Reading], budget: Budget) -> str:
-    within = [reading for reading in readings if reading.at > budget.at - YEAR]
+def _spent_message(release: int, within: Sequence[Reading], budget: Budget) -> str:
     assert budget.possible_at is not None  # alpha is at most the year's error
     left = budget.allowed - budget.spent
     smaller = (
@@ -276,6 +327,10 @@ def _also_of(reading: Reading, release: int) -> Reading:
     return reading if release in known else replace(reading, releases=(*known, release))
 
 
+def _decided(reading: Reading, verdict: Verdict, evaluation: str, release: int) -> Reading:
+    return replace(reading, verdict=verdict, evaluations={**reading.evaluations, int(release): evaluation})
+
+
 def _plain(terms: Terms) -> dict[str, Any]:
     plain = {"nights": list(terms.nights), "inputs": dict(terms.inputs), "made_by": dict(terms.made_by)}
     return {**terms.__dict__, **plain}
@@ -292,4 +347,5 @@ def _begun(number: int, record: Mapping[str, Any]) -> Reading:
         inputs=record["inputs"],
         made_by=record["made_by"],
     )
-    return Reading(number, datetime.fromisoformat(record["at"]), terms, (terms.release,))
+    at, entered_at = (datetime.fromisoformat(record[name]) for name in ("at", "entered_at"))
+    return Reading(number, at, entered_at, terms, (terms.release,))

@@ -51,6 +51,45 @@ def test_a_verdict_under_other_constraints_is_stale(demoted: Workspace, run: Run
     assert run(demoted, "promote", 1, "--reviewer", "Ada").code == 0
 
 
+def test_a_reading_that_was_cut_off_stands_for_nothing(demoted: Workspace, run: Run) -> None:
+    contract = demoted.root / "contract.toml"
+    before = contract.read_text()
+    contract.write_text(before + '[constraints.later]\nbreached = "next_observation.cpu > 0.9"\nlimit = 0.5\n')
+    changed = open_workspace(demoted.root)
+    bench = readings.set_up(changed, 1)
+    ledger = readings.ledger_of(changed)
+    opened = ledger.begin(bench.terms, bench.gate, readings.spent_at(changed))  # `evaluate 1 --again`, killed here
+
+    assert stages.evaluate(changed, 1).repeated  # ... and a plain `evaluate 1` afterwards
+    refused = run(demoted, "promote", 1, "--reviewer", "Ada")
+
+    assert refused.code == 3
+    assert "what the contract says of constraints has changed since the gate judged it" in " ".join(refused.err.split())
+    assert [(r.number, r.verdict) for r in ledger.readings()] == [(1, "passed"), (opened.number, None)]
+    assert run(demoted, "evaluate", 1, "--replay", "--json").json["same"]
+    contract.write_text(before)
+    assert run(demoted, "promote", 1, "--reviewer", "Ada").code == 0
+
+
+def test_without_its_reading_a_release_is_not_promoted(demoted: Workspace, run: Run) -> None:
+    path = demoted.releases_path / "ledger.jsonl"
+    whole = path.read_text()
+    assert whole.count("\n") == 2  # begun, decided
+
+    def refusal(ledger: str | None) -> str:
+        path.unlink() if ledger is None else path.write_text(ledger)
+        answer = run(demoted, "promote", 1, "--reviewer", "Ada")
+        assert (answer.code, demoted.registry.champion()) == (3, 0)
+        return " ".join(answer.err.split())
+
+    assert "the error ledger has no reading that ended with its recorded evaluation" in refusal(None)
+    assert "`offline-dqn evaluate 1` finishes a reading that was cut off" in refusal(whole.splitlines()[0] + "\n")
+    assert "which did not record the contract's rules" in refusal(whole.replace('"rules":', '"laws":'))
+    path.write_text(whole.splitlines()[0] + "\n")
+    assert run(demoted, "evaluate", 1).code == 0  # finishes it
+    assert run(demoted, "promote", 1, "--reviewer", "Ada").code == 0
+
+
 def test_a_night_like_the_others_is_fresh_and_a_changed_one_is_not(demoted: Workspace, run: Run) -> None:
     stages.simulate(demoted, n_episodes=20)
     stages.ingest(demoted)

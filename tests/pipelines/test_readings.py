@@ -6,14 +6,20 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
+from datasets.snapshot import open_snapshot
 from pipelines import readings, stages
 from pipelines.training import StageError, train
 from pipelines.workspace import Workspace, open_workspace
-from reports.ledger import ErrorSpentError
+from reports.evaluation import evaluate_candidate
+from reports.ledger import YEAR, ErrorSpentError
+from reports.manifest import read_manifest
+from reports.records import Evaluation
 from tests.pipelines.conftest import Run, edit
 
 
@@ -52,7 +58,7 @@ def test_the_ledger_names_what_was_read(first_night: Path, run: Run) -> None:
     assert (reading["releases"], reading["alpha"], reading["verdict"]) == ([1], 0.05, "passed")
     assert reading["nights"] == ["2026-01-05"]
     assert reading["n_episodes"] > 900
-    assert len(reading["snapshot"]) == len(reading["evaluation"]) == 64
+    assert len(reading["snapshot"]) == len(reading["evaluations"]["1"]) == 64
     assert answer.json["budget"]["spent"] == 0.05
     assert answer.json["budget"]["n_left"] == 3  # .20 a year at .05 a reading
     shown = run(first_night, "ledger").out
@@ -85,7 +91,7 @@ def test_a_kill_gives_no_free_look_and_costs_none(
     own = readings.ledger_of(waiting).readings()[-1]
     assert (n_spent(waiting), own.releases) == (2, (2,))
     assert own.verdict == ("passed" if outcome.passed else "refused")
-    assert own.evaluation == readings.digest_of((waiting.release_path(2) / "evaluation.json").read_bytes())
+    assert own.evaluations == {2: readings.digest_of((waiting.release_path(2) / "evaluation.json").read_bytes())}
     assert repeated.repeated
     assert repeated.evaluation == outcome.evaluation
 
@@ -111,15 +117,18 @@ def test_a_year_that_is_spent_refuses_before_gate_is_read(
     edit(waiting.root / "offline_dqn.toml", "alpha = 0.05", "alpha = 0.05\nyearly_error = 0.09")
     monkeypatch.setattr("pipelines.readings.evaluate_candidate", killed)
 
+    (spent,) = readings.ledger_of(waiting).readings()
+    possible = f"{spent.entered_at + YEAR:%Y-%m-%d}"  # by our clock, which is later than that of the simulated log
+
     answer = run(waiting, "evaluate", 2)
 
     assert answer.code == 1
     assert "Release 2 was not judged and `gate` was not read: 1 readings since 2026-01-0" in answer.err
-    assert "One becomes possible again on 2027-01-0" in answer.err
+    assert f"One becomes possible again on {possible}" in answer.err
     assert "with gate.alpha at most 0.04 one more would fit" in answer.err
     assert n_spent(waiting) == 1
     assert run(waiting, "evaluate", 1).code == 0  # a repeat spends nothing
-    assert "the next from 2027-01-0" in run(waiting, "ledger").out
+    assert f"the next from {possible}" in run(waiting, "ledger").out
     with pytest.raises(ErrorSpentError):
         stages.evaluate(open_workspace(waiting.root), 2)
 
@@ -156,7 +165,7 @@ def test_a_baseline_that_is_gone_is_told_and_spends_nothing(waiting: Workspace, 
 
 
 def test_no_episode_in_gate_spends_nothing(waiting: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = readings.open_snapshot
+    real = open_snapshot
 
     def without_gate(path: Path) -> object:
         replay, summary = real(path)
@@ -190,6 +199,58 @@ def test_a_replayed_decision_has_the_same_bits_and_spends_nothing(workspace: Wor
     # It was judged before it became champion; the replay uses the baseline of then and says that today's is another.
     assert answer.json["changed_since"] == [{"path": "champion", "before": None, "after": 1}]
     assert (workspace.releases_path / "ledger.jsonl").read_bytes() == before
+
+
+def add_twin(workspace: Workspace) -> int:
+    """Release 1 registered once more, as a training repeated on the same snapshot would."""
+    (workspace.releases_path / "history.jsonl").unlink()  # nobody is champion, as when release 1 was judged
+    manifest = read_manifest(workspace.release_path(1))
+    assert manifest is not None
+    staged = workspace.registry.new_staging()
+    for name in manifest.files:
+        shutil.copy(workspace.release_path(1) / name, staged / name)
+    return workspace.registry.register(staged, tags={})
+
+
+def test_a_copy_of_a_policy_takes_the_verdict_and_leaves_the_other_its_own(
+    workspace: Workspace, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twin = add_twin(workspace)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.readings.evaluate_candidate", killed)  # nothing is judged a second time
+        outcome = stages.evaluate(workspace, twin)
+
+    (reading,) = readings.ledger_of(workspace).readings()
+    assert (reading.releases, reading.verdict, outcome.passed) == ((1, twin), "passed", True)
+    assert set(reading.evaluations) == {1, twin}
+    decision = outcome.evaluation.decision
+    assert decision is not None
+    assert f"release {twin} earns at least" in decision.reason
+    table = pq.read_table(workspace.release_path(twin) / "evaluation_episodes.parquet")
+    assert set(table["release"].to_pylist()) == {twin}
+    for release in (1, twin):
+        answer = run(workspace, "evaluate", release, "--replay", "--json")
+        assert (answer.code, answer.json["same"], answer.json["altered"]) == (0, True, ""), f"release {release}"
+
+
+def test_a_copy_whose_first_verdict_is_lost_cannot_get_another(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twin = add_twin(workspace)
+    shutil.rmtree(workspace.release_path(1))
+
+    def refusing(*given: object, **named: object) -> Evaluation:
+        found = evaluate_candidate(*given, **named)  # type: ignore[arg-type]  # as it was called
+        assert found.decision is not None
+        return replace(found, decision=replace(found.decision, passed=False))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.readings.evaluate_candidate", refusing)
+        with pytest.raises(StageError, match=r"of release 1, 2, ended with 'passed', and judged again release 2 would"):
+            stages.evaluate(workspace, twin)
+    assert not (workspace.release_path(twin) / "evaluation.json").exists()
+    assert stages.evaluate(open_workspace(workspace.root), twin).passed  # judged to the same end, it stands
+    assert n_spent(workspace) == 1
 
 
 def test_a_changed_byte_of_an_evaluation_is_named(workspace: Workspace, run: Run) -> None:

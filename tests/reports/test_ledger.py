@@ -34,6 +34,11 @@ def terms(release: int, **changes: object) -> Terms:
     return replace(made, **changes)  # type: ignore[arg-type]  # fields by name
 
 
+def enter(ledger: Ledger, entered: Terms, at: datetime) -> Reading:
+    """Where both clocks agree."""
+    return ledger.begin(entered, GATE, at, now=at)
+
+
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
     return Ledger(tmp_path / "releases" / "ledger.jsonl")
@@ -41,10 +46,10 @@ def ledger(tmp_path: Path) -> Ledger:
 
 def test_twenty_readings_fit_into_a_year_and_the_next_waits_for_the_oldest(ledger: Ledger) -> None:
     for k in range(20):
-        ledger.begin(terms(k + 1), GATE, AT + timedelta(days=k))
+        enter(ledger, terms(k + 1), AT + timedelta(days=k))
 
     with pytest.raises(ErrorSpentError) as refused:
-        ledger.begin(terms(21), GATE, AT + timedelta(days=364))
+        enter(ledger, terms(21), AT + timedelta(days=364))
 
     text = str(refused.value)
     assert "Release 21 was not judged and `gate` was not read: 20 readings since 2026-01-01 have spent 0.2" in text
@@ -52,20 +57,22 @@ def test_twenty_readings_fit_into_a_year_and_the_next_waits_for_the_oldest(ledge
     assert "gate.yearly_error" in text
     assert len(ledger.readings()) == 20
     # A year after the first: it is 365 days old and no longer counts.
-    assert ledger.begin(terms(21), GATE, AT + timedelta(days=365)).number == 21
+    assert enter(ledger, terms(21), AT + timedelta(days=365)).number == 21
 
 
 def test_a_reading_spends_once_whatever_is_repeated(ledger: Ledger) -> None:
     begun = ledger.begin(terms(1), GATE, AT)
     again = ledger.begin(terms(1), GATE, AT + timedelta(days=3))  # after a crash: neither date nor error moves
-    decided = ledger.decide(again, "passed", "e" * 64)
-    ledger.decide(again, "passed", "e" * 64)
+    decided = ledger.decide(again, "passed", "e" * 64, 1)
+    ledger.decide(again, "passed", "e" * 64, 1)
     finished = ledger.begin(terms(1), GATE, AT + timedelta(days=9))
 
     assert begun == again
     assert finished == decided
     assert (decided.verdict, decided.at) == ("passed", AT)
-    assert budget_of(ledger.readings(), GATE, AT + timedelta(days=9)).spent == pytest.approx(0.01)
+    assert budget_of(ledger.readings(), GATE, AT + timedelta(days=9), AT + timedelta(days=9)).spent == pytest.approx(
+        0.01
+    )
     assert len(ledger.path.read_text().splitlines()) == 2
 
 
@@ -76,7 +83,7 @@ def test_an_unfinished_reading_is_nobody_elses(ledger: Ledger) -> None:
     other_champion = ledger.begin(terms(1, inputs={"champion": 2, "seed": 0}), GATE, AT)
 
     assert [other.number, other_champion.number] == [2, 3]
-    assert budget_of(ledger.readings(), GATE, AT).spent == pytest.approx(0.03)
+    assert budget_of(ledger.readings(), GATE, AT, AT).spent == pytest.approx(0.03)
 
 
 def test_new_libraries_do_not_make_an_unfinished_reading_a_new_one(ledger: Ledger) -> None:
@@ -87,13 +94,52 @@ def test_new_libraries_do_not_make_an_unfinished_reading_a_new_one(ledger: Ledge
 
 
 def test_the_same_policy_under_another_number_spends_nothing(ledger: Ledger) -> None:
-    ledger.decide(ledger.begin(terms(1), GATE, AT), "refused", "e" * 64)
+    ledger.decide(ledger.begin(terms(1), GATE, AT), "refused", "e" * 64, 1)
 
     twin = ledger.begin(terms(4, candidate="policy-1"), GATE, AT)
 
     assert (twin.number, twin.releases, twin.verdict) == (1, (1, 4), "refused")
     assert ledger.readings() == [twin]
+    done = ledger.decide(twin, "refused", "f" * 64, 4)
+    assert done.evaluations == {1: "e" * 64, 4: "f" * 64}  # each keeps its own
+    assert ledger.readings() == [done]
     assert ledger.begin(terms(5), GATE, AT, judged={1: "a", 4: "b"}).number == 2
+
+
+def test_a_reading_has_one_verdict_whoever_looks_again(ledger: Ledger) -> None:
+    begun = ledger.begin(terms(1), GATE, AT)
+    ledger.decide(begun, "refused", "e" * 64, 1)
+    ledger.begin(terms(2, candidate="policy-1"), GATE, AT)
+
+    with pytest.raises(LedgerError, match=r"Reading 1 ended with 'refused', and release 2 has 'passed'"):
+        ledger.decide(begun, "passed", "f" * 64, 2)
+    with pytest.raises(LedgerError, match=r"Reading 1 is of release \(1, 2\), not of 3"):
+        ledger.decide(begun, "refused", "f" * 64, 3)
+    assert ledger.readings()[0].evaluations == {1: "e" * 64}
+
+
+def test_dates_given_by_hand_make_no_more_years(ledger: Ledger) -> None:
+    now, entered = datetime(2026, 6, 1, tzinfo=UTC), 0
+    for year in range(2010, 2026, 2):  # ascending, so that each year of the log would begin anew
+        for k in range(30):
+            try:
+                ledger.begin(terms(1, candidate=f"{year}-{k}"), GATE, datetime(year, 1, 1, tzinfo=UTC), now=now)
+            except ErrorSpentError as refused:
+                assert "possible again on 2027-06-01 00:00 UTC" in str(refused)  # noqa: PT017 - the loop goes on
+                break
+            entered += 1
+
+    assert entered == 20
+    # A year later by our clock, and by the log's: both have let go of the first twenty.
+    assert enter(ledger, terms(21), now + timedelta(days=365)).number == 21
+
+
+def test_a_log_that_moves_on_slowly_still_counts_by_its_own_clock(ledger: Ledger) -> None:
+    for k in range(20):
+        ledger.begin(terms(k + 1), GATE, AT, now=AT)
+
+    with pytest.raises(ErrorSpentError):
+        ledger.begin(terms(21), GATE, AT + timedelta(days=364), now=AT + timedelta(days=800))
 
 
 @pytest.mark.parametrize("kept", [0, 1, 40, -1])
@@ -175,21 +221,25 @@ def test_two_processes_never_spend_the_last_reading_twice(ledger: Ledger) -> Non
 @given(
     days=st.lists(st.integers(0, 800), max_size=30),
     alphas=st.lists(st.sampled_from([0.01, 0.02, 0.05]), min_size=30, max_size=30),
+    lags=st.lists(st.integers(0, 800), min_size=30, max_size=30),
 )
 def test_a_reading_is_possible_when_it_is_promised_and_not_a_moment_before(
-    days: list[int], alphas: list[float]
+    days: list[int], alphas: list[float], lags: list[int]
 ) -> None:
-    readings = [Reading(i + 1, AT + timedelta(days=day), terms(i, alpha=alphas[i]), (i,)) for i, day in enumerate(days)]
+    at = [AT + timedelta(days=day) for day in days]
+    ours = [min(when + timedelta(days=lag), AT + timedelta(days=800)) for when, lag in zip(at, lags, strict=False)]
+    readings = [Reading(i + 1, at[i], ours[i], terms(i, alpha=alphas[i]), (i,)) for i in range(len(days))]
     now = AT + timedelta(days=800)
-    found = budget_of(readings, GATE, now)
+    found = budget_of(readings, GATE, now, now)
 
     if found.possible_at is None:
         assert found.n_left >= 1
         assert found.spent + GATE.alpha <= GATE.yearly_error + 1e-9
     else:
         assert found.n_left == 0
-        assert budget_of(readings, GATE, found.possible_at).n_left >= 1
-        assert budget_of(readings, GATE, found.possible_at - timedelta(seconds=1)).n_left == 0
+        assert budget_of(readings, GATE, found.possible_at, found.possible_at).n_left >= 1
+        before = found.possible_at - timedelta(seconds=1)
+        assert budget_of(readings, GATE, before, before).n_left == 0
 
 
 def test_settings_under_which_not_one_reading_fits_are_refused() -> None:
