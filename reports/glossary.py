@@ -338,8 +338,9 @@ GLOSSARY: tuple[TermGroup, ...] = (
                 "slice_value",
                 "difference by slice",
                 "Paired difference over the episodes whose first step lies in the slice, with bounds that hold for all "
-                "slices at once. The gate refuses where an upper bound is below −gate.slice_margin.",
-                "reports.slices.simultaneous_bounds",
+                "slices at once, each at alpha over their number. The gate refuses where an upper bound is below "
+                "−gate.slice_margin, or where no slice has one.",
+                "reports.slices.assess_slices",
             ),
             Term(
                 "shrunk_value",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from reports.records import BreachRate, Check, Evaluation, Rate, Slices, SliceValue
 
@@ -65,6 +65,15 @@ def _slices_check(slices: Slices, margin: float) -> Check:
     worse = [part for part in bounded if _is_worse(part, margin)]
     undecided = [part for part in slices.slices if not _is_worse(part, margin) and not _is_no_worse(part, margin)]
     lowest = min((part.upper_bound for part in bounded if part.upper_bound is not None), default=None)
+    if not any(part.upper_bound is not None or _is_no_worse(part, margin) for part in slices.slices):
+        return Check(
+            "slices",
+            False,
+            None,
+            0.0 - margin,
+            "No slice has an upper bound, so that no loss in any could be seen. Undecided: "
+            f"{_listed(slices.slices, with_cause=True)}.",
+        )
     if worse:
         meaning = (
             f"With {1 - slices.alpha:.4g} confidence for all slices at once the candidate is worse by more than "
@@ -72,8 +81,12 @@ def _slices_check(slices: Slices, margin: float) -> Check:
         )
     else:
         meaning = f"No slice of {len(slices.slices)} is surely worse by more than {margin:g} per episode."
-    if undecided:
-        meaning += f" Undecided: {_listed(undecided)}."
+    unbounded = [part for part in undecided if part.upper_bound is None]
+    unsure = [part for part in undecided if part.upper_bound is not None]
+    if unsure:
+        meaning += f" Undecided: {_listed(unsure)}."
+    if unbounded:
+        meaning += f" Undecided for want of an upper bound: {_listed(unbounded, with_cause=True)}."
     for note in slices.notes:
         meaning += f" {note}."
     return Check("slices", not worse, lowest, 0.0 - margin, meaning)
@@ -92,8 +105,11 @@ def _is_no_worse(part: SliceValue, margin: float) -> bool:
     return part.lower_bound is not None and part.lower_bound >= -margin
 
 
-def _listed(parts: list[SliceValue]) -> str:
-    shown = "; ".join(part.name for part in parts[:_SLICES_NAMED])
+def _listed(parts: Sequence[SliceValue], *, with_cause: bool = False) -> str:
+    shown = "; ".join(
+        f"{part.name} ({part.refused.replace('; ', ', ')})" if with_cause and part.refused else part.name
+        for part in parts[:_SLICES_NAMED]
+    )
     rest = len(parts) - _SLICES_NAMED
     return f"{shown}; and {rest} more" if rest > 0 else shown
 
