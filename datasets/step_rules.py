@@ -7,7 +7,7 @@ is null is not true.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import duckdb
@@ -38,11 +38,25 @@ class Judged:
     Attributes:
         true: (T,) bool, where it is true.
         known: (T,) bool, where it is true or false; elsewhere it is null, such as for a comparison with a missing
-            next observation.
+            measurement.
+        ended: (T,) bool, where it is null and asks for the observation after the last of an episode, which there is
+            none of; None: nowhere.
     """
 
     true: Masks
     known: Masks
+    ended: Masks | None = None
+
+    @property
+    def unanswered(self) -> Masks:
+        """(T,) bool, where it is null although the step has all that the condition asks for, such as a measurement that
+        failed."""
+        return ~self.known if self.ended is None else ~self.known & ~self.ended
+
+    def charged(self, *, as_true: bool) -> Judged:
+        """The same with what is unanswered taken for true, or for false: never left out."""
+        unanswered = self.unanswered
+        return Judged(self.true | unanswered if as_true else self.true, self.known | unanswered, self.ended)
 
 
 def forbidden_actions(contract: Contract, observations: Observations) -> dict[str, Masks]:
@@ -105,7 +119,8 @@ def judge_steps(
         conditions: SQL by name, over `observation`, `action` and `next_observation`.
         observations: M >= T rows; row t is step t's.
         actions: (T,) index into the contract's actions.
-        next_row: (T,) row of `observations` that follows, -1 where none is known: there `next_observation` is null.
+        next_row: (T,) row of `observations` that follows, -1 where none is known, at an episode's last step: there
+            `next_observation` is null, and a condition on it `ended`.
         place: names a step in errors.
 
     Raises:
@@ -115,6 +130,7 @@ def judge_steps(
     found = {name: Judged(np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)) for name in conditions}
     if not found:
         return found
+    asking = {name for name, text in conditions.items() if mentioned_fields(text, "next_observation") != frozenset()}
     labels = np.array(contract.actions.names, dtype=object)
     fields, next_fields = (_mentioned(conditions.values(), s) for s in ("observation", "next_observation"))
     for start in range(0, n, _BLOCK):
@@ -127,7 +143,11 @@ def judge_steps(
         table = _table(structs, labels[actions[steps]]).append_column("next_observation", next_structs)
         for name, condition in _evaluated(conditions, table, lambda row: place(start + row)).items():  # noqa: B023  # used at once
             found[name].true[steps], found[name].known[steps] = condition.true, condition.known
-    return found
+    ended = np.asarray(next_row) < 0
+    return {
+        name: replace(judged, ended=ended & ~judged.known) if name in asking else judged
+        for name, judged in found.items()
+    }
 
 
 def _mentioned(expressions: Iterable[str], struct: str) -> frozenset[str] | None:

@@ -309,8 +309,9 @@ GLOSSARY: tuple[TermGroup, ...] = (
             Term(
                 "breach_rate",
                 "breach rate",
-                "Expected steps of an episode that breach a constraint over the expected steps on which that is known, "
-                "not discounted; of the candidate with the weights of the estimator that decides.",
+                "Expected steps of an episode that breach a constraint over the expected steps, not discounted; of the "
+                "candidate with the weights of the estimator that decides. Where the condition is null the step counts "
+                "as a breach, except for want of a next observation at an episode's end, where it counts neither way.",
                 "reports.safety.rate_of",
             ),
             Term(
@@ -323,8 +324,8 @@ GLOSSARY: tuple[TermGroup, ...] = (
             Term(
                 "success_rate",
                 "success rate",
-                "Share of steps that the contract calls a success, estimated like a breach rate. It binds only where "
-                "gate.success_margin is set.",
+                "Share of steps that the contract calls a success, estimated like a breach rate, with null as no "
+                "success. It binds only where gate.success_margin is set.",
                 "reports.safety.assess_safety",
             ),
             Term(

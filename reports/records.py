@@ -331,7 +331,8 @@ class ActionShares:
 
 @dataclass(frozen=True)
 class Rate:
-    """Share of one policy's steps on which a condition holds, among those on which it is true or false."""
+    """Share of one policy's steps on which a condition holds, among those on which it is true or false, or is null for
+    another reason than that the episode ended without an observation: these count as breached, or as no success."""
 
     policy: str
     """"log", "candidate" or "baseline"."""
@@ -358,7 +359,10 @@ class BreachRate:
     n_judged: int
     """Logged steps on which the condition is true or false."""
     n_unjudged: int
-    """Logged steps on which it is null, such as for want of a next observation."""
+    """Logged steps on which it is null."""
+    n_charged: int
+    """Those of them that count as breaches: null for another reason than that an episode ended without an
+    observation."""
     n_effective: float
     """Clusters of the candidate itself that the weighted log is worth."""
     refused: str | None = None
@@ -376,7 +380,12 @@ class SuccessRate:
     """One-sided lower confidence bound of the difference at 1 - alpha."""
     alpha: float
     n_judged: int
+    """Logged steps on which the condition is true or false."""
     n_unjudged: int
+    """Logged steps on which it is null."""
+    n_charged: int
+    """Those of them that count as no success: null for another reason than that an episode ended without an
+    observation."""
     refused: str | None = None
 
 

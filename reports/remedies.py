@@ -56,7 +56,8 @@ _BY_BEGINNING = {
     "constraint ": (
         "Where the estimate lies below the limit, more gate episodes bring the bound down. Where it lies above, the "
         "candidate breaches too often: let the reward price the breach, forbid what leads to it, or set the limit to "
-        "what is accepted today and lower it with each promotion."
+        "what is accepted today and lower it with each promotion. Where steps count as breaches because the condition "
+        "is null, log what it asks for, or say in the condition what its absence means."
     ),
     "rare events of": (
         "Few episodes carry the difference. Let the candidate stay closer to what was logged, or wait for more gate "

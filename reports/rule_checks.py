@@ -36,6 +36,7 @@ def _breach_check(breach: BreachRate) -> Check:
             f" What runs today breaches it on {today.value:.3%}, above the limit as well: a limit is a promise "
             "whatever runs today."
         )
+    meaning += _charged(breach.n_charged, breach.n_judged + breach.n_unjudged, "breaches")
     return Check(name, bound <= limit, bound, limit, meaning)
 
 
@@ -54,7 +55,8 @@ def _success_check(evaluation: Evaluation, margin: float) -> Check:
         success.lower_bound,
         0.0 - margin,
         f"With {1 - success.alpha:.4g} confidence the candidate's success rate minus the baseline's is at least "
-        f"{success.lower_bound:.3%}; it must be above {0.0 - margin:.3%}.",
+        f"{success.lower_bound:.3%}; it must be above {0.0 - margin:.3%}."
+        + _charged(success.n_charged, success.n_judged + success.n_unjudged, "no success"),
     )
 
 
@@ -112,6 +114,15 @@ def _listed(parts: Sequence[SliceValue], *, with_cause: bool = False) -> str:
     )
     rest = len(parts) - _SLICES_NAMED
     return f"{shown}; and {rest} more" if rest > 0 else shown
+
+
+def _charged(n_charged: int, n_steps: int, kind: str) -> str:
+    if n_charged == 0:
+        return ""
+    return (
+        f" {n_charged:,} of {n_steps:,} logged steps, on which the condition is null other than for want of a next "
+        f"observation at an episode's end, count as {kind}."
+    )
 
 
 def _share(rate: Rate) -> str:

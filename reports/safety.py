@@ -1,12 +1,15 @@
 """Breach and success rates: how often a condition holds under a policy, with a bound that knows rare events.
 
 The rate of a condition is the expected number of steps of an episode on which it is true over the expected number on
-which it is true or false, not discounted: the share of steps that a service-level objective speaks of. It is estimated
-with the weights of the estimator that decides,
+which it is known, not discounted: the share of steps that a service-level objective speaks of. It is estimated with the
+weights of the estimator that decides,
 
     rate = sum_t w_t 1[true at t] / sum_t w_t 1[known at t],
 
-over all steps of all gate episodes, so that it lies in [0, 1] whatever the weights are.
+over all steps of all gate episodes, so that it lies in [0, 1] whatever the weights are. A condition that is null at an
+episode's last step for want of a next observation is not known there. Null anywhere else, such as for telemetry that
+failed together with the service, it counts as breached, or as no success: what fails to be measured must not make a
+policy look better, and no bound on a share of the steps holds for steps that were left out by what happened on them.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ def assess_safety(
     """Breach rates with their upper bounds, and success rates.
 
     Args:
-        outcomes: conditions on T steps.
+        outcomes: conditions on T steps; steps at which one is unanswered count as breached, and as no success.
         log_weights: (T,) by role, those of the deciding estimator, "candidate" among them; a baseline that is missing
             here wrote the log.
         offsets: (N + 1,) of the episodes.
@@ -60,9 +63,11 @@ def assess_safety(
     if len(np.unique(clusters)) < 2:
         cause = cause or "fewer than two clusters"
     causes = {role: cause or refusals.get(role) for role in ("log", "candidate", "baseline")} | {"log": None}
-    conditions = {f"breach/{name}": judged for name, judged in outcomes.breaches.items()}
+    logged = {f"breach/{name}": judged for name, judged in outcomes.breaches.items()}
+    conditions = {key: judged.charged(as_true=True) for key, judged in logged.items()}
     if outcomes.success is not None:
-        conditions["success"] = outcomes.success
+        logged["success"] = outcomes.success
+        conditions["success"] = outcomes.success.charged(as_true=False)
     sums = {
         f"{key}/{role}": rate_of(judged, weights, offsets)
         for key, judged in conditions.items()
@@ -73,16 +78,16 @@ def assess_safety(
         replicates = bootstrap_replicates(sums, clusters, n_replicates=n_replicates, rng=rng)
     rates = {
         key: tuple(
-            _rate(role, sums.get(f"{key}/{role}"), replicates.get(f"{key}/{role}"), causes[role], judged, level)
+            _rate(role, sums.get(f"{key}/{role}"), replicates.get(f"{key}/{role}"), causes[role], logged[key], level)
             for role in (*roles, *(() if "candidate" in roles else ("candidate",)))
         )
-        for key, judged in conditions.items()
+        for key in conditions
     }
     breaches = []
     for name, judged in outcomes.breaches.items():
         key = f"breach/{name}/candidate"
         found = next(rate for rate in rates[f"breach/{name}"] if rate.policy == "candidate")
-        weights = scaled_weights(roles.get("candidate", roles["log"])) * judged.known
+        weights = scaled_weights(roles.get("candidate", roles["log"])) * conditions[f"breach/{name}"].known
         breaches.append(
             BreachRate(
                 constraint=name,
@@ -96,6 +101,7 @@ def assess_safety(
                 n_breaches=int(judged.true.sum()),
                 n_judged=int(judged.known.sum()),
                 n_unjudged=int((~judged.known).sum()),
+                n_charged=int(judged.unanswered.sum()),
                 n_effective=0.0 if found.refused else _effective(_totals(sums[key], clusters)[1]),
                 refused=found.refused,
             )
@@ -198,5 +204,6 @@ def _success(
         alpha=alpha,
         n_judged=int(outcomes.success.known.sum()),
         n_unjudged=int((~outcomes.success.known).sum()),
+        n_charged=int(outcomes.success.unanswered.sum()),
         refused=cause,
     )

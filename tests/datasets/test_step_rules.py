@@ -105,6 +105,29 @@ def test_a_condition_is_judged_on_the_next_observation_and_unknown_where_there_i
 
     assert found.true.tolist() == [False, True, False]
     assert found.known.tolist() == [True, True, False]
+    assert not found.unanswered.any()  # the third could not have been answered
+
+
+def test_a_missing_measurement_is_unanswered_and_the_end_of_an_episode_is_not() -> None:
+    described = contract(constraints=SLO)
+    conditions = {"next": "next_observation.p95_ms > 500", "now": "observation.p95_ms > 500"}
+
+    found = judge_steps(
+        described,
+        conditions,
+        observations=rows(described, 1, 1, 1, p95_ms=[900.0, None, None]),
+        actions=np.array([0, 1, 2]),
+        next_row=np.array([1, 2, -1]),
+        place=str,
+    )
+
+    # The last step has no next observation, but an observation that lacks its latency.
+    assert found["next"].unanswered.tolist() == [True, True, False]
+    assert found["now"].unanswered.tolist() == [False, True, True]
+    assert found["next"].charged(as_true=True).true.tolist() == [True, True, False]
+    assert found["next"].charged(as_true=True).known.tolist() == [True, True, False]
+    assert found["now"].charged(as_true=False).true.tolist() == [True, False, False]
+    assert found["now"].charged(as_true=False).known.all()
 
 
 def test_a_missing_next_observation_can_be_asked_about() -> None:

@@ -392,9 +392,11 @@ _RATES = (
 def asked_evaluation(limit: float = 0.2, label: str = "a", upper: float = 0.3) -> Evaluation:
     """A candidate under a contract with a constraint of each kind, a success rule and slices."""
     safety = Safety(
-        breaches=(BreachRate("slo", f"observation.zone = '{HOSTILE}'", limit, _RATES, 0.11, 0.01, 31, 600, 3, 212.0),),
+        breaches=(
+            BreachRate("slo", f"observation.zone = '{HOSTILE}'", limit, _RATES, 0.11, 0.01, 31, 600, 3, 1, 212.0),
+        ),
         forbidden=(Forbidden("keep_two", "action = 'scale_down'", 12, 4),),
-        success=SuccessRate("true", _RATES, 0.03, -0.01, 0.01, 603, 0),
+        success=SuccessRate("true", _RATES, 0.03, -0.01, 0.01, 601, 2, 2),
         n_safe_only=2,
     )
     slices = Slices(

@@ -73,6 +73,7 @@ def test_every_part_of_the_contract_is_in_the_record_and_in_the_gate() -> None:
     assert found.decision is not None
     seldom = found.safety.breaches[0]
     assert seldom.n_unjudged == found.counts.n_episodes  # the last step of an episode has no next observation
+    assert seldom.n_charged == 0
     assert seldom.n_judged + seldom.n_unjudged == found.counts.n_steps
     assert [part.label for part in found.slices.slices if part.upper_bound is not None] != []
     assert sum(part.n_episodes for part in found.slices.slices) == found.counts.n_episodes

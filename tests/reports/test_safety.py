@@ -199,6 +199,48 @@ def test_one_cluster_gives_no_bound() -> None:
     assert breach.refused == "fewer than two clusters"
 
 
+# 2,000 episodes of 5 steps that breach on 30 %; telemetry is missing on every breach and on half of the other steps.
+def test_telemetry_that_fails_with_the_service_does_not_hide_its_breaches() -> None:
+    rng = np.random.default_rng(0)
+    offsets, n_steps = np.arange(2_001) * 5, 10_000
+    broken = rng.random(n_steps) < 0.3
+    known = ~broken & (rng.random(n_steps) < 0.5)
+    log = Log(np.zeros(n_steps, dtype=np.int64), np.zeros(n_steps, dtype=np.int64), np.zeros(n_steps), offsets)
+    slo, met = judged(np.zeros(n_steps, dtype=bool), known), judged(known, known)
+
+    found = assessed(log, outcomes({"slo": slo}, success=met), log_weights={"candidate": np.zeros(n_steps)})
+
+    breach = found.breaches[0]
+    assert breach.upper_bound is not None
+    assert breach.upper_bound > broken.mean()
+    assert rates(breach.rates)["candidate"] == pytest.approx(1 - known.mean())
+    assert (breach.n_breaches, breach.n_unjudged, breach.n_charged) == (0, (~known).sum(), (~known).sum())
+    assert found.success is not None
+    assert rates(found.success.rates)["candidate"] == pytest.approx(known.mean())
+    evaluation = replace(passed_evaluation(), safety=found)
+    slo_check, success_check = rule_checks(evaluation, success_margin=0.1, slice_margin=0.0)
+    assert not slo_check.passed
+    steps = f"{(~known).sum():,} of 10,000 logged steps, on which the condition is null other than for want of"
+    assert steps in slo_check.meaning
+    assert slo_check.meaning.endswith("count as breaches.")
+    assert steps in success_check.meaning
+    assert success_check.meaning.endswith("count as no success.")
+
+
+def test_an_end_without_a_next_observation_counts_neither_way() -> None:
+    rng = np.random.default_rng(0)
+    offsets, n_steps = np.arange(401) * 5, 2_000
+    log = Log(np.zeros(n_steps, dtype=np.int64), np.zeros(n_steps, dtype=np.int64), np.zeros(n_steps), offsets)
+    last = np.arange(n_steps) % 5 == 4
+    happened = (rng.random(n_steps) < 0.1) & ~last
+    slo = Judged(happened, ~last, last)
+
+    breach = assessed(log, outcomes({"slo": slo}), log_weights={"candidate": np.zeros(n_steps)}).breaches[0]
+
+    assert rates(breach.rates)["candidate"] == pytest.approx(happened.sum() / (~last).sum())
+    assert (breach.n_unjudged, breach.n_charged) == (400, 0)
+
+
 def with_safety(limit: float, share: float = 0.1) -> Evaluation:
     log = simulate(WORLD, UNIFORM, 1_000, np.random.default_rng(0))
     happened = np.random.default_rng(2).random(len(log.actions)) < share

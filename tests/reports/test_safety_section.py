@@ -27,7 +27,9 @@ def test_rates_bounds_limits_and_slices_are_shown() -> None:
         "8% [6%, 10%]",
         "11%",
         "20%",
-        "is unknown on 3 of 603 logged steps",
+        "slo is unknown on 3 of 603 logged steps: counted as breaches 1; counted neither way, "
+        "for want of a next observation at an episode's end, 2.",
+        "success is unknown on 2 of 603 logged steps: counted as no success 2;",
         "zone missing",
         "on 12 of",
         "the log took one on 4",
