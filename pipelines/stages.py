@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
@@ -57,6 +58,7 @@ from pipelines.upkeep import compact_lake
 from pipelines.workspace import Workspace
 from reports.episode_terms import EPISODES
 from reports.estimators import on_policy_returns
+from reports.intervals import variance_of_mean
 from reports.ledger import Reading, Verdict, in_words
 from reports.manifest import read_manifest
 from reports.plan import LogPlan, plan_log
@@ -293,24 +295,21 @@ def promises(workspace: Workspace) -> tuple[Promise, ...]:
 
 
 def _performance(workspace: Workspace, champion: int, own: Replay) -> LivePerformance | None:
-    """The champion's promise against what its own live episodes earned; None where it made no promise."""
+    """The champion's promise against what its own live episodes earned; None without a promise, or a second cluster."""
     evaluation = recorded_evaluation(workspace, champion)
-    if evaluation is None or own.n_episodes < 2 or evaluation.deciding_estimator is None:
+    if evaluation is None or evaluation.deciding_estimator is None:
         return None
     promised = evaluation.estimate(evaluation.deciding_estimator, "candidate")
     if promised is None or promised.interval is None:
         return None
+    n_clusters = len(np.unique(own.clusters))
+    if n_clusters < 2:
+        return None
     returns = on_policy_returns(own.rewards, own.offsets, own.contract.gamma)
-    sums = np.bincount(own.clusters, weights=returns)
-    sizes = np.bincount(own.clusters)
-    present = sizes > 0
-    deviations = sums[present] - sizes[present] * returns.mean()
-    n_clusters = int(present.sum())
-    spread = np.sqrt((deviations**2).sum() * n_clusters / max(1, n_clusters - 1))
     return LivePerformance(
         promised_low=promised.interval.low,
         live_mean=float(returns.mean()),
-        live_standard_error=float(spread / len(returns)),
+        live_standard_error=math.sqrt(variance_of_mean(returns, own.clusters)),
         n_episodes=n_clusters,
     )
 

@@ -8,6 +8,7 @@ drawn again, which leaves the counts given their sum as they are, and the rest i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,6 +20,8 @@ _CELLS = 2**16
 _UNDECIDED = np.uint16(2**16 - 1)
 _LARGEST = 24
 """Largest count in the table: a Poisson count of rate 1 lies above it with chance 3e-26."""
+_CHUNK = 200
+"""Replicates of `counts_in_chunks` drawn at once."""
 _DEVIATIONS = 2.0
 """By how many standard deviations of the sum the rate lies below 1: 2 % of the replicates are drawn again."""
 
@@ -44,6 +47,17 @@ def cluster_counts(n_clusters: int, n_replicates: int, rng: np.random.Generator)
     rows = np.repeat(np.arange(n_replicates) * n_clusters, missing)
     np.add.at(counts.reshape(-1), rows + rng.integers(n_clusters, size=len(rows)), np.float32(1))
     return counts
+
+
+def counts_in_chunks(n_clusters: int, n_replicates: int, rng: np.random.Generator) -> Iterator[NDArray[np.float64]]:
+    """(R, n_clusters) counts of the same distribution in double precision, some replicates at a time, drawn one by one.
+
+    For a few hundred replicates, where drawing costs next to nothing beside what is done with each.
+    """
+    for start in range(0, n_replicates, _CHUNK):
+        size = min(_CHUNK, n_replicates - start)
+        places = rng.integers(n_clusters, size=(size, n_clusters)) + np.arange(size)[:, None] * n_clusters
+        yield np.bincount(places.ravel(), minlength=size * n_clusters).reshape(size, n_clusters).astype(np.float64)
 
 
 def _row_sums(counts: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -168,10 +168,17 @@ def episode_log_weights(log_weights: Floats, offsets: Ints) -> Floats:
 
 
 def effective_sample_size(log_weights: Floats) -> float:
-    """(sum w)^2 / sum w^2 of (N,) log weights, in episodes; 0 where every weight is zero."""
-    weights = scaled_weights(log_weights)
-    total = float(weights.sum())
-    return total**2 / float((weights**2).sum()) if total > 0 else 0.0
+    """`effective_size` of (N,) log weights, in episodes."""
+    return effective_size(scaled_weights(log_weights))
+
+
+def effective_size(weights: Floats) -> float:
+    """(sum w)^2 / sum w^2 of (N,) weights: as many equal ones are worth as much; 0 where every weight is zero.
+
+    Source: Kish 1965, Survey sampling, section 11.7.
+    """
+    squares = float((weights**2).sum())
+    return float(weights.sum()) ** 2 / squares if squares > 0 else 0.0
 
 
 def scaled_weights(log_weights: Floats) -> Floats:

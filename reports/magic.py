@@ -13,16 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from reports.draws import counts_in_chunks
 from reports.estimators import Floats, Ints, model_corrections, scaled_weights
 from reports.intervals import cluster_codes, percentile_interval, spanning
 from reports.records import Interval
+from reports.resampling import sums_by_cluster
 
 BIAS_LEVEL = 0.9
 """Level of the interval of WDR that the bias of the j-step estimates is measured from, as in the paper."""
 _BLOCK = 2_000_000
 """Entries of the tables of weights held at once; more steps take more blocks and not more memory."""
-_CHUNK = 200
-"""Replicates drawn at once."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,7 @@ def magic(
     )  # fmt: skip
     found = log.j_step_values(np.ones((1, n_clusters)), steps)[0]
     n_replicates = max(200, int(np.ceil(20 / (1 - level))))
-    drawn = []
-    for start in range(0, n_replicates, _CHUNK):
-        size = min(_CHUNK, n_replicates - start)
-        places = rng.integers(n_clusters, size=(size, n_clusters)) + np.arange(size)[:, None] * n_clusters
-        counts = np.bincount(places.ravel(), minlength=size * n_clusters).reshape(size, n_clusters)
-        drawn.append(log.j_step_values(counts.astype(np.float64), steps))
+    drawn = [log.j_step_values(counts, steps) for counts in counts_in_chunks(n_clusters, n_replicates, rng)]
     replicates = np.concatenate(drawn)  # (R, J + 1)
     if not np.all(np.isfinite(found)) or not np.all(np.isfinite(replicates)):
         nothing = np.full(len(steps), np.nan)
@@ -132,16 +127,6 @@ def bias_beyond(values: Floats, low: Floats | float, high: Floats | float) -> Fl
     return np.asarray(np.maximum(values - high, 0.0) + np.minimum(values - low, 0.0))
 
 
-def best_blend(covariance: Floats, bias: Floats) -> Floats:
-    """(J,) shares x, not negative, of sum 1, of least expected squared error x' (covariance + bias bias') x.
-
-    The bias enters as its outer product, so that opposite biases cancel. Solved exactly: the form is homogeneous, so
-    the minimum of |A x|^2 + (sum x - 1)^2 over x >= 0, scaled to sum 1, is the minimum on the simplex, and that is a
-    non-negative least squares problem.
-    """
-    return _blend(_root(covariance), bias)
-
-
 def _root(covariance: Floats) -> Floats:
     """(J, J) with root' root = covariance."""
     eigenvalues, vectors = np.linalg.eigh(covariance)
@@ -149,6 +134,12 @@ def _root(covariance: Floats) -> Floats:
 
 
 def _blend(root: Floats, bias: Floats) -> Floats:
+    """(J,) shares x, not negative, of sum 1, of least expected squared error x' (root' root + bias bias') x.
+
+    The bias enters as its outer product, so that opposite biases cancel. Solved exactly: the form is homogeneous, so
+    the minimum of |A x|^2 + (sum x - 1)^2 over x >= 0, scaled to sum 1, is the minimum on the simplex, and that is a
+    non-negative least squares problem.
+    """
     rows = np.vstack([root, bias])  # (J + 1, J); rows' rows is the covariance plus the outer product of the bias
     scale = float(np.sqrt((rows**2).sum() / len(bias)))
     if scale == 0.0:  # every estimate is certain and unbiased: the last one, which leans least on the model
@@ -180,8 +171,8 @@ class _Steps:
         model's first value plus the corrections up to its step.
         """
         lengths = np.diff(self.offsets)
-        horizon, episodes = int(lengths.max()), counts @ self._by_cluster(np.ones((len(lengths), 1)))
-        total = (counts @ self._by_cluster(self.first_values[:, None])) / episodes  # (R, 1)
+        horizon, episodes = int(lengths.max()), counts @ sums_by_cluster(np.ones((len(lengths), 1)), self.codes)
+        total = (counts @ sums_by_cluster(self.first_values[:, None], self.codes)) / episodes  # (R, 1)
         wanted = np.minimum([*j_steps, horizon - 1], horizon - 1)
         values = np.repeat(total, len(wanted), axis=1)
         block = max(1, _BLOCK // len(lengths))
@@ -191,14 +182,11 @@ class _Steps:
             weights = scaled_weights(self.log_weights[rows])
             weighted = np.where(steps < lengths[:, None], weights * self.corrections[rows], 0.0)
             with np.errstate(divide="ignore", invalid="ignore"):  # no weight at all ends as NaN, which is refused
-                ratios = (counts @ self._by_cluster(weighted)) / (counts @ self._by_cluster(weights))
+                ratios = (counts @ sums_by_cluster(weighted, self.codes)) / (
+                    counts @ sums_by_cluster(weights, self.codes)
+                )
             total = total[:, -1:] + np.cumsum(ratios, axis=1)
             for column, j in enumerate(wanted):
                 if j >= start:
                     values[:, column] = total[:, min(int(j) - start, len(steps) - 1)]
         return values
-
-    def _by_cluster(self, table: Floats) -> Floats:
-        """(C, K) sums of an (N, K) table over the episodes of each cluster."""
-        order = np.argsort(self.codes, kind="stable")
-        return np.asarray(np.add.reduceat(table[order], np.flatnonzero(np.diff(self.codes[order], prepend=-1)), axis=0))

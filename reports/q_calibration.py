@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from reports.change_records import QBin, QCalibration
-from reports.estimators import Floats, Ints
-from reports.intervals import cluster_codes
+from reports.estimators import Floats, Ints, effective_size
+from reports.intervals import cluster_codes, student_t_interval
 
 FEWEST_EFFECTIVE = 100.0
 """Steps that the weighted log must be worth at a distance ahead for that distance to correct anything."""
@@ -58,7 +56,7 @@ def corrected_values(
     for ahead in range(furthest):
         alive = np.flatnonzero(left > ahead)
         weights[alive] *= ratios[alive + ahead]
-        if not _effective(weights[alive]) >= FEWEST_EFFECTIVE:
+        if not effective_size(weights[alive]) >= FEWEST_EFFECTIVE:
             return corrected, ahead
         corrected[alive] += gamma**ahead * weights[alive] * errors[alive + ahead]
     return corrected, furthest
@@ -118,8 +116,9 @@ def _bin(
     low = high = mean = None
     if evaluated is not None:
         mean = float(evaluated[chosen].mean())
-        reach = _reach(evaluated[chosen] - mean, clusters[chosen], level)
-        low, high = (None, None) if reach is None else (mean - reach, mean + reach)
+        if np.ptp(clusters[chosen]) > 0:  # one cluster has no interval
+            interval = student_t_interval(evaluated[chosen], clusters[chosen], level)
+            low, high = interval.low, interval.high
     return QBin(
         n_steps=len(chosen),
         own=float(values[chosen].mean()),
@@ -136,18 +135,3 @@ def _equal_bins(values: Floats) -> list[Ints]:
     edges = np.unique(np.quantile(values, np.arange(1, n_bins) / n_bins))
     place = np.searchsorted(edges, values, side="left")
     return [np.flatnonzero(place == i) for i in range(len(edges) + 1)]
-
-
-def _reach(deviations: Floats, clusters: Ints, level: float) -> float | None:
-    """Half the width of the interval of a mean, clusters as the independent units; None with fewer than two."""
-    _, codes = np.unique(clusters, return_inverse=True)
-    sums = np.bincount(codes, weights=deviations)
-    if len(sums) < 2:
-        return None
-    error = math.sqrt(float((sums**2).sum()) * len(sums) / (len(sums) - 1)) / len(deviations)
-    return float(stats.t.ppf(0.5 + level / 2, len(sums) - 1)) * error
-
-
-def _effective(weights: Floats) -> float:
-    squares = float((weights**2).sum())
-    return float(weights.sum()) ** 2 / squares if squares > 0 else 0.0

@@ -45,14 +45,15 @@ def by_cluster(estimator: RatioSum, codes: NDArray[np.int64]) -> RatioSum:
         estimator: on N episodes.
         codes: (N,) cluster of each episode, 0..C-1, each of them used.
     """
+    return RatioSum(sums_by_cluster(estimator.numerators, codes), sums_by_cluster(estimator.denominators, codes))
+
+
+def sums_by_cluster(table: Floats, codes: NDArray[np.int64]) -> Floats:
+    """(C, K) sums of an (N, K) table over the episodes of each cluster; codes (N,) 0..C-1, each of them used."""
     if np.array_equal(codes, np.arange(len(codes))):  # each episode is a cluster
-        return estimator
+        return table
     order = np.argsort(codes, kind="stable")
-    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
-    return RatioSum(
-        np.asarray(np.add.reduceat(estimator.numerators[order], starts, axis=0)),
-        np.asarray(np.add.reduceat(estimator.denominators[order], starts, axis=0)),
-    )
+    return np.asarray(np.add.reduceat(table[order], np.flatnonzero(np.diff(codes[order], prepend=-1)), axis=0))
 
 
 def linearized_error(totals: RatioSum, counts: Floats | None = None) -> float:

@@ -9,12 +9,13 @@ one has its own cell and nothing is rounded. What lies below the smallest logged
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import expit
 
+from reports.draws import counts_in_chunks
 from reports.estimators import (
     Floats,
     Ints,
@@ -35,8 +36,6 @@ _MOST_CELLS = 100
 _FEWEST_CELLS = 20
 _MOST_EVALUATIONS = 300_000_000
 """Of the model, in the doubly robust form; longer logs have fewer cells."""
-_CHUNK = 200
-"""Replicates drawn at once."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def return_distributions(
         tables["dr"] = doubly_robust_shares(trial, log_weights, cells.upper, codes)
     n_replicates = max(1_000, int(np.ceil(20 / (1 - level))))
     drawn: dict[str, list[Floats]] = {name: [] for name in tables}
-    for counts in _draws(int(codes.max()) + 1, n_replicates, rng):
+    for counts in counts_in_chunks(int(codes.max()) + 1, n_replicates, rng):
         for name, (numerators, denominators) in tables.items():
             drawn[name].append(_as_distribution(counts @ numerators, counts @ denominators))
     found = []
@@ -204,14 +203,6 @@ def _as_distribution(numerators: Floats, denominators: Floats) -> Floats:
         shares = np.sort(np.clip(numerators / denominators[:, None], 0.0, 1.0), axis=1)
     shares[:, -1] = np.where(np.isnan(shares[:, -1]), np.nan, 1.0)
     return np.asarray(shares)
-
-
-def _draws(n_clusters: int, n_replicates: int, rng: np.random.Generator) -> Iterator[Floats]:
-    """(R, C) how often each cluster is drawn, some replicates at a time."""
-    for start in range(0, n_replicates, _CHUNK):
-        size = min(_CHUNK, n_replicates - start)
-        places = rng.integers(n_clusters, size=(size, n_clusters)) + np.arange(size)[:, None] * n_clusters
-        yield np.bincount(places.ravel(), minlength=size * n_clusters).reshape(size, n_clusters).astype(np.float64)
 
 
 def _record(

@@ -42,24 +42,28 @@ def of_log(log: Log, q: e.Floats, policy: e.Floats, seed: int = 0, **options: An
     )
 
 
+def best_blend(covariance: e.Floats, bias: e.Floats) -> e.Floats:
+    return m._blend(m._root(covariance), bias)
+
+
 def test_bias_enters_as_its_outer_product() -> None:
     # (.5, .2) gives ((.25, .10), (.10, .04)), so of ((1.25, .1), (.1, 1.04)) the best share is
     # (1.04 - .1) / (2.29 - .2). The elementwise product would leave .10 out and give 1.04 / 2.29.
-    blend = m.best_blend(np.eye(2), np.array([0.5, 0.2]))
+    blend = best_blend(np.eye(2), np.array([0.5, 0.2]))
     np.testing.assert_allclose(blend, [0.94 / 2.09, 1.15 / 2.09], atol=1e-12)
 
 
 def test_opposite_biases_cancel_in_the_blend() -> None:
     # .5 x - .2 (1 - x) = 0 at x = 2/7; an elementwise product would give .04 / (.25 + .04) = .138 instead.
-    np.testing.assert_allclose(m.best_blend(np.zeros((2, 2)), np.array([0.5, -0.2])), [2 / 7, 5 / 7], atol=1e-12)
+    np.testing.assert_allclose(best_blend(np.zeros((2, 2)), np.array([0.5, -0.2])), [2 / 7, 5 / 7], atol=1e-12)
 
 
 def test_blend_of_independent_unbiased_estimates_weighs_them_by_precision() -> None:
-    np.testing.assert_allclose(m.best_blend(np.diag([1.0, 4.0]), np.zeros(2)), [0.8, 0.2], atol=1e-12)
+    np.testing.assert_allclose(best_blend(np.diag([1.0, 4.0]), np.zeros(2)), [0.8, 0.2], atol=1e-12)
 
 
 def test_blend_without_any_error_takes_the_estimate_that_leans_least_on_the_model() -> None:
-    np.testing.assert_array_equal(m.best_blend(np.zeros((3, 3)), np.zeros(3)), [0.0, 0.0, 1.0])
+    np.testing.assert_array_equal(best_blend(np.zeros((3, 3)), np.zeros(3)), [0.0, 0.0, 1.0])
 
 
 @given(size=st.integers(1, 7), scale=st.sampled_from([1e-9, 1.0, 1e9]), seed=st.integers(0, 2**32 - 1))
@@ -69,7 +73,7 @@ def test_no_blend_has_less_expected_error(size: int, scale: float, seed: int) ->
     rng = np.random.default_rng(seed)
     root = rng.normal(size=(size, rng.integers(1, size + 1)))
     covariance, bias = scale * root @ root.T, np.sqrt(scale) * rng.normal(size=size)
-    blend = m.best_blend(covariance, bias)
+    blend = best_blend(covariance, bias)
     gradient = covariance @ blend + bias * (bias @ blend)
     assert np.all(blend >= 0)
     assert blend.sum() == pytest.approx(1.0)
