@@ -13,7 +13,7 @@ from reports.plane import Axis, Mark, plane
 def certified_picture(curve: CertifiedCurve) -> Panel:
     """Worst-case loss of a night by the share of traffic, the budget as a line, and the share that was certified."""
     worst = [*curve.harms, 1.25 * curve.budget]
-    top = max(worst) or max(curve.blind_harms, default=0.0) or 1.0
+    top, blind = max(worst) or 1.0, max(curve.blind_harms, default=0.0)
     lines = [
         Series("budget of a night", (0.0, 1.0), (curve.budget, curve.budget), "reference"),
         Series("worst case", curve.shares, curve.harms, "worst"),
@@ -32,4 +32,9 @@ def certified_picture(curve: CertifiedCurve) -> Panel:
     )
     dot = Series("certified", (at,), (risked,), "dot")
     data = plot_data(lines, "share of traffic", dots=[dot], y_range=(0.0, 1.04 * top))
-    return Panel("Worst-case loss of one night", chart, note="reward units, by share of traffic", data=data)
+    note = "reward units, by share of traffic"
+    if not any(curve.harms):
+        note += "; no loss at this confidence"
+    if blind > top:  # the axis is the curve's, so the line leaves it
+        note += f"; if nothing were known, up to {formatting.number(blind, 3)} at all traffic"
+    return Panel("Worst-case loss of one night", chart, note=note, data=data)

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from datasets.settings import Settings
 from reports.certified import CertifiedCurve, certified_curve, largest_share
-from reports.formatting import apart
+from reports.formatting import NOT_MEASURED, apart
 from reports.overlap import OverlapBounds, is_balanced
 from reports.records import Check, Comparison, Evaluation, GateDecision, Overlap
 from reports.rule_checks import rule_checks
@@ -171,43 +171,45 @@ def _damage_check(evaluation: Evaluation, config: GateConfig) -> Check:
 
 def _overlap_checks(overlap: Overlap, bounds: OverlapBounds) -> Iterator[Check]:
     interval, tail, share = overlap.mean_weight_interval, overlap.tail_index, overlap.largest_share
-    of = "of version 0" if overlap.policy == "version_zero" else f"of the {overlap.policy}"
-    within = f", within {overlap.tolerance:g}" if overlap.tolerance else ""
+    policy = "version 0" if overlap.policy == "version_zero" else f"the {overlap.policy}"
+    of = f"of {policy}"
+    wanted = f"come within {overlap.tolerance:g} of 1" if overlap.tolerance else "contain 1"
     yield Check(
         f"mean weight {of}",
         interval is not None and is_balanced(interval, overlap.tolerance),
         overlap.mean_weight,
         1.0,
-        f"The interval of the mean weight, [{apart(interval.low, 1.0)}, {apart(interval.high, 1.0)}], must contain 1"
-        f"{within}."
+        f"The interval of the mean weight {of}, [{apart(interval.low, 1.0)}, {apart(interval.high, 1.0)}], must "
+        f"{wanted}."
         if interval
-        else "The weights overflow or have no interval.",
+        else f"The weights {of} overflow or have no interval.",
     )
     yield Check(
         f"tail of the influence {of}",
         tail is not None and tail <= bounds.largest_tail_index,
         tail,
         bounds.largest_tail_index,
-        f"The tail index of the influence terms is {tail:.2f}; above {bounds.largest_tail_index:g} their mean is not "
-        "to be trusted."
+        f"The tail index of the influence terms {of} is {tail:.2f}; above {bounds.largest_tail_index:g} their mean is "
+        "not to be trusted."
         if tail is not None
-        else "The tail of the influence terms cannot be fitted.",
+        else f"The tail of the influence terms {of} cannot be fitted.",
     )
     yield Check(
         f"largest influence {of}",
         share is not None and share <= bounds.largest_share,
         share,
         bounds.largest_share,
-        f"One episode carries {share:.1%} of the squared influence; at most {bounds.largest_share:.0%} may hang on one."
+        f"One episode carries {share:.1%} of the squared influence {of}; at most {bounds.largest_share:.0%} may hang "
+        "on one."
         if share is not None
-        else "The influence of the episodes has no scale.",
+        else f"The influence of the episodes {of} has no scale.",
     )
     yield Check(
         f"effective sample size {of}",
         overlap.effective_sample_size >= bounds.smallest_sample_size,
         overlap.effective_sample_size,
         bounds.smallest_sample_size,
-        f"The weighted log is worth {overlap.effective_sample_size:.1f} episodes of the policy itself; it takes "
+        f"The weighted log is worth {overlap.effective_sample_size:.1f} episodes of {policy} itself; it takes "
         f"{bounds.smallest_sample_size:g}.",
     )
     if overlap.effective_events is not None:
@@ -216,7 +218,7 @@ def _overlap_checks(overlap: Overlap, bounds: OverlapBounds) -> Iterator[Check]:
             overlap.effective_events >= bounds.fewest_events,
             overlap.effective_events,
             bounds.fewest_events,
-            f"The influence terms are skewed like {overlap.effective_events:.3g} rare events; with fewer than "
+            f"The influence terms {of} are skewed like {overlap.effective_events:.3g} rare events; with fewer than "
             f"{bounds.fewest_events:g} a log that happens to hold few of them looks better and surer than it is.",
         )
 
@@ -260,14 +262,19 @@ def _q_checks(evaluation: Evaluation) -> Iterator[Check]:
     if claim is None:
         return
     yield Check(
-        "finite Q-values", claim.n_nonfinite == 0, float(claim.n_nonfinite), 0.0, "Q-values that are not finite."
+        "finite Q-values",
+        claim.n_nonfinite == 0,
+        float(claim.n_nonfinite),
+        0.0,
+        f"{claim.n_nonfinite:,} of the candidate's Q-values are not finite; none may be.",
     )
     yield Check(
         "feasible Q-values",
         claim.largest_q is not None and (claim.feasible_high is None or claim.largest_q <= claim.feasible_high),
         claim.largest_q,
         claim.feasible_high,
-        "The largest Q-value, against the largest possible return.",
+        f"The candidate's largest Q-value, {_told(claim.largest_q)}, must not exceed the largest possible return"
+        + ("." if claim.feasible_high is None else f", {_told(claim.feasible_high)}."),
     )
     bounded = claim.upper_bound is not None
     yield Check(
@@ -275,7 +282,8 @@ def _q_checks(evaluation: Evaluation) -> Iterator[Check]:
         claim.greedy_q is not None and (claim.upper_bound is None or claim.greedy_q <= claim.upper_bound),
         claim.greedy_q,
         claim.upper_bound,
-        "The greedy Q-value at the first step must not exceed what the log supports; a lower one is no fault."
+        f"The candidate's greedy Q-value at the first step, {_told(claim.greedy_q)}, must not exceed what the log "
+        f"supports, {_told(claim.upper_bound)}; a lower one is no fault."
         if bounded
         else f"Shown only: {claim.note}.",
     )
@@ -396,6 +404,11 @@ def _certified_share(
         return 0.0, f"No traffic: {', '.join(others)} failed."
     if loss is None:
         return 0.0, "No traffic: the loss per episode has no bound."
+    if loss == 0:
+        return 1.0, (
+            f"No loss at {1 - config.alpha:.4g} confidence: any share keeps within the budget of "
+            f"{config.harm_budget:g} a night."
+        )
     return largest_share(loss, night_episodes, config.harm_budget), (
         f"At most {loss:.4g} lost per episode, at most {night_episodes:.0f} episodes a night, and a budget of "
         f"{config.harm_budget:g} a night."
@@ -408,7 +421,12 @@ def _reason(evaluation: Evaluation, failed: list[Check], lower: float | None, co
             f"Passed: with {1 - config.alpha:.4g} confidence {evaluation.candidate_name} earns at least {lower:.4g} "
             f"more per episode than {evaluation.baseline_name} (margin {config.margin:g})."
         )
+    names = ", ".join(check.name for check in failed[:_REASONS_SHOWN])
     shown = " ".join(check.meaning for check in failed[:_REASONS_SHOWN])
     rest = len(failed) - _REASONS_SHOWN
     more = f" {rest} further {'check' if rest == 1 else 'checks'} failed." if rest > 0 else ""
-    return f"Refused. {shown}{more}"
+    return f"Refused: {names}. {shown}{more}"
+
+
+def _told(value: float | None) -> str:
+    return NOT_MEASURED if value is None else f"{value:.4g}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from reports.formatting import apart
 from reports.records import BreachRate, Check, Evaluation, Rate, Slices, SliceValue
 
 _SLICES_NAMED = 3
@@ -24,17 +25,19 @@ def _breach_check(breach: BreachRate) -> Check:
     name, bound, limit = f"constraint {breach.constraint}", breach.upper_bound, breach.limit
     if bound is None:
         cause = breach.refused or "a replicate of the bootstrap holds no judged step"
-        return Check(name, False, None, limit, f"The share of steps that breach it has no bound: {cause}.")
+        meaning = f"The share of the candidate's steps that breach `{breach.constraint}` has no bound: {cause}."
+        return Check(name, False, None, limit, meaning)
     shares = {rate.policy: rate for rate in breach.rates}
     meaning = (
-        f"With {1 - breach.alpha:.4g} confidence at most {bound:.3%} of the candidate's steps breach it "
-        f"(estimated {_share(shares['candidate'])}, in the log {_share(shares['log'])}); {limit:.3%} may."
+        f"Between 0 and {_percent(bound, limit)} of the candidate's steps breach `{breach.constraint}` with "
+        f"{1 - breach.alpha:.4g} confidence (estimated {_share(shares['candidate'], limit)}, in the log "
+        f"{_share(shares['log'], limit)}); the limit is {_percent(limit)}."
     )
     today = shares.get("baseline", shares["log"])
     if bound > limit and today.value is not None and today.value > limit:
         meaning += (
-            f" What runs today breaches it on {today.value:.3%}, above the limit as well: a limit is a promise "
-            "whatever runs today."
+            f" What runs today breaches it on {_percent(today.value, limit)}, above the limit as well: a limit is a "
+            "promise whatever runs today."
         )
     meaning += _charged(breach.n_charged, breach.n_judged + breach.n_unjudged, "breaches")
     return Check(name, bound <= limit, bound, limit, meaning)
@@ -55,7 +58,7 @@ def _success_check(evaluation: Evaluation, margin: float) -> Check:
         success.lower_bound,
         0.0 - margin,
         f"With {1 - success.alpha:.4g} confidence the candidate's success rate minus the baseline's is at least "
-        f"{success.lower_bound:.3%}; it must be above {0.0 - margin:.3%}."
+        f"{_percent(success.lower_bound, -margin)}; it must be above {_percent(0.0 - margin)}."
         + _charged(success.n_charged, success.n_judged + success.n_unjudged, "no success"),
     )
 
@@ -125,5 +128,10 @@ def _charged(n_charged: int, n_steps: int, kind: str) -> str:
     )
 
 
-def _share(rate: Rate) -> str:
-    return "refused" if rate.value is None else f"{rate.value:.3%}"
+def _share(rate: Rate, limit: float) -> str:
+    return "refused" if rate.value is None else _percent(rate.value, limit)
+
+
+def _percent(rate: float, from_rate: float = 0.0) -> str:
+    """In percent with three digits, and more where it takes them to tell it from another."""
+    return apart(100 * rate, 100 * from_rate).replace("\u2212", "-") + "%"

@@ -225,7 +225,7 @@ def test_train_and_evaluate_again_return_what_stands(workspace: Workspace, run: 
 
 def test_a_refused_evaluation_ends_with_3_and_cannot_be_promoted(workspace: Workspace, run: Run) -> None:
     edit(workspace.root / "offline_dqn.toml", "n_updates = 800", "n_updates = 801")
-    edit(workspace.root / "offline_dqn.toml", "[gate]\n", "[gate]\nmin_episodes = 100000\n")
+    edit(workspace.root / "offline_dqn.toml", "smallest_sample_size = 10", "smallest_sample_size = 1e9")
     release = run(workspace, "train", "--json").json["release"]
 
     unjudged = run(workspace, "promote", release, "--reviewer", "Ada", "--json")

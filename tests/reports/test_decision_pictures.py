@@ -19,7 +19,19 @@ def test_certified_point_stands_where_the_worst_case_meets_the_budget() -> None:
 
 
 def test_no_loss_and_no_budget_still_draws() -> None:
-    assert certified_picture(certified_curve(0.0, None, 100.0, 0.0, 1.0)).chart is not None
+    panel = certified_picture(certified_curve(0.0, None, 100.0, 0.0, 1.0))
+    assert panel.chart is not None
+    assert panel.note.endswith("no loss at this confidence")
+
+
+def test_what_nothing_known_would_risk_does_not_stretch_the_axis() -> None:
+    # 7 x 100 = 700 at most, where the curve ends at 50 and no budget lies above: the axis ends a little over 50.
+    panel = certified_picture(certified_curve(0.5, 7.0, 100.0, 25.0, 0.5))
+    assert panel.note.endswith("; if nothing were known, up to 700 at all traffic")
+    assert ">60<" not in str(panel.chart)
+    without_loss = certified_picture(certified_curve(0.0, 7.0, 100.0, 0.0, 1.0))
+    assert ">700<" not in str(without_loss.chart)
+    assert "up to 700 at all traffic" in without_loss.note
 
 
 def test_value_bound_alone_asks_for_episodes_and_nights() -> None:

@@ -8,7 +8,18 @@ from pydantic import ValidationError
 
 from reports.evaluate_config import AssessmentConfig
 from reports.gate import GateConfig, decide
-from reports.records import Comparison, DesignEffect, Evaluation, FeasibleRange, Interval, QClaim
+from reports.records import (
+    BreachRate,
+    Comparison,
+    DesignEffect,
+    Evaluation,
+    FeasibleRange,
+    Interval,
+    Overlap,
+    QClaim,
+    Rate,
+    Safety,
+)
 from tests.reports.worlds import evaluate_trial, greedy, make_trial, simulate, small_world
 
 GATE = GateConfig(alpha=0.05, harm_budget=5.0)
@@ -44,6 +55,7 @@ def test_pass_says_why_and_certifies_everything(good: Evaluation) -> None:
     decision = decide(good, GATE)
     assert decision.reason.startswith("Passed: with 0.95 confidence 7 earns at least")
     assert (decision.certified_share, decision.largest_loss) == (1.0, 0.0)
+    assert decision.certified_reason == "No loss at 0.95 confidence: any share keeps within the budget of 5 a night."
 
 
 @pytest.mark.parametrize(("lower", "margin", "passed"), [(0.1, 0.0, True), (0.0, 0.0, False), (-0.1, 0.2, True)])
@@ -96,6 +108,36 @@ def test_no_traffic_once_another_check_fails(good: Evaluation) -> None:
 def test_refused_comparison_leaves_no_bound(good: Evaluation) -> None:
     decision = decide(with_bounds(good, None, refused="the mean weight is .3", value=None, interval=None), GATE)
     assert "No bound on the difference to the logging policy: the mean weight is .3." in decision.reason
+
+
+def breached(evaluation: Evaluation, upper_bound: float, limit: float) -> Evaluation:
+    rates = tuple(Rate(role, value, None) for role, value in (("log", 0.12), ("candidate", 0.35), ("baseline", 0.1)))
+    counts = {"n_breaches": 12, "n_judged": 100, "n_unjudged": 0, "n_charged": 0, "n_effective": 40.0}
+    breach = BreachRate("slo", "latency > 9", limit, rates, upper_bound, 0.05, **counts)  # type: ignore[arg-type]  # fields by name
+    return replace(evaluation, safety=Safety((breach,), (), None, 0))
+
+
+def test_the_sentence_of_a_breached_limit_stands_alone(good: Evaluation) -> None:
+    assert decide(breached(good, 0.58093, 0.2), GATE).reason == (
+        "Refused: constraint slo. Between 0 and 58.1% of the candidate's steps breach `slo` with 0.95 confidence "
+        "(estimated 35%, in the log 12%); the limit is 20%."
+    )
+
+
+def test_a_bound_just_above_its_limit_is_told_from_it(good: Evaluation) -> None:
+    assert "Between 0 and 20.04% of" in decide(breached(good, 0.2004, 0.2), GATE).reason
+
+
+def test_several_failed_checks_are_named_and_each_says_whose_it_is(good: Evaluation) -> None:
+    def poor(overlap: Overlap) -> Overlap:
+        return replace(
+            overlap, tail_index=0.9, mean_weight_interval=Interval(0.5, 0.8, 0.95, "bootstrap"), tolerance=0.1
+        )
+
+    reason = decide(replace(good, overlaps=tuple(poor(o) for o in good.overlaps)), GATE).reason
+    assert reason.startswith("Refused: mean weight of the candidate, tail of the influence of the candidate. ")
+    assert "The interval of the mean weight of the candidate, [0.5, 0.8], must come within 0.1 of 1. " in reason
+    assert "The tail index of the influence terms of the candidate is 0.90; above 0.7" in reason
 
 
 @pytest.mark.parametrize(
