@@ -23,6 +23,7 @@ from datasets.journal import LakeError
 from datasets.locking import exclusive_lock
 from offline_dqn.trained import Metrics
 from pipelines import stages
+from pipelines.markdown import as_markdown
 from pipelines.nights import COLUMNS, NightRecord, append_night, read_nights
 from pipelines.review import ask_for_review
 from pipelines.stages import DriftOutcome, EvaluateOutcome
@@ -257,10 +258,10 @@ def _show(workspace: Workspace, record: NightRecord) -> None:
         key=f"night-{name}",
         description=f"The night of {record.as_of[:10]} in {workspace.root.name}",
     )
-    verdict = f"**{record.gate or record.decision}**: {record.reason}"
-    verdict += "".join(f"\n\n- {warning}" for warning in record.warnings)
+    verdict = f"**{record.gate or record.decision}**: {as_markdown(record.reason)}"
+    verdict += "".join(f"\n\n- {as_markdown(warning)}" for warning in record.warnings)
     if record.review:
-        verdict += f"\n\nReview: {record.review}"
+        verdict += f"\n\nReview: {as_markdown(record.review)}"
     if record.report:
         verdict += f"\n\nReport: `{workspace.root / record.report}`"
     create_markdown_artifact(markdown=verdict, key=f"verdict-{name}", description="What the night decided")

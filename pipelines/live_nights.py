@@ -42,12 +42,18 @@ def newest_nights(workspace: Workspace, live: Replay | None, as_of: datetime) ->
 
 
 def weights_to(policy: Policy, gate: Replay) -> Any:
-    """(T,) weight of each step of the log as `policy` would have visited it; None where the log cannot say."""
-    if np.isnan(gate.behavior_prob).any():
+    """(T,) weight of each step of the log as `policy` would have visited it; None where the log cannot say.
+
+    In units of the largest: along a long episode the product of ratios itself may be no float. Where a few episodes
+    have all the weight, the effective number of episodes says so, and nothing is compared.
+    """
+    if not (gate.behavior_prob > 0).all():
         return None
     probs = step_probs(policy, gate)
     taken = probs[np.arange(gate.n_steps), gate.actions]
-    return np.exp(cumulative_log_weights(taken, gate.behavior_prob, gate.offsets))
+    log_weights = cumulative_log_weights(taken, gate.behavior_prob, gate.offsets)
+    largest = log_weights.max(initial=-np.inf)
+    return np.exp(log_weights - largest) if np.isfinite(largest) else np.zeros(gate.n_steps)
 
 
 def freshness(workspace: Workspace, replay: Replay, summary: SnapshotSummary) -> Freshness:

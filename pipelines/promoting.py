@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipelines.live_nights import freshness_of_release
 from pipelines.readings import reading_behind, snapshot_of
+from pipelines.stages import held_outcomes
 from pipelines.workspace import Workspace
 from reports.history import Promotion, Rejection
 from reports.manifest import read_manifest
@@ -20,8 +21,9 @@ def promote(
     """Makes a release the champion if its decision still stands and the newest nights are like what it was judged on.
 
     Args:
-        override: promote although the newest nights differ, or although it was rejected before. It takes a note, which
-            goes into the history; it opens no gate, mends no byte and makes no stale comparison current.
+        override: promote although the newest nights differ, or cannot be told for a batch of outcomes that is held, or
+            although it was rejected before. It takes a note, which goes into the history; it opens no gate, mends no
+            byte and makes no stale comparison current.
 
     Returns:
         The promotion, and a sentence on the newest nights.
@@ -48,7 +50,15 @@ def promote(
                 "would meet. `offline-dqn nightly` trains and judges a successor on the nights since; to promote this "
                 "one all the same, give --override and a --note that says why."
             )
-        if fresh.status == "differs":
+        held = held_outcomes(workspace.open_lake())
+        if held is not None and not override:
+            raise PromotionRefusedError(
+                f"Release {release} cannot be promoted: batch {held.batch_id} of outcomes is held, so rewards of the "
+                "newest nights are missing and nobody can tell whether they are like what it was judged on. "
+                f"`offline-dqn batches show {held.batch_id}` says why it is held; release or reject it first. To "
+                "promote all the same, give --override and a --note that says why."
+            )
+        if fresh.status == "differs" or held is not None:
             note = f"{note} (although: {fresh.sentence})"
     promotion = registry.promote(release, reviewer=reviewer, note=note, despite_rejection=override)
     workspace.refresh_catalog(workspace.open_lake())

@@ -6,6 +6,7 @@ Without a server `offline-dqn promote` and `offline-dqn reject` do the same.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,8 @@ from pydantic import Field
 
 from datasets.errors import OfflineDqnError
 from pipelines import promoting
-from pipelines.readings import digest_of
+from pipelines.markdown import as_markdown
+from pipelines.readings import digest_of, reading_behind
 from pipelines.stages import recorded_evaluation
 from pipelines.workspace import Workspace, open_workspace
 from reports.manifest import read_manifest
@@ -81,12 +83,14 @@ def question(workspace: Workspace, release: int, refused: str = "") -> str:
     """The form's text, in Markdown: the verdict, where the report lies, and why an earlier answer was refused."""
     evaluation = recorded_evaluation(workspace, release)
     decision = evaluation.decision if evaluation else None
-    again = f"**Your last answer could not be carried out:** {refused}\n\n" if refused else ""
+    again = f"**Your last answer could not be carried out:** {as_markdown(refused)}\n\n" if refused else ""
     verdict = (
-        f"{decision.reason} Certified share: {decision.certified_share:.0%}." if decision else "It was not judged."
+        f"{as_markdown(decision.reason)} Certified share: {decision.certified_share:.0%}."
+        if decision
+        else "It was not judged."
     )
     return (
-        f"{again}**Release {release} of {workspace.contract.name}.** {verdict}\n\n"
+        f"{again}**Release {release} of {as_markdown(workspace.contract.name)}.** {verdict}\n\n"
         f"Report: `{workspace.release_path(release) / 'report.html'}`\n\n"
         f"The same from a shell: `offline-dqn promote {release} --reviewer NAME`, or `offline-dqn reject {release} "
         "--reviewer NAME --note TEXT`."
@@ -94,12 +98,16 @@ def question(workspace: Workspace, release: int, refused: str = "") -> str:
 
 
 def settled(workspace: Workspace, release: int) -> dict[str, Any] | None:
-    """What was decided on a release already; None while it waits for a decision."""
-    registry = workspace.registry
-    promoted = [p for p in registry.history() if p.to_release == release]
+    """What was decided on a release already; None while it waits for a decision.
+
+    What was decided before its newest reading of `gate` was about another verdict.
+    """
+    registry, reading = workspace.registry, reading_behind(workspace, release)
+    since = reading.entered_at if reading is not None else datetime.fromtimestamp(0, UTC)
+    promoted = [p for p in registry.history() if p.to_release == release and p.at > since]
     if promoted:
         return promoted[-1].to_json()
-    rejected = [r for r in registry.rejections() if r.release == release]
+    rejected = [r for r in registry.rejections() if r.release == release and r.at > since]
     if rejected:
         return rejected[-1].to_json()
     stale = registry.stale(release)

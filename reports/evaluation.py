@@ -122,6 +122,7 @@ def evaluate_candidate(
         )
         for role, p in probs.items()
     }
+    rule = _what_can_decide(rule, fitted.state_weights, gate)
     reward, gamma = replay.contract.reward, replay.contract.gamma
     trial = Trial(
         names=replay.contract.actions.names,
@@ -253,6 +254,24 @@ def _deciding_rule(
         n_gate_episodes=n_gate_episodes,
         largest_share=gate_config.overlap.largest_share,
         config=config.deciding,
+    )
+
+
+def _what_can_decide(rule: DecidingRule, state_weights: Mapping[str, Floats], gate: Replay) -> DecidingRule:
+    """Products where no visits of states could be modelled after all: for want of probabilities, not by any reward.
+
+    The rule looks at a sample of the episodes outside the gate, and more behavior probabilities may be unknown among
+    all of them.
+    """
+    if rule.estimator == "dr" or (state_weights and gate.lengths.max() > 1):
+        return rule
+    why = (
+        "too many behavior probabilities of the episodes that models are fitted on are unknown"
+        if not state_weights
+        else "every gate episode has one step"
+    )
+    return replace(
+        rule, estimator="dr", window=0, says=f"{rule.says} But {why}: there are no such weights, and products decide."
     )
 
 

@@ -324,7 +324,15 @@ class Registry:
     def _why_stale(self, manifest: Manifest) -> str:
         champion, judged_against = self.champion(), manifest.tags.get(JUDGED_AGAINST)
         now = "none" if champion is None else str(champion)
-        if judged_against is None or now in judged_against.split(", ") or champion == manifest.release:
+        if manifest.gate not in ("passed", "refused") or champion == manifest.release:
+            return ""
+        if judged_against is None:
+            return (
+                "what it was compared with is not recorded, so its gate says nothing about a lead over what acts now. "
+                f"`offline-dqn evaluate {manifest.release} --again` compares it with that, for another reading of "
+                "`gate`."
+            )
+        if now in judged_against.split(", "):
             return ""
         first = judged_against.split(", ")[0]
         then = "the logging policy" if first == "none" else f"release {first}"

@@ -18,6 +18,7 @@ from datasets.logfiles import LogFileError
 from datasets.replay import GATE
 from datasets.snapshot import open_snapshot
 from pipelines import stages
+from pipelines.markdown import as_markdown
 from pipelines.nights import NightRecord, append_night, read_nights
 from pipelines.running import run_night
 from pipelines.workspace import Workspace, open_workspace
@@ -52,10 +53,10 @@ def test_three_nights(fresh: Workspace) -> None:
     assert first.low > first.baseline
     assert set(first.seconds) == {"ingest", "drift", "snapshot", "train", "evaluate", "total"}
     assert (fresh.root / str(first.report)).read_text().startswith("<!doctype html>")
-    assert first.reason in newest_artifact("verdict-autoscaler")
+    assert as_markdown(first.reason) in newest_artifact("verdict-autoscaler")
     assert json.loads(newest_artifact("night-autoscaler"))[0]["gate"] == "passed"
     assert str(first.review).startswith("offline-dqn promote 1 --reviewer NAME, or offline-dqn reject 1")
-    assert str(first.review) in newest_artifact("verdict-autoscaler")
+    assert as_markdown(str(first.review)) in newest_artifact("verdict-autoscaler")
 
     fresh.registry.promote(1, reviewer="Ada")
     stages.simulate(fresh)
@@ -64,7 +65,7 @@ def test_three_nights(fresh: Workspace) -> None:
     assert (second.drift, second.decision, second.release, second.gate) == ("stable", "none", None, None)
     assert set(second.seconds) == {"ingest", "drift", "total"}
     assert second.reason.startswith("Keep the champion: ")
-    assert second.reason in newest_artifact("verdict-autoscaler")
+    assert as_markdown(second.reason) in newest_artifact("verdict-autoscaler")
 
     stages.simulate(fresh, traffic=1.6)
     third = run_night(fresh, force_train=False)
@@ -145,7 +146,7 @@ def test_a_held_batch_stops_the_night_and_says_why(workspace: Workspace, run: Ru
     assert "144 rows: reward is missing" in record.reason
     assert list(record.warnings) == []  # no row is in quarantine yet
     assert n_steps(workspace) == 12000
-    assert record.reason in newest_artifact("verdict-autoscaler")
+    assert as_markdown(record.reason) in newest_artifact("verdict-autoscaler")
 
 
 def test_a_file_that_cannot_be_read_is_a_warning_of_the_night(workspace: Workspace, run: Run) -> None:

@@ -20,6 +20,7 @@ from pipelines import parent as parents
 from pipelines.parent import find_parent, first_parameters
 from pipelines.training import newest_snapshot, train
 from pipelines.workspace import Workspace, open_workspace
+from reports.registry import JUDGED_AGAINST
 from tests.pipelines.conftest import edit
 
 
@@ -34,7 +35,7 @@ def warm(workspace: Workspace) -> Workspace:
     save_policy(staged, trained.policy(trained.network("cql 0.1")))
     record = {"snapshot": newest_snapshot(opened).name, "as_of": summary.as_of, "history": [], "config": {}}
     (staged / "training.json").write_text(json.dumps(record))
-    release = opened.registry.register(staged, gate="passed", tags={})
+    release = opened.registry.register(staged, gate="passed", tags={JUDGED_AGAINST: "1"})
     opened.registry.promote(release, reviewer="Ada")
     assert release == 2
     return open_workspace(workspace.root)

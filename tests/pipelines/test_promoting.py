@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from datasets.replay import GATE
+from datasets.snapshot import open_snapshot
+from drift.windows import window_from_replay
 from pipelines import live_nights, readings, stages
+from pipelines.acting import load_release
 from pipelines.training import train
 from pipelines.workspace import Workspace, open_workspace
 from reports.gate import GateConfig, decide
@@ -123,6 +130,41 @@ def test_a_night_like_the_others_is_fresh_and_a_changed_one_is_not(demoted: Work
     assert (unsaid.code, "--override takes a --note" in unsaid.err) == (3, True)
     done = run(demoted, "promote", 1, "--reviewer", "Ada", "--override", "--note", "sale on", "--json").json
     assert done["note"].startswith("sale on (although: The newest nights differ from the gate episodes")
+
+
+def test_while_outcomes_are_held_a_promotion_says_why_all_the_same(
+    demoted: Workspace, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = SimpleNamespace(batch_id="b-7", status="held", kind="outcomes")
+    monkeypatch.setattr("pipelines.stages.list_batches", lambda _: [held])
+    monkeypatch.setattr("pipelines.live_nights.list_batches", lambda _: [held])
+
+    refused = run(demoted, "promote", 1, "--reviewer", "Ada")
+    assert (refused.code, demoted.registry.champion()) == (3, 0)
+    assert "batch b-7 of outcomes is held, so rewards of the newest nights are missing" in " ".join(refused.err.split())
+
+    done = run(demoted, "promote", 1, "--reviewer", "Ada", "--override", "--note", "known", "--json").json
+    assert done["note"] == (
+        "known (although: Not enough new data to tell: batch b-7 of outcomes is held, so rewards are missing.)"
+    )
+
+
+def test_weights_of_long_episodes_stay_numbers(first_night: Path) -> None:
+    workspace = open_workspace(first_night)
+    replay, _ = open_snapshot(readings.snapshot_of(workspace, 1))
+    gate = replay.of_split(GATE)
+    policy = load_release(workspace, 1, gate.contract)
+    plain = live_nights.weights_to(policy, gate)
+    tiny = replace(gate, behavior_prob=gate.behavior_prob * 1e-60)  # products of ratios up to 1e360 and beyond
+
+    weights = live_nights.weights_to(policy, tiny)
+
+    assert plain.max() == weights.max() == 1.0
+    assert np.isfinite(weights).all()
+    assert weights[tiny.offsets[:-1]].max() < 1e-200  # the last steps of long episodes have all the weight
+    assert window_from_replay(tiny, weights).effective_episodes < gate.n_episodes
+    unknown = replace(gate, behavior_prob=np.full(gate.n_steps, np.nan))
+    assert live_nights.weights_to(policy, unknown) is None
 
 
 def test_the_gate_refuses_what_the_world_has_moved_away_from(first_night: Path) -> None:

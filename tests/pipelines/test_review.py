@@ -12,10 +12,11 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ObjectNotFound
 from pydantic import ValidationError
 
-from pipelines import review
+from pipelines import readings, review
+from pipelines.markdown import as_markdown
 from pipelines.review import ReviewError, ReviewForm, ask_for_review, carry_out, question, settled
 from pipelines.workspace import Workspace
-from reports.registry import RegistryError
+from reports.registry import JUDGED_AGAINST, RegistryError
 from tests.test_imports import ROOT
 
 
@@ -64,7 +65,7 @@ def test_an_approval_promotes_and_the_second_run_finds_it_done(
     assert (done["action"], done["to"], done["reviewer"], done["note"]) == ("promote", 1, "Ada", "looks right")
     assert waiting.registry.champion() == 1
     assert "Release 1 of autoscaler" in shown[0]
-    assert "Passed: with 0.95 confidence release 1 earns at least" in shown[0]
+    assert as_markdown("Passed: with 0.95 confidence release 1 earns at least") in shown[0]
     assert str(waiting.release_path(1) / "report.html") in shown[0]
     # Prefect runs the flow from the top again; nothing is asked and nothing done a second time.
     assert review.review.fn(str(waiting.root), 1)["reviewer"] == "Ada"
@@ -80,7 +81,7 @@ def test_a_rejection_needs_a_reason_and_is_asked_again_for_it(
 
     assert (done["action"], done["release"], done["note"]) == ("reject", 1, "scales down at noon")
     assert "Your last answer could not be carried out" not in shown[0]
-    assert shown[1].startswith("**Your last answer could not be carried out:** Who rejects release 1, and why?")
+    assert shown[1].startswith("**Your last answer could not be carried out:** Who rejects release 1\\, and why\\?")
     assert waiting.registry.champion() is None
 
 
@@ -89,6 +90,36 @@ def test_somebody_who_was_faster_in_a_shell_ends_the_review(waiting: Workspace) 
     waiting.registry.reject(1, reviewer="Grace", note="no")
 
     assert review.review.fn(str(waiting.root), 1)["reviewer"] == "Grace"
+
+
+def test_a_release_that_was_judged_again_waits_for_a_decision_again(waiting: Workspace) -> None:
+    waiting.registry.promote(1, reviewer="Ada", note="fine")
+    waiting.registry.rollback(reviewer="Ada")
+    done = settled(waiting, 1)
+    assert done is not None
+    assert done["note"] == "fine"  # a release that was taken out of service is not offered by itself
+
+    ledger, bench = readings.ledger_of(waiting), readings.set_up(waiting, 1)
+    reading = ledger.begin(bench.terms, bench.gate, readings.spent_at(waiting))  # against the rules this time
+    content = (waiting.release_path(1) / "evaluation.json").read_bytes() + b"\n"
+    files = {"evaluation.json": content, "report.html": b"<p>"}
+    waiting.registry.record_evaluation(1, gate="passed", files=files, tags={JUDGED_AGAINST: bench.stands_for})
+    ledger.decide(reading, "passed", readings.digest_of(content), 1)
+
+    assert settled(waiting, 1) is None
+    waiting.registry.reject(1, reviewer="Grace", note="no")
+    done = settled(waiting, 1)
+    assert done is not None
+    assert done["action"] == "reject"
+
+
+def test_what_a_log_wrote_is_no_markup_in_the_question(waiting: Workspace) -> None:
+    label = "slice <img src=x> [here](https://example.org)"
+
+    text = question(waiting, 1, refused=label)
+
+    assert as_markdown(label) in text
+    assert label not in text
 
 
 def test_a_changed_report_is_not_approved(waiting: Workspace) -> None:

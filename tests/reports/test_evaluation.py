@@ -278,6 +278,27 @@ def test_a_log_without_probabilities_decides_nothing(replay: Replay) -> None:
     assert on_policy.value == pytest.approx(WORLD.value(UNIFORM), abs=0.1)
 
 
+def test_products_decide_where_marginalized_weights_cannot_be_had(
+    replay: Replay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The rule looks at 300 steps outside the gate, all known; most of the others there are not.
+    monkeypatch.setattr("reports.evaluation._MOST_RULE_STEPS", 300)
+    order = np.random.default_rng(0).permutation(np.flatnonzero(replay.split != GATE))
+    n_looked_at = int(np.searchsorted(np.cumsum(replay.lengths[order]), 300, side="right"))
+    unknown = np.isin(replay.episode_of_step, order[n_looked_at:])
+    blank = replace(replay, behavior_prob=np.where(unknown, np.nan, replay.behavior_prob))
+    wanted = CONFIG.model_copy(update={"deciding": DecidingConfig(estimator="drl")})
+
+    whole, partly = (evaluate(log, greedy(WORLD, 0.6), config=wanted) for log in (replay, blank))
+
+    assert whole.deciding_estimator == "drl"
+    assert partly.deciding_estimator in ("dr", None)
+    assert partly.deciding_rule.endswith(
+        "But too many behavior probabilities of the episodes that models are fitted on are unknown: there are no such "
+        "weights, and products decide."
+    )
+
+
 def test_estimated_probabilities_are_labelled_and_serve(replay: Replay) -> None:
     text = CONTRACT + '[behavior]\npropensity = "estimated"\n'
     blank = replace(replay, contract=contract_from_text(text, "test"), behavior_prob=np.full(replay.n_steps, np.nan))

@@ -15,7 +15,7 @@ import pytest
 
 from reports.history import Promotion, line_of_champions
 from reports.manifest import file_digest
-from reports.registry import Gate, Registry, RegistryError
+from reports.registry import JUDGED_AGAINST, Gate, Registry, RegistryError
 from reports.tracking import Tracking
 
 AT = datetime(2024, 5, 1, 3, 0, tzinfo=UTC)
@@ -46,7 +46,8 @@ def add_release(
         (staged / "training.json").write_text(json.dumps(training))
     (staged / "policy.json").write_text(content)
     (staged / "contract.toml").write_text("name = 'autoscaler'")
-    return registry.register(staged, gate=gate, tags={"snapshot": "abc"}, at=AT)
+    judged = {JUDGED_AGAINST: "none, 0, 1, 2, 3, 4, 5"} if gate in ("passed", "refused") else {}
+    return registry.register(staged, gate=gate, tags={"snapshot": "abc", **judged}, at=AT)
 
 
 def promotion(action: str, release: int) -> Promotion:

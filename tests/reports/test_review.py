@@ -56,6 +56,18 @@ def test_a_decision_against_a_former_champion_is_stale(workspace: Path) -> None:
     assert "it was compared with the logging policy, and release 2 is" in registry.stale(1)
 
 
+def test_a_release_that_was_compared_with_nobody_knows_what_is_not_promoted(workspace: Path) -> None:
+    registry = open_registry(workspace)
+    add_release(registry, "not evaluated", content="[3]")
+    assert registry.stale(3) == ""  # nothing was decided on it
+    registry.record_evaluation(3, gate="passed", files={"evaluation.json": b"{}", "report.html": b"<p>"})
+
+    with pytest.raises(StaleDecisionError, match=r"Release 3 cannot be promoted: what it was compared with is not rec"):
+        registry.promote(3, reviewer="Ada")
+    judge(registry, 3, "none")
+    assert registry.promote(3, reviewer="Ada").to_release == 3
+
+
 def test_a_champion_that_came_back_makes_a_decision_current_again(workspace: Path) -> None:
     registry = open_registry(workspace)
     registry.promote(1, reviewer="Ada")
