@@ -25,6 +25,7 @@ from offline_dqn.trained import Metrics
 from pipelines import stages
 from pipelines.markdown import as_markdown
 from pipelines.nights import COLUMNS, NightRecord, append_night, read_nights
+from pipelines.readings import TooFewEpisodesError
 from pipelines.review import ask_for_review
 from pipelines.stages import DriftOutcome, EvaluateOutcome
 from pipelines.training import TrainOutcome, train
@@ -129,9 +130,9 @@ def _night(workspace: Workspace, force_train: bool) -> NightRecord:
     with clock.stage("evaluate"):
         try:
             evaluated = evaluate_candidate(workspace, trained.release, drift)
-        except ErrorSpentError as spent:  # no failure: the night ends, and the candidate waits
+        except (ErrorSpentError, TooFewEpisodesError) as unread:  # no failure: the night ends, the candidate waits
             workspace.refresh_catalog(workspace.open_lake())
-            return _record(workspace, clock, ingested, drift, None, not_judged=(trained.release, str(spent)))
+            return _record(workspace, clock, ingested, drift, None, not_judged=(trained.release, str(unread)))
     workspace.refresh_catalog(workspace.open_lake())
     review = ask_for_review(workspace, evaluated.release) if evaluated.passed else None
     return _record(workspace, clock, ingested, drift, evaluated, review=review)

@@ -42,6 +42,10 @@ READING = "reading"
 """A tag of a judged release: the number of the reading behind its recorded decision."""
 
 
+class TooFewEpisodesError(StageError):
+    """The gate holds fewer episodes than may decide; `gate` was not read and nothing was spent."""
+
+
 @dataclass(frozen=True)
 class Bench:
     """A candidate and everything it is judged with; nothing of `gate` but its size and nights was looked at.
@@ -213,6 +217,22 @@ def bench_of(
         gate=gate,
         seed=seed,
     )
+
+
+def refuse_too_few(bench: Bench) -> None:
+    """Refuses before it spends anything a reading that cannot pass: how many episodes `gate` holds needs no reward.
+
+    Raises:
+        TooFewEpisodesError: there are fewer than `gate.min_episodes`.
+    """
+    n_episodes, fewest = bench.terms.n_episodes, bench.gate.min_episodes
+    if n_episodes < fewest:
+        raise TooFewEpisodesError(
+            f"Not enough data to judge release {bench.release}: {n_episodes:,} gate episodes, at least {fewest:,} "
+            "decide; nothing was read and nothing spent. Wait for more nights, or raise the gate's share in "
+            "[snapshot], then freeze and train again; to lower gate.min_episodes is to trust bounds that so few "
+            "episodes may not bear out."
+        )
 
 
 def _compared(workspace: Workspace, release: int, replay: Replay, what: str) -> AnyPolicy:

@@ -10,6 +10,7 @@ import typer
 
 from pipelines import console
 from pipelines.command import REFUSED, JsonOption, WorkspaceOption, command, open_workspace_of
+from reports.formatting import counted
 from reports.json_differences import JsonDifference
 from reports.ledger import Budget
 
@@ -77,7 +78,7 @@ def print_budget(now: Budget) -> None:
         if now.possible_at is None
         else f"the next from {now.possible_at:%Y-%m-%d %H:%M} UTC on"
     )
-    spent = f"{now.spent:.3g} of {now.allowed:.3g}, spent by {now.n_readings} readings of gate"
+    spent = f"{now.spent:.3g} of {now.allowed:.3g}, spent by {counted(now.n_readings, 'reading')} of gate"
     console.print_account(
         "",
         {

@@ -49,6 +49,7 @@ from pipelines.readings import (
     found_before,
     judged_releases,
     ledger_of,
+    refuse_too_few,
     set_up,
     snapshot_of,
     spent_at,
@@ -376,8 +377,11 @@ def evaluate(
 
     Raises:
         ErrorSpentError: the year's error is spent; `gate` was not read.
+        TooFewEpisodesError: `gate` holds fewer episodes than may decide; it was not read.
+        SettingsError: a setting is wrong, even where the decision is known already.
         StageError: there is nothing to judge the release on or to compare it with, or nothing can be written.
     """
+    gate = workspace.config.gate
     folder = workspace.registry.path(release)
     recorded = recorded_evaluation(workspace, release)
     ledger = ledger_of(workspace)
@@ -393,10 +397,11 @@ def evaluate(
         why = _why_not_replayable(workspace, release)
         return EvaluateOutcome(release, recorded, report_path, repeated=True, not_replayable=why, stale=stale)
     bench = set_up(workspace, release)
+    refuse_too_few(bench)
     check_writable(folder)
     fresh = freshness(workspace, bench.replay, bench.summary)
     proof = replace(proof_of(workspace, bench.replay), promises=promises(workspace))
-    reading = ledger.begin(bench.terms, bench.gate, spent_at(workspace), judged_releases(workspace))
+    reading = ledger.begin(bench.terms, gate, spent_at(workspace), judged_releases(workspace))
     found = found_before(workspace, reading, release)
     if found is None:
         evaluation, episodes = bench.judge(fresh)
@@ -407,7 +412,7 @@ def evaluate(
     verdict: Verdict = "passed" if decision.passed else "refused"
     _refuse_second_verdict(reading, release, verdict)
     data = _report_data(workspace, release, evaluation, bench.summary, drift)
-    data = replace(data, lineage={**data.lineage, "reading of gate": in_words(reading, ledger.readings(), bench.gate)})
+    data = replace(data, lineage={**data.lineage, "reading of gate": in_words(reading, ledger.readings(), gate)})
     content = evaluation_bytes(evaluation_to_json(evaluation))
     workspace.registry.record_evaluation(
         release,

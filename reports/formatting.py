@@ -67,6 +67,11 @@ def spanned(value: float | None, low: float | None, high: float | None) -> str:
     return with_interval(value, None if low is None or high is None else Interval(low, high, 0.0, ""))
 
 
+def counted(n: int, noun: str) -> str:
+    """A count with its noun: 1 night, 2 nights."""
+    return f"{n:,} {noun if n == 1 else noun + 's'}"
+
+
 def share(value: float | None) -> str:
     """A fraction in percent."""
     if value is None or not math.isfinite(value):

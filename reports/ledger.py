@@ -21,6 +21,7 @@ from typing import Any, Literal
 from datasets.durable import append_record, read_records
 from datasets.errors import OfflineDqnError
 from datasets.locking import exclusive_lock
+from reports.formatting import counted
 from reports.gate import GateConfig
 
 YEAR = timedelta(days=365)
@@ -171,9 +172,11 @@ def in_words(reading: Reading, readings: Sequence[Reading], gate: GateConfig) ->
     """A reading for the report: its number, what it spends, and what its year had spent with it."""
     until = [r for r in readings if r.number <= reading.number]
     year = budget_of(until, gate, reading.at, reading.entered_at)
+    has = "has" if year.n_readings == 1 else "have"
     return (
         f"number {reading.number}, entered for {reading.at:%Y-%m-%d %H:%M} UTC, spends {reading.terms.alpha:.3g}; with "
-        f"it the {year.n_readings} readings of the year before have spent {year.spent:.3g} of {year.allowed:.3g}"
+        f"it the {counted(year.n_readings, 'reading')} of the year before {has} spent {year.spent:.3g} of "
+        f"{year.allowed:.3g}"
     )
 
 
@@ -306,15 +309,15 @@ def _refuse_lost_readings(path: Path, readings: Sequence[Reading], judged: Mappi
 
 def _spent_message(release: int, within: Sequence[Reading], budget: Budget) -> str:
     assert budget.possible_at is not None  # alpha is at most the year's error
-    left = budget.allowed - budget.spent
+    left, has = budget.allowed - budget.spent, "has" if budget.n_readings == 1 else "have"
     smaller = (
         f"; with gate.alpha at most {left:.3g} one more would fit, and would be harder to pass"
         if left > _ROUNDING
         else ""
     )
     return (
-        f"Release {release} was not judged and `gate` was not read: {budget.n_readings} readings since "
-        f"{min(r.at for r in within):%Y-%m-%d} have spent {budget.spent:.3g} of the {budget.allowed:.3g} that a year "
+        f"Release {release} was not judged and `gate` was not read: {counted(budget.n_readings, 'reading')} since "
+        f"{min(r.at for r in within):%Y-%m-%d} {has} spent {budget.spent:.3g} of the {budget.allowed:.3g} that a year "
         f"may err (gate.yearly_error), and one more spends {budget.alpha:.3g}. One becomes possible again on "
         f"{budget.possible_at:%Y-%m-%d %H:%M} UTC. Until then recorded decisions can be repeated and a release that "
         f"passed can be promoted; keep candidates for fewer readings{smaller}. To raise gate.yearly_error is to accept "

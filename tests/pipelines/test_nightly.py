@@ -20,6 +20,7 @@ from datasets.snapshot import open_snapshot
 from pipelines import stages
 from pipelines.markdown import as_markdown
 from pipelines.nights import NightRecord, append_night, read_nights
+from pipelines.readings import ledger_of
 from pipelines.running import run_night
 from pipelines.workspace import Workspace, open_workspace
 from tests.pipelines.conftest import Run, chatter, edit, finish, start_command
@@ -123,8 +124,20 @@ def test_a_night_whose_year_is_spent_ends_and_leaves_the_candidate_waiting(works
     assert found == {
         "decision": "forced", "release": 2, "gate": "not read", "value": None, "report": None, "review": None,
     }  # fmt: skip
-    assert "`gate` was not read: 1 readings since" in answer.json["reason"]
+    assert "`gate` was not read: 1 reading since" in answer.json["reason"]
     assert stages.recorded_evaluation(workspace, 2) is None
+
+
+def test_a_night_with_too_few_gate_episodes_ends_and_spends_nothing(workspace: Workspace, run: Run) -> None:
+    settings = workspace.root / "offline_dqn.toml"
+    edit(settings, "n_updates = 800", "n_updates = 20")
+    edit(settings, "alpha = 0.05", "alpha = 0.05\nmin_episodes = 5000")
+
+    answer = run(workspace, "nightly", "--force-train", "--json")
+
+    assert (answer.code, answer.json["release"], answer.json["gate"]) == (0, 2, "not read")
+    assert "gate episodes, at least 5,000 decide; nothing was read and nothing spent" in answer.json["reason"]
+    assert len(ledger_of(workspace).readings()) == 1  # of release 1
 
 
 def test_a_held_batch_stops_the_night_and_says_why(workspace: Workspace, run: Run) -> None:

@@ -62,10 +62,35 @@ def test_the_ledger_names_what_was_read(first_night: Path, run: Run) -> None:
     assert answer.json["budget"]["spent"] == 0.05
     assert answer.json["budget"]["n_left"] == 3  # .20 a year at .05 a reading
     shown = run(first_night, "ledger").out
-    assert "0.05 of 0.2, spent by 1 readings of gate" in shown
+    assert "0.05 of 0.2, spent by 1 reading of gate" in shown
     assert "3 more now" in run(first_night, "releases").out
     report = (first_night / "releases" / "1" / "report.html").read_text()
-    assert "spends 0.05; with it the 1 readings of the year before have spent 0.05 of 0.2" in report
+    assert "spends 0.05; with it the 1 reading of the year before has spent 0.05 of 0.2" in report
+
+
+def test_too_few_episodes_refuse_before_anything_is_read_or_spent(
+    waiting: Workspace, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(waiting.root / "offline_dqn.toml", "alpha = 0.05", "alpha = 0.05\nmin_episodes = 5000")
+    monkeypatch.setattr("pipelines.readings.evaluate_candidate", killed)
+
+    answer = run(waiting, "evaluate", 2)
+
+    assert answer.code == 1
+    n_gate = readings.set_up(waiting, 2).terms.n_episodes
+    assert f"Not enough data to judge release 2: {n_gate:,} gate episodes, at least 5,000 decide" in answer.err
+    assert "nothing was read and nothing spent. Wait for more nights" in answer.err
+    assert n_spent(waiting) == 1
+
+
+def test_a_misspelt_setting_is_told_even_where_the_decision_is_known(waiting: Workspace, run: Run) -> None:
+    edit(waiting.root / "offline_dqn.toml", "alpha = 0.05", "alhpa = 0.05")
+
+    answer = run(waiting, "evaluate", 1)
+
+    assert answer.code == 1
+    assert "gate.alhpa" in answer.err
+    assert "did you mean 'alpha'" in answer.err
 
 
 @pytest.mark.parametrize("where", ["before the entry", "while it is read", "before the record", "before the verdict"])
@@ -123,7 +148,7 @@ def test_a_year_that_is_spent_refuses_before_gate_is_read(
     answer = run(waiting, "evaluate", 2)
 
     assert answer.code == 1
-    assert "Release 2 was not judged and `gate` was not read: 1 readings since 2026-01-0" in answer.err
+    assert "Release 2 was not judged and `gate` was not read: 1 reading since 2026-01-0" in answer.err
     assert f"One becomes possible again on {possible}" in answer.err
     assert "with gate.alpha at most 0.04 one more would fit" in answer.err
     assert n_spent(waiting) == 1
