@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipelines import erasing
+from pipelines import erasing, readings
 from pipelines.workspace import Workspace, open_workspace
 from tests.pipelines.conftest import Run
 from tests.pipelines.test_queries import QUESTIONS
@@ -121,4 +121,7 @@ def test_an_erased_episode_leaves_everything_that_the_evaluation_wrote(workspace
     assert left.registry.releases()[1].intact
     replay = run(left, "evaluate", 1, "--replay")
     assert replay.code == 1  # its snapshot was erased with the episode
+    reading = readings.reading_behind(workspace, 1)  # the bytes are others now, and the ledger knows them
+    assert reading is not None
+    assert reading.verdict == "passed"
     assert "erased" in replay.err
