@@ -52,6 +52,10 @@ class ColumnDrift:
         """Beyond chance at the promised rate, and large enough to matter."""
         return self.status == "drifted"
 
+    def allowed(self, min_psi: float) -> float | None:
+        """PSI from which the column drifts: its threshold, and never less than `min_psi`; None where there is none."""
+        return None if self.threshold is None else max(self.threshold, min_psi)
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)

@@ -307,7 +307,7 @@ def _print_drift(outcome: DriftOutcome) -> None:
             column.name,
             console.number(column.psi),
             console.number(column.kl),
-            console.number(column.threshold),
+            console.number(column.allowed(outcome.report.min_psi)),
             console.number(column.typical_psi),
             column.status if column.status != "not enough data" else column.reason,
         ]
@@ -458,7 +458,7 @@ def plan(
 ) -> None:
     """What a log can decide, before any training."""
     from pipelines import stages
-    from reports.plan_words import plan_columns, plan_facts, plan_rows, plan_sentences
+    from reports.plan_words import plan_columns, plan_facts, plan_rows, plan_sentences, plan_title
 
     found = stages.plan(open_workspace_of(workspace, as_of), paths or [])
     if as_json:
@@ -467,7 +467,7 @@ def plan(
     console.print_account("What this log can decide", plan_facts(found))
     if found.decidable:
         console.out.print()
-        console.print_table("A candidate that", plan_columns(), plan_rows(found), right=plan_columns()[1:3])
+        console.print_table(plan_title(found), plan_columns(), plan_rows(found), right=plan_columns()[1:3])
     if verbose:
         console.out.print()
         for sentence in plan_sentences(found):

@@ -53,6 +53,7 @@ def backtest(
 def promises(workspace: WorkspaceOption = Path(), as_of: AsOfOption = None, as_json: JsonOption = False) -> None:
     """What each promoted release has earned, beside what its evaluation promised."""
     from pipelines import stages
+    from reports.promises import earned_words
     from reports.records import to_json
 
     found = stages.promises(open_workspace_of(workspace, as_of))
@@ -68,7 +69,7 @@ def promises(workspace: WorkspaceOption = Path(), as_of: AsOfOption = None, as_j
             p.release,
             p.promoted_at[:10],
             _spanned(p.promised, p.promised_low, p.promised_high),
-            _spanned(p.earned, p.earned_low, p.earned_high),
+            earned_words(p).replace("\u2212", "-"),
             f"{p.n_episodes:,}",
             p.n_nights,
             p.verdict,
@@ -80,7 +81,8 @@ def promises(workspace: WorkspaceOption = Path(), as_of: AsOfOption = None, as_j
     console.print_table("Promises", heads, rows, right=["release", "episodes", "nights"])
     for p in found:
         if p.cause:
-            console.out.print(f"- release {p.release}, {p.verdict}: {p.cause}.", markup=False)
+            advice = " `offline-dqn drift` says what changed." if p.crossed else ""
+            console.out.print(f"- release {p.release}, {p.verdict}: {p.cause}.{advice}", markup=False)
     console.out.print(", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n) + ".", markup=False)
 
 

@@ -54,9 +54,12 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """What differs between two judged releases, in the terminal and as one HTML file."""
+    from pipelines.training import StageError
     from reports.comparison import compare_releases
     from reports.render import render_comparison
 
+    if first == second:
+        raise StageError(f"Release {first} would be compared with itself. Name two; `offline-dqn releases` lists all.")
     opened = open_workspace_of(workspace)
     found = compare_releases(judged(opened, first), judged(opened, second))
     path = (output or opened.root / f"comparison-{first}-{second}.html").absolute()

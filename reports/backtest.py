@@ -28,6 +28,7 @@ from reports.crossfit import FoldFitter, deal_folds
 from reports.estimators import Floats, on_policy_returns
 from reports.evaluate_config import EvaluateConfig
 from reports.evaluation import evaluate_candidate
+from reports.formatting import counted
 from reports.gate import GateConfig
 from reports.intervals import cluster_codes, student_t_interval
 from reports.proof_records import Backtest, BacktestEstimate, BacktestPair, BacktestVerdict, PolicySource
@@ -124,7 +125,7 @@ def _pair(
     for name, episodes in ((version, own), (other, theirs)):
         n_clusters = len(np.unique(episodes.clusters))
         if episodes.n_episodes < FEWEST_EPISODES:
-            wrote = f"'{name}' wrote {episodes.n_episodes} episodes in the nights in common"
+            wrote = f"'{name}' wrote {counted(episodes.n_episodes, 'episode')} in the nights in common"
             return replace(pair, cause=f"{wrote}, and it takes {FEWEST_EPISODES}")
         if n_clusters < 2:
             return replace(pair, cause=f"all episodes of '{name}' are one cluster, which has no interval")

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from datasets.settings import Settings
 from reports.certified import CertifiedCurve, certified_curve, largest_share
-from reports.formatting import NOT_MEASURED, apart
+from reports.formatting import NOT_MEASURED, apart, counted
 from reports.overlap import OverlapBounds, is_balanced
 from reports.records import Check, Comparison, Evaluation, GateDecision, Overlap
 from reports.rule_checks import rule_checks
@@ -125,7 +125,8 @@ def _data_checks(evaluation: Evaluation, config: GateConfig) -> Iterator[Check]:
         counts.n_episodes >= config.min_episodes,
         float(counts.n_episodes),
         float(config.min_episodes),
-        f"{counts.n_episodes} gate episodes in {counts.n_clusters} clusters; at least {config.min_episodes} decide.",
+        f"{counted(counts.n_episodes, 'gate episode')} in {counted(counts.n_clusters, 'cluster')}; "
+        f"at least {config.min_episodes} decide.",
     )
     yield _damage_check(evaluation, config)
     change = evaluation.largest_probability_change

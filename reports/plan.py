@@ -18,7 +18,7 @@ from datasets.replay import Replay
 from reports import records
 from reports.deciding import DecidingConfig
 from reports.dependence import design_effect
-from reports.estimators import discounted, on_policy_returns
+from reports.estimators import Floats, discounted, on_policy_returns
 from reports.formatting import number
 from reports.gate import GateConfig
 from reports.intervals import cluster_codes, variance_of_mean
@@ -194,7 +194,8 @@ def plan_log(
     returns = on_policy_returns(replay.rewards, replay.offsets, gamma)
     n_clusters = len(np.unique(replay.clusters))
     choice = choices(replay)
-    refused = refusal_of(usable, n_clusters)
+    alike = _all_alike(replay.rewards, returns)
+    refused = alike or refusal_of(usable, n_clusters)
     effect = None if usable.n_episodes == 0 or n_clusters < 2 else _night_effect(usable)
     nights_refuse = (
         effect is not None
@@ -215,7 +216,7 @@ def plan_log(
     )
     move = None if refused else candidate_move(usable.behavior_prob, n_available(usable))
     needed: list[tuple[float, float]] = []
-    if choice.any() and sd is not None:
+    if choice.any() and sd is not None and alike is None:
         whole, n_actions = horizon_of(choice, replay.offsets, gamma), float(n_available(replay)[choice].mean())
         found = ((m, _exploration_for(m, whole, n_actions, scale)) for m in CHANGED_SHARES)
         needed = [(m, exploration) for m, exploration in found if exploration is not None]
@@ -239,7 +240,7 @@ def plan_log(
         truncated_share=float(replay.truncated[replay.offsets[1:] - 1].mean()),
         mean_return=float(returns.mean()),
         return_sd=sd,
-        ab_test_difference=None if sd is None else scale.difference(2.0, n_gate),
+        ab_test_difference=None if sd is None or alike else scale.difference(2.0, n_gate),
         exploration=exploration_of(replay.behavior_prob[choice & known], n_available(replay)[choice & known]),
         actions=support_of(replay),
         refused=refused,
@@ -283,9 +284,9 @@ def _priced(estimator: str, variance: float, cost: float, scale: _Scale) -> Pric
     n_effective = math.exp(math.log(scale.n_gate) - cost)
     smallest, cause = scale.gate.overlap.smallest_sample_size, None
     if n_effective < smallest:
-        cause = f"{count_words(n_effective)} effective episodes, and the gate asks for {smallest:g}"
+        cause = f"the gate needs {smallest:g} effective episodes, this log gives {count_words(n_effective)}"
     elif scale.n_gate < scale.gate.min_episodes:
-        cause = f"{scale.n_gate:.0f} gate episodes, and the gate asks for {scale.gate.min_episodes}"
+        cause = f"the gate needs {scale.gate.min_episodes:,} episodes, this log gives {scale.n_gate:,.0f}"
     return Priced(estimator, n_effective, None if cause else scale.difference(variance, scale.n_gate), cause)
 
 
@@ -337,6 +338,14 @@ def _exploration_for(changed: float, horizon: Horizon, n_actions: float, scale: 
         return effective and (not scale.wanted or scale.difference(variance, scale.n_gate) <= scale.wanted)
 
     return smallest_exploration(affordable)
+
+
+def _all_alike(rewards: Floats, returns: Floats) -> str | None:
+    """Why nothing can be improved: every episode returns the same; None where they differ by more than rounding."""
+    if np.ptp(returns) > 1e-12 * float(np.abs(returns).max()):
+        return None
+    same = f"reward is {number(rewards[0])}" if np.ptp(rewards) == 0 else f"episode returns {number(returns[0])}"
+    return f"every {same}, so there is nothing to improve and no policy can be told from another"
 
 
 def _night_effect(usable: Replay) -> DesignEffect | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from reports.formatting import number, share
+from reports.formatting import counted, number, share
 from reports.plan import POWER, WANTED_IMPROVEMENT, Decidable, LogPlan, Priced, count_words
 from reports.plan_costs import CANDIDATE_EXPLORATION
 
@@ -28,7 +28,7 @@ def plan_facts(plan: LogPlan) -> dict[str, str]:
     support = ", ".join(f"{a.action} {share(a.share)}" for a in ranked[:_MOST_ACTIONS])
     more = f", and {len(ranked) - _MOST_ACTIONS} taken more often" if len(ranked) > _MOST_ACTIONS else ""
     return {
-        "log": f"{plan.n_episodes:,} episodes in {plan.n_nights:,} {_nights(plan.n_nights)}; the gate would read "
+        "log": f"{counted(plan.n_episodes, 'episode')} in {counted(plan.n_nights, 'night')}; the gate would read "
         f"{plan.n_gate:,.0f}",
         "horizon": "1 step"
         if plan.longest_length == 1
@@ -46,12 +46,23 @@ def plan_columns() -> tuple[str, ...]:
     return tuple(column.format(wanted=share(WANTED_IMPROVEMENT)) for column in COLUMNS)
 
 
+def plan_title(plan: LogPlan) -> str:
+    """Heading of `plan_rows`: what is imagined, and that it is no promise. The columns complete its last sentence."""
+    if plan.move is None:
+        return "A candidate that"
+    return (
+        f"Imagined candidates, moving {share(plan.move.moved)} of the probability to another action where they differ "
+        "from the log. That one gains as much as would be decidable is not promised. A candidate that"
+    )
+
+
 def plan_rows(plan: LogPlan) -> list[tuple[str, ...]]:
     """For each imagined candidate, what the gate could decide at `POWER`, and what it takes; see `plan_columns`."""
     return [
         (
             f"{share(row.changed_share)} of decisions",
-            "undecidable" if row.chosen.smallest_difference is None else number(row.chosen.smallest_difference, 2),
+            f"undecidable: {row.chosen.undecidable}" if row.chosen.smallest_difference is None
+            else number(row.chosen.smallest_difference, 2),
             "" if row.chosen.smallest_difference is None or not plan.mean_return
             else share(row.chosen.smallest_difference / abs(plan.mean_return)),
             row.estimator,
@@ -81,9 +92,9 @@ def plan_sentences(plan: LogPlan) -> list[str]:
 
 def _data_sentences(plan: LogPlan) -> list[str]:
     found = [
-        f"{plan.n_episodes:,} episodes with {plan.n_steps:,} steps, in {plan.n_clusters:,} clusters over "
-        f"{plan.n_nights:,} {'night' if plan.n_nights == 1 else 'nights'}; in {plan.n_decisions:,} steps there was a "
-        f"choice. "
+        f"{counted(plan.n_episodes, 'episode')} with {counted(plan.n_steps, 'step')}, in "
+        f"{counted(plan.n_clusters, 'cluster')} over {counted(plan.n_nights, 'night')}; in "
+        f"{counted(plan.n_decisions, 'step')} there was a choice. "
         + (
             "Each episode is one step."
             if plan.longest_length == 1
@@ -198,7 +209,7 @@ def _verdict(row: Decidable, plan: LogPlan) -> str:
 
 def _decided(priced: Priced, plan: LogPlan) -> str:
     if priced.smallest_difference is None:
-        return f"undecidable by {priced.estimator}; {priced.undecidable}."
+        return f"undecidable by {priced.estimator}: {priced.undecidable}."
     of_mean = (
         f" ({share(priced.smallest_difference / abs(plan.mean_return))} of the mean return)" if plan.mean_return else ""
     )

@@ -13,6 +13,7 @@ import numpy as np
 from datasets.replay import Replay
 from reports.confidence_sequence import nightly_bounds
 from reports.estimators import on_policy_returns
+from reports.formatting import counted, number, spanned
 from reports.proof_records import Promise
 from reports.records import Evaluation, Interval
 from reports.trial import feasible_range
@@ -75,7 +76,7 @@ def _followed(promise: Promise, own: Replay, longest: int, promised: Interval) -
     promise = replace(
         promise, n_clusters=last.n_clusters, earned=last.mean, earned_low=last.lower, earned_high=last.upper
     )
-    if last.lower > last.upper:
+    if promise.crossed:
         cause = "its mean return did not stay the same over these nights, so there is no one value to hold it to"
         return replace(promise, verdict="cannot be judged", cause=cause)
     kept = [night.night for night in bounds if night.lower >= promised.low]
@@ -87,12 +88,20 @@ def _followed(promise: Promise, own: Replay, longest: int, promised: Interval) -
     return replace(promise, cause="what it earned may still lie on either side of the promise")
 
 
+def earned_words(promise: Promise) -> str:
+    """What it earned, with the ends of the sequence; where these have crossed there is no one interval."""
+    if promise.crossed:
+        return f"{number(promise.earned)}, no one interval"
+    return spanned(promise.earned, promise.earned_low, promise.earned_high)
+
+
 def broken_sentence(promise: Promise) -> str:
     """The broken promise as a reason to retrain; "" where it is not broken."""
     if promise.verdict != "broken":
         return ""
     return (
-        f"release {promise.release} broke its promise: over {promise.n_episodes} episodes of {promise.n_nights} nights "
-        f"it earned {promise.earned:.4g}, at most {promise.earned_high:.4g} however often one looks, where its "
+        f"release {promise.release} broke its promise: over {counted(promise.n_episodes, 'episode')} of "
+        f"{counted(promise.n_nights, 'night')} it earned {promise.earned:.4g}, at most "
+        f"{promise.earned_high:.4g} however often one looks, where its "
         f"evaluation promised at least {promise.promised_low:.4g}"
     )

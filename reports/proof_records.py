@@ -145,6 +145,11 @@ class Promise:
     cause: str = ""
     """Why it is too early or cannot be judged."""
 
+    @property
+    def crossed(self) -> bool:
+        """Whether the ends of the confidence sequence have crossed: its mean return did not stay the same."""
+        return self.earned_low is not None and self.earned_high is not None and self.earned_low > self.earned_high
+
 
 @dataclass(frozen=True)
 class Proof:

@@ -25,6 +25,7 @@ from reports.decision_pictures import certified_picture
 from reports.glossary import GLOSSARY
 from reports.log_pictures import sensitivity_picture, sensitivity_words, weight_picture
 from reports.page_script import content_security_policy, page_script
+from reports.promises import earned_words
 from reports.records import Evaluation, WeightHistogram
 from reports.remedies import remedies, rooms
 from reports.return_pictures import return_picture
@@ -170,6 +171,7 @@ def _environment() -> Environment:
         meanings={term.key: term.meaning for group in GLOSSARY for term in group.terms},
         with_interval=formatting.with_interval,
         spanned=formatting.spanned,
+        earned_words=earned_words,
         policy_name=pictures.policy_name,
         bound_terms=TERMS,
         estimator_names=pictures.ESTIMATORS,

@@ -11,7 +11,7 @@ import pytest
 from pipelines import stages
 from pipelines.workspace import Workspace
 from reports.records import Evaluation, Interval, evaluation_from_json
-from tests.pipelines.conftest import Run
+from tests.pipelines.conftest import Run, edit
 
 
 def promise_instead(workspace: Workspace, low: float, high: float, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,6 +65,18 @@ def test_a_night_of_its_own_is_set_beside_the_promise(run: Run, second_night: Wo
     assert promise["n_episodes"] == log[0] > 1000
     assert promise["earned"] == pytest.approx(log[1], rel=1e-6), "every episode is a cluster of its own"
     assert promise["earned_low"] < promise["earned"] < promise["earned_high"]
+
+
+def test_the_drift_table_shows_the_threshold_from_which_a_column_drifts(run: Run, second_night: Workspace) -> None:
+    edit(second_night.root / "offline_dqn.toml", "[gate]\n", "[drift]\nmin_psi = 0.7531\n[gate]\n")
+    report = run(second_night, "drift", "--json").json["report"]
+    shown = run(second_night, "drift").out
+    edit(second_night.root / "offline_dqn.toml", "[drift]\nmin_psi = 0.7531\n[gate]\n", "[gate]\n")
+
+    judged = [c for c in report["columns"] if c["threshold"] is not None]
+    assert judged
+    assert max(c["threshold"] for c in judged) < 0.7531, "chance alone exceeds less than what matters"
+    assert shown.count("0.7531") == len(judged)
 
 
 def test_a_broken_promise_is_a_reason_to_retrain(

@@ -25,7 +25,7 @@ from reports.plan_costs import (
     variance_of_products,
     variance_ratio,
 )
-from reports.plan_words import plan_columns, plan_facts, plan_rows, plan_sentences
+from reports.plan_words import plan_columns, plan_facts, plan_rows, plan_sentences, plan_title
 
 N_STATES = 40
 GATE_CONFIG = GateConfig(alpha=0.05)
@@ -254,7 +254,7 @@ def found_share(behavior: Floats, n: int, length: int, estimator: str, improveme
 
 @pytest.mark.parametrize(
     ("exploration", "n", "length", "estimator"),
-    [(0.5, 600, 1, "dr"), (0.2, 1000, 1, "dr"), (0.6, 600, 3, "dr"), (0.4, 300, 40, "drl"), (0.15, 600, 40, "drl")],
+    [(0.5, 600, 1, "dr"), (0.2, 1000, 1, "dr"), (0.6, 600, 3, "drl"), (0.4, 300, 40, "drl"), (0.15, 600, 40, "drl")],
 )
 def test_an_improvement_of_the_smallest_difference_is_found_as_often_as_promised(
     exploration: float, n: int, length: int, estimator: str
@@ -356,11 +356,11 @@ def test_a_long_horizon_is_decided_by_marginalized_weights_and_says_what_product
     plan = plan_log(replay, GATE_CONFIG, 0.4)
     found = row(plan, 0.05)
     assert found.log10_cost > 40
-    assert found.products.undecidable == "under 0.1 effective episodes, and the gate asks for 30"
+    assert found.products.undecidable == "the gate needs 30 effective episodes, this log gives under 0.1"
     assert found.estimator == "drl"
     assert found.chosen.smallest_difference is not None
     text = text_of(plan)
-    assert "With dr it would be undecidable by dr; under 0.1 effective episodes" in text
+    assert "With dr it would be undecidable by dr: the gate needs 30 effective episodes" in text
     assert "takes the candidate to visit states about as often as the log" in text
 
 
@@ -383,7 +383,8 @@ def test_the_table_is_short_and_says_nights_or_exploration() -> None:
     assert plan_rows(plan)[1][-1].endswith("exploration")
     assert plan_facts(plan)["horizon"] == "3 steps, at most 3"
     assert plan_facts(plan)["refused"] == ""
-    wanted = plan_log(replace(replay, rewards=replay.rewards * 0), GATE_CONFIG, 0.4)
+    balanced = np.where(replay.episode_of_step % 2, 1.0, -1.0)
+    wanted = plan_log(replace(replay, rewards=balanced), GATE_CONFIG, 0.4)
     assert wanted.mean_return == 0.0
     assert [cells[-1] for cells in plan_rows(wanted)] == [""] * 4
 
@@ -487,7 +488,29 @@ def test_actions_hardly_or_never_taken_are_named() -> None:
 
 def test_too_few_gate_episodes_are_undecidable_even_where_all_count() -> None:
     plan = plan_log(world_log(explorer(2, 0.9), 150, seed=0, length=1)[0], GATE_CONFIG, 0.4)
-    assert row(plan, 0.02).chosen.undecidable == "60 gate episodes, and the gate asks for 100"
+    assert row(plan, 0.02).chosen.undecidable == "the gate needs 100 episodes, this log gives 60"
+    assert plan_rows(plan)[0][1] == "undecidable: the gate needs 100 episodes, this log gives 60"
+
+
+def test_heading_says_how_much_probability_the_imagined_candidates_move() -> None:
+    # Of two actions the log takes the usual one in .55 and the other in .45 of its decisions: .1 is moved.
+    title = plan_title(plan_log(world_log(explorer(2, 0.9), 150, seed=0, length=1)[0], GATE_CONFIG, 0.4))
+    assert "moving 10% of the probability to another action" in title
+    assert title.endswith("is not promised. A candidate that")
+
+
+def test_rewards_that_are_all_the_same_leave_nothing_to_improve() -> None:
+    replay = world_log(explorer(2, 0.9), 400, seed=0, length=3)[0]
+    plan = plan_log(replace(replay, rewards=np.full(replay.n_steps, 2.0)), GATE_CONFIG, 0.4)
+    assert plan.refused == "every reward is 2, so there is nothing to improve and no policy can be told from another"
+    assert (plan.decidable, plan.needed_exploration, plan.ab_test_difference) == ((), (), None)
+    assert "this log decides nothing: every reward is 2" in text_of(plan)
+
+
+def test_the_same_reward_in_episodes_of_unlike_length_can_be_improved() -> None:
+    replay = world_log(explorer(2, 0.9), 400, seed=0)[0]  # of 2 to 8 steps
+    plan = plan_log(replace(replay, rewards=np.full(replay.n_steps, 2.0)), GATE_CONFIG, 0.4)
+    assert plan.refused is None
 
 
 def test_bad_arguments_and_empty_logs() -> None:

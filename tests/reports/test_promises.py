@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from datasets.contract import contract_from_text
 from datasets.observations import Observations
 from datasets.replay import GATE, Replay
-from reports.promises import broken_sentence, judge_promise
+from reports.promises import broken_sentence, earned_words, judge_promise
 from reports.proof_records import Promise
 from reports.records import Estimate, Evaluation, Interval
 from tests.reports.report_samples import passed_evaluation
@@ -110,7 +110,7 @@ def test_a_night_by_night_t_interval_would_break_many_of_the_same_promises() -> 
 def test_a_broken_promise_is_a_sentence_with_its_numbers() -> None:
     sentence = broken_sentence(judged(clicks(0.4, 3000)))
 
-    assert sentence.startswith("release 3 broke its promise: over 3000 episodes of 30 nights it earned 0.4")
+    assert sentence.startswith("release 3 broke its promise: over 3,000 episodes of 30 nights it earned 0.4")
     assert sentence.endswith("where its evaluation promised at least 0.5")
     assert broken_sentence(judged(clicks(0.62, 3000))) == ""
 
@@ -153,3 +153,12 @@ def test_a_mean_that_moves_is_not_held_to_one_value() -> None:
 
     assert found.verdict == "cannot be judged"
     assert "did not stay the same" in found.cause
+    assert found.crossed
+    assert earned_words(found).endswith(", no one interval")
+
+
+def test_what_stayed_the_same_is_shown_with_its_interval() -> None:
+    found = judged(clicks(0.5, 3000))
+
+    assert not found.crossed
+    assert earned_words(found).startswith(f"{found.earned:.3f} [")
