@@ -218,7 +218,7 @@ class _Ingest:
             n_files=len(taken),
             counts=counts,
             dropped_columns=tuple(sorted(stage.dropped)),
-            note=_why_held(validation, reasons) if validation and held else "",
+            note=_why_held(validation, reasons, n_steps, n_bad) if validation and held else "",
             validation=validation.to_json() if validation else None,
         )
         files = [_file_record(t, self.kind, self.lake.contract, batch.status) for t in taken]
@@ -348,9 +348,15 @@ def _file_record(taken: _Taken, kind: str, contract: Contract, status: str) -> F
     )
 
 
-def _why_held(validation: ValidationResult, reasons: list[tuple[str, int]]) -> str:
-    """The failed expectations, and the reasons of bad rows: while a batch is held, no table shows them."""
-    return " ".join([validation.summary(), *(f"{n} rows: {reason}." for reason, n in reasons)])
+def _why_held(validation: ValidationResult, reasons: list[tuple[str, int]], n_left: int, n_bad: int) -> str:
+    """The failed expectations, and the reasons of bad rows: while a batch is held, no table shows them.
+
+    Where no row is left the expectations say nothing of their own: what is wrong is wrong with every row.
+    """
+    listed = [f"{n:,} {'row' if n == 1 else 'rows'}: {reason}." for reason, n in reasons]
+    lost = any(record.column == "unaccounted rows" for record in validation.failures)
+    said = validation.summary() if n_left or lost else f"None of {n_bad:,} new rows keeps the contract."
+    return " ".join([said, *listed])
 
 
 def _frequent_reasons(stage: Stage, n: int = 5) -> list[tuple[str, int]]:

@@ -544,6 +544,18 @@ def test_end_to_end_with_the_real_suite(tmp_path: Path, monkeypatch: pytest.Monk
     assert "quarantine" in report.batch.note
 
 
+def test_a_batch_of_which_no_row_is_left_names_the_cause_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    rows = [row for i in range(10) for row in episode(f"e{i}", 3, behavior_prob=7.0)]
+    report = take_in(lake_at(tmp_path), write_rows(tmp_path / "a.jsonl", rows))
+
+    assert report.batch is not None
+    assert report.batch.status == "held"
+    assert report.batch.note.startswith("None of 30 new rows keeps the contract. 30 rows: ")
+    assert report.batch.note.count("behavior_prob") == 1
+    assert "Look whether" not in report.batch.note
+
+
 def test_files_that_are_no_logs_are_named(tmp_path: Path) -> None:
     write_rows(tmp_path / "logs" / "a.jsonl", episode("e"))
     (tmp_path / "logs" / "b.json.bz2").write_bytes(b"")
