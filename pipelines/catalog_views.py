@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from datasets.catalog import Added
 from datasets.duck import literal
-from reports.episode_terms import EPISODES, SCHEMA
+from reports.episode_columns import EPISODES, SCHEMA
 from reports.evaluation_rows import evaluation_row, evaluation_table
 from reports.manifest import read_manifest
 from reports.records import evaluation_from_json

@@ -21,7 +21,8 @@ from datasets.logfiles import LogFile, LogFileError, Unread, container_errors, f
 from datasets.privacy import key_for
 from pipelines.readings import finish_reading
 from pipelines.workspace import Workspace
-from reports.episode_terms import EPISODES, without_episodes
+from reports.episode_columns import EPISODES
+from reports.episode_terms import without_episodes
 from reports.examples import evaluation_without, report_without
 from reports.manifest import read_manifest
 

@@ -27,7 +27,8 @@ from offline_dqn.policy import AnyPolicy
 from pipelines.acting import ReleaseError, load_release
 from pipelines.training import VERSION_ZERO, StageError, written_by
 from pipelines.workspace import Workspace
-from reports.episode_terms import EPISODES, episode_table, of_release
+from reports.episode_columns import EPISODES
+from reports.episode_terms import episode_table, of_release
 from reports.evaluate_config import EvaluateConfig
 from reports.evaluation import EvaluationError, evaluate_candidate
 from reports.gate import GateConfig

@@ -12,10 +12,10 @@ from pipelines import console
 from pipelines.command import REFUSED, JsonOption, WorkspaceOption, command, open_workspace_of
 from reports.formatting import counted
 from reports.json_differences import JsonDifference
-from reports.ledger import Budget
 
 if TYPE_CHECKING:
     from pipelines.workspace import Workspace
+    from reports.ledger import Budget
 
 _SHOWN = 12
 """Differences that are listed; --json has them all."""

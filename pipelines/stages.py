@@ -57,7 +57,7 @@ from pipelines.readings import (
 from pipelines.training import VERSION_ZERO, StageError
 from pipelines.upkeep import compact_lake
 from pipelines.workspace import Workspace
-from reports.episode_terms import EPISODES
+from reports.episode_columns import EPISODES
 from reports.estimators import on_policy_returns
 from reports.intervals import variance_of_mean
 from reports.ledger import Reading, Verdict, in_words
@@ -267,7 +267,9 @@ def measure(workspace: Workspace, *, forced: bool = False) -> DriftOutcome:
         report = measure_drift(window_from_replay(gate, weights), window_from_replay(live), config)
         performance = _performance(workspace, champion, live.subset(acted))
         assert since is not None  # the live nights are among these
-        own = own_episodes(workspace, policy, champion, since, since=frozen_at, as_of=as_of)
+        # Under the contract as it is now, which may name more actions than the snapshot's.
+        acting = load_release(workspace, champion, since.contract)
+        own = own_episodes(workspace, acting, champion, since, since=frozen_at, as_of=as_of)
         broken = broken_sentence(judge_promise(champion, "", recorded_evaluation(workspace, champion), own))
     decision = decide_retrain(
         has_champion=True,

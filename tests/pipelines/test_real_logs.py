@@ -125,7 +125,7 @@ def test_buses_are_refused_because_the_weights_miss_what_the_candidate_does(
     evaluation = buses.outcome.evaluation
 
     assert not buses.outcome.passed
-    assert {"mean weight of the candidate", "effective sample size of the candidate"} <= set(failed(buses.outcome))
+    assert {"mean weight of the candidate", "agreement of estimators"} <= set(failed(buses.outcome))
     assert evaluation.propensities.kind == "estimated"
     weighted = [e for e in evaluation.estimates if e.estimator not in {"on_policy", "direct"}]
     assert weighted

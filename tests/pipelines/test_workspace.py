@@ -109,6 +109,7 @@ def test_a_contract_that_no_longer_fits_the_lake_is_refused_with_every_differenc
     stages.simulate(workspace, n_episodes=24)
     edit(contract, "max = 16.0", "max = 8.0")
     edit(contract, '["scale_down", "hold", "scale_up"]', '["hold", "scale_up"]')
+    edit(contract, "action = 'scale_down'", "action = 'hold'")  # a rule must name an action there is
 
     for arguments in [["query", "SELECT 1"], ["ingest"], ["drift"], ["batches", "list"], ["snapshot"]]:
         answer = run(workspace, *arguments)
