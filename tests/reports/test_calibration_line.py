@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from reports.calibration_line import CalibratedWorld, fitting_line, line_of, shipped_worlds
+from reports.deciding import Deciding
 from reports.evaluate_config import AssessmentConfig
 from reports.gate import GateConfig
 from reports.records import CalibrationLine
@@ -91,5 +92,10 @@ def test_an_evaluation_is_likened_by_its_own_numbers(monkeypatch: pytest.MonkeyP
     assert (found.fits, found.n_episodes, found.horizon) == (True, 300, evaluation.counts.mean_length)
 
 
-def test_what_is_shipped_can_be_read() -> None:
-    assert all(world.n_logs > 0 and 0 <= world.false_pass <= world.upper <= 1 for world in shipped_worlds())
+def test_what_is_shipped_can_be_read_and_has_rows_for_both_deciding_estimators() -> None:
+    worlds = shipped_worlds()
+
+    assert {world.estimator for world in worlds} == set(get_args(Deciding)), "reports/calibration.json: make calibrate"
+    for world in worlds:
+        assert world.n_logs > 0, world
+        assert 0 <= world.false_pass <= world.upper <= 1, world
