@@ -182,7 +182,8 @@ def test_evaluation_opens_the_gate_and_is_guarded_like_the_rest(workspace: Path)
     add_release(registry, "not evaluated")
     registry.record_evaluation(1, gate="refused", files={"evaluation.json": b"{}", "report.html": b"<p>no"})
     assert registry.releases()[0].gate == "refused"
-    registry.record_evaluation(1, gate="passed", files={"evaluation.json": b"[]", "report.html": b"<p>"}, tags={"n": 3})
+    tags = {"n": 3, "judged_against": "none"}
+    registry.record_evaluation(1, gate="passed", files={"evaluation.json": b"[]", "report.html": b"<p>"}, tags=tags)
     record = registry.releases()[0]
     assert (record.gate, record.intact, record.tags["n"], record.tags["snapshot"]) == ("passed", True, "3", "abc")
     assert registry.path(1) == workspace / "releases" / "1"
@@ -190,7 +191,7 @@ def test_evaluation_opens_the_gate_and_is_guarded_like_the_rest(workspace: Path)
     (workspace / "releases" / "1" / "report.html").write_text("<p>better")
     with pytest.raises(RegistryError, match=r"report\.html is altered"):
         registry.promote(1, reviewer="Ada")
-    registry.record_evaluation(1, gate="passed", files={"evaluation.json": b"[]", "report.html": b"<p>"})
+    registry.record_evaluation(1, gate="passed", files={"evaluation.json": b"[]", "report.html": b"<p>"}, tags=tags)
     assert registry.promote(1, reviewer="Ada").to_release == 1
 
 
