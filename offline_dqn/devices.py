@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[import-untyped]  # it ships no types
 
 from datasets.errors import OfflineDqnError
 from offline_dqn.architecture import CONVOLUTIONS, Architecture
@@ -61,6 +62,23 @@ def threads(n_threads: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch and the linear algebra behind numpy use one thread.
+
+    They cut sums by the number of threads, which changes the last bits: what is recorded must not depend on how many a
+    process happens to have.
+    """
+    with threads(1), threadpool_limits(limits=1):
+        yield
+
+
+def kernels_here() -> str:
+    """Which kernels numpy's linear algebra and torch chose for this processor, such as "SkylakeX AVX512"."""
+    chosen = {str(found["architecture"]) for found in threadpool_info() if "architecture" in found}
+    return " ".join([*sorted(chosen), torch.backends.cpu.get_cpu_capability()])
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:

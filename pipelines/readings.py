@@ -23,6 +23,7 @@ from datasets.constraints import Rules
 from datasets.replay import GATE, Replay
 from datasets.settings import build_settings
 from datasets.snapshot import SnapshotSummary, open_snapshot
+from offline_dqn.devices import kernels_here
 from offline_dqn.policy import AnyPolicy
 from pipelines.acting import ReleaseError, load_release
 from pipelines.training import VERSION_ZERO, StageError, written_by
@@ -380,14 +381,15 @@ def digest_of(content: bytes) -> str:
 
 @cache
 def made_by() -> Mapping[str, str]:
-    """Versions of the code that judges and of the libraries that compute; `source` is a digest of our own modules."""
+    """Versions of the code that judges and of the libraries that compute; `source` is a digest of our own modules, and
+    `processor` names the kernels that numpy and torch chose for this machine: others round differently."""
     root = Path(__file__).resolve().parents[1]
     source = hashlib.sha256()
     for package in _PACKAGES:
         for path in sorted((root / package).rglob("*.py")):
             source.update(str(path.relative_to(root)).encode() + path.read_bytes())
     libraries = {name: _version(name) for name in ("offline-dqn", *_LIBRARIES)}
-    return {**libraries, "source": source.hexdigest()[:16]}
+    return {**libraries, "source": source.hexdigest()[:16], "processor": kernels_here()}
 
 
 def _version(distribution: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from datasets.errors import OfflineDqnError
 from datasets.replay import GATE, Replay
+from offline_dqn.devices import one_thread
 from offline_dqn.policy import Policy
 from reports.assessment import DECIDING_RULE, assess, night_episodes_upper
 from reports.calibration_line import line_of
@@ -32,6 +33,7 @@ class EvaluationError(OfflineDqnError):
     """There is nothing to evaluate on."""
 
 
+@one_thread()
 def evaluate_candidate(
     replay: Replay,
     *,
@@ -53,6 +55,9 @@ def evaluate_candidate(
     on_terms: Callable[[Replay, EpisodeTerms], None] = lambda *_: None,
 ) -> Evaluation:
     """Estimate the candidate's value on the gate episodes, compare it with what runs today, and decide.
+
+    The same arguments give the same bits, whatever number of threads the process has; another kind of processor may
+    round differently.
 
     Args:
         replay: every split; estimates use the gate episodes alone, models also what lies outside a fold.

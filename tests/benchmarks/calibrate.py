@@ -2,7 +2,8 @@
 
 `python -m tests.benchmarks.calibrate [--logs N] [--family F] [--cell TEXT]` prints a table and, where nothing was left
 out, writes docs/calibration.json. Every log that was judged is kept in .calibration/, under its cell, its seed and a
-digest of settings and code: what was cut off goes on where it stopped, and more logs cost only the new ones.
+digest of settings and code: what was cut off goes on where it stopped, and more logs cost only the new ones. The cells
+grow alike: where a run was cut off half way, half as many logs are there for each.
 """
 
 from __future__ import annotations
@@ -116,12 +117,16 @@ class Outcomes:
 def calibrate(wanted: Sequence[Cell], n_logs: int, folder: Path, *, n_workers: int = 2) -> list[CalibrationRow]:
     """Judges the logs that are missing, and returns every row."""
     kept = [Outcomes(folder, cell) for cell in wanted]
-    missing = [
-        (place, seed)
-        for place, cell in enumerate(wanted)
-        for seed in range(cell.n_logs(n_logs))
-        if seed not in kept[place].by_seed
-    ]
+    missing = sorted(
+        (
+            (place, seed)
+            for place, cell in enumerate(wanted)
+            for seed in range(cell.n_logs(n_logs))
+            if seed not in kept[place].by_seed
+        ),
+        # Every cell grows alike, so that what was cut off holds whole rows for fewer logs, and the time left is known.
+        key=lambda one: (one[1] / wanted[one[0]].n_logs(n_logs), one[0]),
+    )
     _say(f"{len(missing)} logs to judge, {sum(c.n_logs(n_logs) for c in wanted)} in all")
     progress = _Progress(len(missing))
     for place, seed, outcome in _judged(wanted, missing, n_workers):

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it ships no types
 
 from datasets.snapshot import open_snapshot
+from offline_dqn.devices import threads
 from pipelines import readings, stages
+from pipelines.replaying import replay_decision
 from pipelines.training import StageError, train
 from pipelines.workspace import Workspace, open_workspace
 from reports.evaluation import evaluate_candidate
@@ -224,6 +227,14 @@ def test_a_replayed_decision_has_the_same_bits_and_spends_nothing(workspace: Wor
     # It was judged before it became champion; the replay uses the baseline of then and says that today's is another.
     assert answer.json["changed_since"] == [{"path": "champion", "before": None, "after": 1}]
     assert (workspace.releases_path / "ledger.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_a_replay_has_the_same_bits_whatever_the_number_of_threads(workspace: Workspace, n_threads: int) -> None:
+    with threads(n_threads), threadpool_limits(limits=n_threads):
+        replayed = replay_decision(workspace, 1)
+
+    assert replayed.same, replayed.differences
 
 
 def add_twin(workspace: Workspace) -> int:
