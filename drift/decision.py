@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any, Literal
 
-from drift.detection import DriftConfig
+from drift.config import DriftConfig
 from drift.records import DriftReport
 
 Cause = Literal["no champion", "drift", "performance", "age", "forced", "not enough data", "none"]

@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator, model_validator
 
-from datasets.durations import seconds_of
-from datasets.settings import Settings
 from drift.binning import CategoryBins, category_bins, histogram, numeric_bins
+from drift.config import DriftConfig
 from drift.divergence import js_divergence, kl_divergence, population_stability_index, wasserstein_distance
 from drift.null import BinnedColumn, PsiNull, cluster_null, night_null
 from drift.records import ColumnDrift, DriftReport, Status
@@ -21,51 +19,6 @@ MIN_CLUSTERS = 10
 """Fewer clusters than this say too little about how clusters vary."""
 
 _BOOLEAN_LABELS = ("false", "true")
-
-
-class DriftConfig(Settings):
-    """The `[drift]` table."""
-
-    false_alarm_rate: float = Field(default=0.01, gt=0.0, lt=1.0)
-    """Share of unchanged nights that may raise drift, all columns together."""
-    min_psi: float = Field(default=0.02, ge=0.0)
-    """Smallest PSI (nats) that matters, however significant."""
-    n_bins: int = Field(default=10, ge=2, le=100)
-    """Quantile bins per numeric column, cut on the reference window."""
-    n_replicates: int = Field(default=2000, ge=20)
-    """Unchanged worlds that the null consists of; at least 5 / false_alarm_rate."""
-    floor: float = Field(default=1e-4, gt=0.0, le=0.005)
-    """Smallest share that a bin is given in PSI and KL, so that an empty one does not make them infinite."""
-    min_live_episodes: int = Field(default=30, ge=2)
-    """Episodes below which a window is not judged: live ones, and (effective ones, where weighted) of the reference."""
-    min_nights: int = Field(default=14, ge=4)
-    """Reference nights from which on nights are the unit of the null; before that clusters are, optimistically."""
-    live_nights: int = Field(default=1, ge=1)
-    """Newest nights that make up the live window."""
-    max_age: str = "30d"
-    """Age at which the champion is retrained even without drift, such as "30d" or "12h"."""
-    seed: int = Field(default=0, ge=0)
-    """Of the null's random draws."""
-
-    @field_validator("max_age")
-    @classmethod
-    def _duration(cls, max_age: str) -> str:
-        seconds_of(max_age)
-        return max_age
-
-    @model_validator(mode="after")
-    def _enough_replicates(self) -> DriftConfig:
-        if self.n_replicates * self.false_alarm_rate < 5:
-            raise ValueError(
-                f"n_replicates = {self.n_replicates} is too few for false_alarm_rate = {self.false_alarm_rate}; "
-                f"it takes {int(np.ceil(5 / self.false_alarm_rate))}"
-            )
-        return self
-
-    @property
-    def max_age_days(self) -> float:
-        """`max_age` in days."""
-        return seconds_of(self.max_age) / 86400.0
 
 
 def measure_drift(reference: DriftWindow, live: DriftWindow, config: DriftConfig) -> DriftReport:

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drift.binning import histogram, histograms_by_unit
-from drift.detection import DriftConfig, column_slots
+from drift.config import DriftConfig
+from drift.detection import column_slots
 from drift.divergence import psi_of_rows
 from drift.windows import DriftWindow, scalar_columns
 

@@ -9,6 +9,10 @@ from drift.windows import ColumnKind
 
 Status = Literal["drifted", "stable", "not enough data"]
 
+ColumnRole = Literal["feature", "action", "reward", "episode", "policy", "dynamics"]
+"""What a column is of: an observation's feature; the action; the reward; a whole episode (return, length); what a policy
+says of the step (propensity, Q-value); or what follows from a step beside what was predicted (TD-error, residuals)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnDrift:
@@ -16,12 +20,15 @@ class ColumnDrift:
 
     Attributes:
         status: `not enough data` where the column cannot be judged; `reason` then says why.
-        psi, kl, js: on the bins; KL is KL(live || reference).
+        role: what the column is of.
+        psi, kl, kl_reverse, js: on the bins; `kl` is KL(live || reference), `kl_reverse` KL(reference || live), and
+            PSI their sum.
         wasserstein: numeric columns only, in the column's unit, over the values that are not missing.
         typical_psi: about the median PSI of an unchanged night.
         threshold: PSI that an unchanged night exceeds in no column at the promised rate; drift takes that and
             `min_psi`.
         p_value: chance that an unchanged night shows any column this far out.
+        since: of a drifted column the night from which on it stands out, as an ISO date.
         unseen_share: live rows whose label the reference does not hold, or holds too rarely for a bin of its own.
         bins, reference_probs, live_probs: label and the two shares of each bin.
     """
@@ -31,10 +38,12 @@ class ColumnDrift:
     exogenous: bool
     status: Status
     reason: str
+    role: ColumnRole = "feature"
     reference_rows: int
     live_rows: int
     psi: float | None = None
     kl: float | None = None
+    kl_reverse: float | None = None
     js: float | None = None
     wasserstein: float | None = None
     typical_psi: float | None = None
@@ -46,6 +55,7 @@ class ColumnDrift:
     bins: tuple[str, ...] = ()
     reference_probs: tuple[float, ...] = ()
     live_probs: tuple[float, ...] = ()
+    since: str | None = None
 
     @property
     def drifted(self) -> bool:
@@ -62,14 +72,135 @@ class ColumnDrift:
 
 
 @dataclass(frozen=True, kw_only=True)
+class JointDrift:
+    """Whether the columns moved together in a way that no single one of them need show.
+
+    Attributes:
+        method: `classifier`, a two-sample test by the area under the ROC curve of a classifier that tells live rows
+            from the reference's; or `mmd`, the squared maximum mean discrepancy.
+        status: `not enough data` where it was not computed; `reason` then says why.
+        statistic: that area (.5 where nothing tells the windows apart), or the squared discrepancy.
+        typical: about what an unchanged night shows.
+        threshold: what an unchanged night exceeds at the rate that this test was given.
+        p_value: chance that an unchanged night goes this far.
+        rows: of the reference and of the live window that were looked at.
+        columns: the columns that tell most, each with its share of what the classifier can do with all of them.
+    """
+
+    method: Literal["classifier", "mmd"]
+    status: Status
+    reason: str
+    statistic: float | None = None
+    typical: float | None = None
+    threshold: float | None = None
+    p_value: float | None = None
+    rows: tuple[int, int] = (0, 0)
+    columns: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def drifted(self) -> bool:
+        """Beyond chance at the rate that this test was given."""
+        return self.status == "drifted"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlowDrift:
+    """A column that moved over several nights, though none of them need stand out alone.
+
+    Attributes:
+        name: of the column.
+        since: first night, ISO date, of the stretch up to the newest that stands out most.
+        n_nights: in that stretch.
+        psi: of the stretch against the reference, in nats.
+        threshold: PSI that a stretch of as many unchanged nights exceeds at the rate that all stretches share, and at
+            least the smallest size that matters.
+        p_value: chance that unchanged nights show any column in any stretch this far out.
+    """
+
+    name: str
+    since: str
+    n_nights: int
+    psi: float
+    threshold: float
+    p_value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriftEffect:
+    """What a drifted column does to the champion: live episodes as they are, against the same ones with the column put
+    back to how the reference has it.
+
+    Attributes:
+        column: its name.
+        share_change: by how much the champion's action shares differ, half the sum of absolute differences, in [0, 1].
+        value_change: live minus put back, of the champion's estimated value per episode, in units of the return; None
+            where it has no Q-values.
+        overlap_change: live minus put back, of the share of decisions in which the log takes the champion's likeliest
+            action with at least a tenth of its probability; None where no behavior probabilities are known.
+        sentence: the same in words and numbers.
+    """
+
+    column: str
+    share_change: float
+    value_change: float | None
+    overlap_change: float | None
+    sentence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suspicion:
+    """Why a shift looks like poisoned or gamed data rather than like a changed world.
+
+    Attributes:
+        kind: what it is confined to, or the reward that rises while an outcome falls.
+        column: what shifted.
+        where: the sources, policy versions or episodes it is confined to, or the outcome that falls.
+        share: of the live episodes, that these are.
+        sentence: what was found, in words and numbers.
+    """
+
+    kind: Literal["few sources", "one policy version", "few episodes", "reward against outcome"]
+    column: str
+    where: tuple[str, ...]
+    share: float
+    sentence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class NightlyDrift:
+    """C columns in M nights since the reference, each night against it.
+
+    Attributes:
+        columns: (C,) names; nights: (M,) ISO dates, ascending, nights without an episode left out.
+        n_episodes: (M,) that started in each.
+        psi: (C, M) in nats.
+        threshold: (C,) PSI from which a night of this many episodes would be called drifted; None where none is known.
+    """
+
+    columns: tuple[str, ...]
+    nights: tuple[str, ...]
+    n_episodes: tuple[int, ...]
+    psi: tuple[tuple[float, ...], ...]
+    threshold: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class DriftReport:
     """The comparison of two windows.
+
+    The false-alarm rate is shared: half of it by the columns of the live window together, a quarter by the joint tests,
+    a quarter by stretches of nights.
 
     Attributes:
         status: of the whole: drifted if any column is, `not enough data` if no column could be judged.
         sentence: the result in words and numbers.
         unit, n_units: what the null took as independent, and how many the reference holds; None where none was drawn.
         optimistic: the null knows nothing of shocks that a night's episodes share, so it alarms too often.
+        joint: the tests of all columns at once.
+        slow: columns that moved over several nights, the furthest first.
+        effects: what the drifted columns do to the champion, the largest first.
+        suspicions: signs of poisoned or gamed data.
+        nightly: night by night since the reference; None where nothing was compared.
         reference_episodes, reference_nights, live_episodes, live_nights: sizes of the windows.
         effective_reference_episodes: what the weighted reference is worth in episodes.
     """
@@ -87,6 +218,11 @@ class DriftReport:
     reference_nights: int
     live_episodes: int
     live_nights: int
+    joint: tuple[JointDrift, ...] = ()
+    slow: tuple[SlowDrift, ...] = ()
+    effects: tuple[DriftEffect, ...] = ()
+    suspicions: tuple[Suspicion, ...] = ()
+    nightly: NightlyDrift | None = None
 
     @property
     def drifted_columns(self) -> tuple[ColumnDrift, ...]:

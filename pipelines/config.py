@@ -13,7 +13,7 @@ from datasets.retention import RetentionConfig
 from datasets.settings import Settings, build_settings, read_toml
 from datasets.snapshot_config import SnapshotConfig
 from datasets.validation import ValidateConfig
-from drift.detection import DriftConfig
+from drift.config import DriftConfig
 from offline_dqn.policy import Rule, RulePolicy
 from offline_dqn.train_config import TrainConfig
 from reports.evaluate_config import EvaluateConfig

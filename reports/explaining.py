@@ -14,7 +14,7 @@ from datasets.coverage_config import CoverageConfig
 from datasets.images import mean_brightness
 from datasets.observations import MISSING_CODE, Observations
 from datasets.replay import GATE, TRAIN, Replay
-from drift.detection import DriftConfig
+from drift.config import DriftConfig
 from drift.nights import psi_by_night
 from drift.windows import window_from_replay
 from offline_dqn.policy import Policy

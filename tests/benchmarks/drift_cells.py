@@ -8,7 +8,8 @@ from zlib import crc32
 
 import numpy as np
 
-from drift.detection import DriftConfig, measure_drift
+from drift.config import DriftConfig
+from drift.detection import measure_drift
 from tests.drift.worlds import window_of_nights
 
 

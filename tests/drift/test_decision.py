@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from drift.config import DriftConfig
 from drift.decision import LivePerformance, RetrainDecision, decide_retrain
-from drift.detection import DriftConfig, measure_drift
+from drift.detection import measure_drift
 from drift.records import DriftReport
 from tests.drift.worlds import window_of_nights
 

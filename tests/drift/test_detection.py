@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from datasets.settings import SettingsError, build_settings
-from drift.detection import DriftConfig, measure_drift
+from drift.config import DriftConfig
+from drift.detection import measure_drift
 from drift.windows import DriftColumn, DriftWindow
 from tests.drift.worlds import one_column, window_of_nights
 

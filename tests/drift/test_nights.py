@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from drift.detection import DriftConfig
+from drift.config import DriftConfig
 from drift.divergence import population_stability_index
 from drift.nights import _chi_square_quantile, psi_by_night
 from drift.windows import DriftColumn, DriftWindow

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from drift.detection import DriftConfig, measure_drift
+from drift.config import DriftConfig
+from drift.detection import measure_drift
 from drift.null import BinnedColumn, cluster_null, psi_null
 from tests.drift.worlds import window_of_nights
 
