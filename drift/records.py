@@ -5,13 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from drift.windows import ColumnKind
+from drift.windows import ColumnKind, ColumnRole
 
 Status = Literal["drifted", "stable", "not enough data"]
-
-ColumnRole = Literal["feature", "action", "reward", "episode", "policy", "dynamics"]
-"""What a column is of: an observation's feature; the action; the reward; a whole episode (return, length); what a policy
-says of the step (propensity, Q-value); or what follows from a step beside what was predicted (TD-error, residuals)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +15,11 @@ from datasets.images import mean_brightness
 from datasets.replay import Replay
 
 ColumnKind = Literal["numeric", "boolean", "categorical", "vector"]
+
+ColumnRole = Literal["feature", "action", "reward", "episode", "policy", "dynamics"]
+"""What a column is of: a feature of the observation; the action; the reward; a whole episode (return, length); what a
+policy says of the step (propensity, Q-value); or what follows from a step beside what was predicted (TD-error,
+residuals)."""
 
 
 class DriftDataError(OfflineDqnError):
@@ -31,12 +36,17 @@ class DriftColumn:
             missing. Categorical: (rows,) integer codes into `vocabulary`, -1 where missing.
         vocabulary: labels of a categorical column. Windows are matched by label, so theirs may differ.
         exogenous: not moved by our own actions, so a window's weights do not apply to it.
+        role: what the column is of.
+        per_episode: whether `values` hold one entry per episode in place of one per row, such as a return: each episode
+            then counts once, however many steps it has.
     """
 
     kind: ColumnKind
     values: NDArray[Any]
     vocabulary: tuple[str, ...] = ()
     exogenous: bool = False
+    role: ColumnRole = "feature"
+    per_episode: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,7 @@ class DriftWindow:
     """Rows of some nights, their columns, and what makes them dependent.
 
     Attributes:
-        columns: by name, all over the same rows.
+        columns: by name, over the rows; those of whole episodes over the episodes.
         episode_of_row: (rows,) index of the row's episode.
         clusters: (episodes,) code of what makes episodes dependent; the episode's own number where nothing does.
         nights: (episodes,) datetime64[D], the day on which the episode started.
@@ -95,6 +105,24 @@ class DriftWindow:
         """Distinct days on which episodes started."""
         return len(np.unique(self.nights))
 
+    def episodes_of(self, column: DriftColumn) -> NDArray[np.int64]:
+        """(entries,) index of the episode that each entry of a column is of."""
+        return np.arange(self.n_episodes) if column.per_episode else self.episode_of_row
+
+    def weights_of(self, column: DriftColumn) -> NDArray[np.float64] | None:
+        """(entries,) weight of each entry of a column; None where all count alike, as in an exogenous one.
+
+        A whole episode weighs what its last row does: there the product of ratios is complete, and what the episode
+        came to depends on every action in it.
+        """
+        if self.weights is None or column.exogenous:
+            return None
+        if not column.per_episode:
+            return self.weights
+        last = np.full(self.n_episodes, -1, dtype=np.int64)
+        np.maximum.at(last, self.episode_of_row, np.arange(self.n_rows))
+        return np.where(last >= 0, self.weights[last], 0.0) if self.n_rows else np.zeros(self.n_episodes)
+
     @property
     def effective_episodes(self) -> float:
         """Kish's effective number of episodes under the weights: (sum w)^2 / sum w^2 of the episodes' mean weights."""
@@ -106,13 +134,14 @@ class DriftWindow:
 
     def _check_shapes(self) -> None:
         wrong = [
-            f"column '{name}' has {len(column.values)} rows" for name, column in self.columns.items()
-            if len(column.values) != self.n_rows
-        ]  # fmt: skip
+            f"column '{name}' has {len(column.values)} {'episodes' if column.per_episode else 'rows'}"
+            for name, column in self.columns.items()
+            if len(column.values) != (self.n_episodes if column.per_episode else self.n_rows)
+        ]
         if self.weights is not None and self.weights.shape != (self.n_rows,):
             wrong.append(f"weights have shape {self.weights.shape}")
         if wrong:
-            raise ValueError(f"the window has {self.n_rows} rows, but {'; '.join(wrong)}")
+            raise ValueError(f"the window has {self.n_rows} rows of {self.n_episodes} episodes, but {'; '.join(wrong)}")
         if self.nights.shape != self.clusters.shape:
             raise ValueError(f"{self.clusters.shape} clusters and {self.nights.shape} nights: wants one per episode")
         if self.n_rows and not 0 <= self.episode_of_row.min() <= self.episode_of_row.max() < self.n_episodes:
@@ -137,8 +166,8 @@ def window_from_replay(replay: Replay, weights: NDArray[np.float64] | None = Non
             continue
         vocabulary = replay.observations.vocabularies[name] if isinstance(feature, CategoricalFeature) else ()
         columns[f"observation.{name}"] = DriftColumn(feature.type, values, vocabulary, feature.exogenous)
-    columns["action"] = DriftColumn("categorical", replay.actions, replay.contract.actions.names)
-    columns["reward"] = DriftColumn("numeric", replay.rewards)
+    columns["action"] = DriftColumn("categorical", replay.actions, replay.contract.actions.names, role="action")
+    columns["reward"] = DriftColumn("numeric", replay.rewards, role="reward")
     return DriftWindow(columns, replay.episode_of_step, replay.clusters, replay.nights, weights)
 
 
@@ -152,7 +181,7 @@ def scalar_columns(name: str, column: DriftColumn) -> dict[str, DriftColumn]:
         return {name: column}
     parts = {f"{name}.norm": np.linalg.norm(column.values, axis=1)}
     parts |= {f"{name}[{i}]": column.values[:, i] for i in range(column.values.shape[1])}
-    return {part: DriftColumn("numeric", values, exogenous=column.exogenous) for part, values in parts.items()}
+    return {part: replace(column, kind="numeric", values=values) for part, values in parts.items()}
 
 
 def _value_problems(name: str, column: DriftColumn) -> list[str]:

@@ -104,3 +104,28 @@ def test_importing_drift_loads_no_heavy_library() -> None:
     code = "import sys, drift.decision; print([m for m in ('torch', 'scipy', 'pandas', 'prefect') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_whole_episode_weighs_what_its_last_row_does() -> None:
+    returns = DriftColumn("numeric", np.array([3.0, 4.0, 5.0]), role="episode", per_episode=True)
+    rewards = DriftColumn("numeric", np.array([1.0, 2.0, 4.0]), role="reward")
+    window = DriftWindow(
+        {"return": returns, "reward": rewards},
+        episode_of_row=np.array([0, 0, 1]),
+        clusters=np.arange(3),
+        nights=np.full(3, np.datetime64("2026-03-01")),
+        weights=np.array([0.5, 0.25, 2.0]),
+    )
+    assert window.episodes_of(returns).tolist() == [0, 1, 2]
+    assert window.episodes_of(rewards).tolist() == [0, 0, 1]
+    weights = window.weights_of(returns)
+    assert weights is not None
+    assert weights.tolist() == [0.25, 2.0, 0.0]  # the third episode has no row
+    assert window.weights_of(rewards) is window.weights
+    assert window.weights_of(DriftColumn("numeric", np.zeros(3), exogenous=True)) is None
+
+
+def test_episode_column_with_an_entry_per_row_is_refused() -> None:
+    column = DriftColumn("numeric", np.zeros(3), role="episode", per_episode=True)
+    with pytest.raises(ValueError, match=r"3 rows of 2 episodes, but column 'return' has 3 episodes"):
+        DriftWindow({"return": column}, np.array([0, 0, 1]), np.arange(2), np.full(2, np.datetime64("2026-03-01")))
