@@ -29,6 +29,7 @@ from pipelines.command import (
     run_to_exit,
     user_name,
 )
+from pipelines.drift_commands import drift_app
 from pipelines.erase_command import add_erase_command
 from pipelines.policy_commands import policy_app
 from pipelines.proof_commands import proof_app
@@ -42,7 +43,7 @@ from reports.candidate_table import candidate_rows, compared_on
 
 if TYPE_CHECKING:  # the stages load torch and more; a command loads what it needs when it runs
     from datasets.ingest import IngestReport
-    from pipelines.stages import DriftOutcome, EvaluateOutcome
+    from pipelines.stages import EvaluateOutcome
     from pipelines.training import TrainOutcome
     from pipelines.workspace import Workspace
 
@@ -56,6 +57,7 @@ app = typer.Typer(
 )
 app.add_typer(batches_app, name="batches")
 app.add_typer(snapshot_app, name="snapshot")
+app.add_typer(drift_app, name="drift")
 app.add_typer(policy_app)
 app.add_typer(release_app)
 app.add_typer(report_app, name="report")
@@ -284,37 +286,6 @@ def query(
         sys.stdout.write(text.getvalue())
     else:
         console.print_table("", list(answer.columns), [[console.cell(v) for v in row] for row in answer.rows])
-
-
-@command(app, "drift")
-def drift(workspace: WorkspaceOption = Path(), as_of: AsOfOption = None, as_json: JsonOption = False) -> None:
-    """Compare live nights with the reference, and decide whether to retrain."""
-    from pipelines import stages
-
-    outcome = stages.measure(open_workspace_of(workspace, as_of))
-    if as_json:
-        console.print_json(outcome.to_json())
-    else:
-        _print_drift(outcome)
-
-
-def _print_drift(outcome: DriftOutcome) -> None:
-    console.print_account("Drift", {"decision": outcome.decision.sentence})
-    if outcome.report is None:
-        return
-    rows = [
-        [
-            column.name,
-            console.number(column.psi),
-            console.number(column.kl),
-            console.number(column.allowed(outcome.report.min_psi)),
-            console.number(column.typical_psi),
-            column.status if column.status != "not enough data" else column.reason,
-        ]
-        for column in sorted(outcome.report.columns, key=lambda c: -(c.psi or 0.0))
-    ]
-    heads = ["column", "PSI", "KL(live || reference)", "threshold", "unchanged nights", ""]
-    console.print_table("In nats; a column drifts above its threshold", heads, rows, right=heads[1:5])
 
 
 @command(app, "train")
