@@ -40,6 +40,7 @@ from pipelines.sign_command import add_sign_command
 from pipelines.snapshot_commands import import_command, snapshot_app
 from pipelines.upkeep_commands import upkeep_app
 from reports.candidate_table import candidate_rows, compared_on
+from reports.formatting import counted
 
 if TYPE_CHECKING:  # the stages load torch and more; a command loads what it needs when it runs
     from datasets.ingest import IngestReport
@@ -138,7 +139,7 @@ def simulate(
         f"Night {done.night} simulated",
         {
             "log": done.path,
-            "steps": f"{done.n_steps:,} in {done.n_episodes:,} episodes",
+            "steps": f"{done.n_steps:,} in {counted(done.n_episodes, 'episode')}",
             "acting": "version 0, the rules" if done.policy_version == "0" else f"release {done.policy_version}",
             "mean return": f"{done.mean_return:.4g} per episode, not discounted",
             "weighting": f"about {done.episodes_per_effective:.1f} episodes per effective episode "
@@ -285,7 +286,7 @@ def query(
         writer.writerows([console.cell(value) for value in row] for row in answer.rows)
         sys.stdout.write(text.getvalue())
     else:
-        console.print_table("", list(answer.columns), [[console.cell(v) for v in row] for row in answer.rows])
+        console.print_table("", list(answer.columns), [[console.shown(v) for v in row] for row in answer.rows])
 
 
 @command(app, "train")

@@ -51,6 +51,22 @@ def cell(value: Any) -> Any:
     return json.dumps(_json_values(value), default=str, ensure_ascii=False) if nested else value
 
 
+def shown(value: Any) -> Any:
+    """A value as a cell that a person reads: as `cell`, with every float at six significant digits."""
+    return cell(_six_digits(value))
+
+
+def _six_digits(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _six_digits(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_six_digits(each) for each in value]
+    if not isinstance(value, float) or not math.isfinite(value):
+        return value
+    # All digits before the point are kept: a large number is not easier to read as a power of ten.
+    return round(value, max(0, 5 - math.floor(math.log10(abs(value))))) if value else value
+
+
 def print_account(title: str, facts: Mapping[str, object]) -> None:
     """A title and aligned facts; those that are None or empty are left out."""
     grid = Table.grid(padding=(0, 2))

@@ -21,6 +21,7 @@ from pipelines.acting import ReleaseError, load_release
 from pipelines.workspace import Workspace
 from reports.crossfit import step_probs
 from reports.estimators import cumulative_log_weights
+from reports.formatting import counted
 from reports.records import Freshness
 
 
@@ -107,7 +108,9 @@ def _without(status: Any, why: str, live: Replay | None = None) -> Freshness:
 
 def _found(report: DriftReport, live: Replay) -> Freshness:
     nights = _nights(live)
-    over = f"{live.n_episodes} episodes of {nights[0] if len(nights) == 1 else f'{nights[0]} to {nights[-1]}'}"
+    over = (
+        f"{counted(live.n_episodes, 'episode')} of {nights[0] if len(nights) == 1 else f'{nights[0]} to {nights[-1]}'}"
+    )
     if report.status == "not enough data":
         return _without("not enough data", f"{over}: {report.sentence.rstrip('.')}", live)
     column = _nearest(report.columns, report.min_psi)

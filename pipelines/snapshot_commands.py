@@ -12,6 +12,7 @@ import typer
 from datasets.locking import exclusive_lock
 from pipelines import console
 from pipelines.command import FAILED, AsOfOption, JsonOption, WorkspaceOption, command, expected, open_workspace_of
+from reports.formatting import counted
 
 if TYPE_CHECKING:
     from datasets.snapshot import SnapshotSummary
@@ -154,7 +155,9 @@ def snapshot_export(
     if as_json:
         console.print_json(done.to_json())
         return
-    unknown = f"{done.n_unknown_ends:,} episodes cut off without a final observation" if done.n_unknown_ends else ""
+    unknown = (
+        f"{counted(done.n_unknown_ends, 'episode')} cut off without a final observation" if done.n_unknown_ends else ""
+    )
     unused = (
         f"{done.n_unused_finals:,} final observations: d3rlpy has no place for them" if done.n_unused_finals else ""
     )
@@ -162,7 +165,7 @@ def snapshot_export(
         f"Exported to {done.format}",
         {
             "path": done.path,
-            "steps": f"{done.n_steps:,} in {done.n_episodes:,} episodes",
+            "steps": f"{done.n_steps:,} in {counted(done.n_episodes, 'episode')}",
             "ends": unknown,
             "left out": unused,
         },
@@ -190,7 +193,7 @@ def import_command(
         {
             "folder": directory,
             "log": logs.path,
-            "steps": f"{logs.n_steps:,} in {logs.n_episodes:,} episodes",
+            "steps": f"{logs.n_steps:,} in {counted(logs.n_episodes, 'episode')}",
             "cut": f"{logs.n_cut:,} episodes end without a flag, and count as truncated" if logs.n_cut else "",
             "ends": f"{logs.n_unknown_ends:,} final observations are not known" if logs.n_unknown_ends else "",
             "next": "look through contract.toml, then offline-dqn ingest",
@@ -204,17 +207,19 @@ def _facts(summary: SnapshotSummary) -> dict[str, object]:
     return {
         "digest": summary.digest,
         "as of": summary.as_of,
-        "steps": f"{summary.n_steps:,} in {summary.n_episodes:,} episodes",
+        "steps": f"{summary.n_steps:,} in {counted(summary.n_episodes, 'episode')}",
         "splits": _splits(summary),
         "gate": gate,
         "judges from": summary.judge_since,
-        "still open": f"{summary.n_open:,} episodes",
-        "damaged": f"{summary.n_damaged:,} episodes, {summary.n_unplaced:,} quarantined rows without an episode",
+        "still open": counted(summary.n_open, "episode"),
+        "damaged": f"{counted(summary.n_damaged, 'episode')}, {counted(summary.n_unplaced, 'quarantined row')} without an episode",
         "because": "; ".join(f"{cause} ({n:,})" for cause, n in summary.damage.items()),
-        "before the change": f"{summary.n_before_change:,} episodes that may not judge" if summary.judge_since else "",
-        "too new": f"{summary.n_too_new:,} episodes whose night is not closed" if summary.gate_since else "",
-        "cut ends": f"{summary.n_unusable_ends:,} last steps whose next observation is not known",
-        "erased": f"{summary.n_erased:,} episodes; before that it was {summary.redacted_from}"
+        "before the change": f"{counted(summary.n_before_change, 'episode')} that may not judge"
+        if summary.judge_since
+        else "",
+        "too new": f"{counted(summary.n_too_new, 'episode')} whose night is not closed" if summary.gate_since else "",
+        "cut ends": f"{counted(summary.n_unusable_ends, 'last step')} whose next observation is not known",
+        "erased": f"{counted(summary.n_erased, 'episode')}; before that it was {summary.redacted_from}"
         if summary.redacted_from
         else "",
         "lake versions": versions,

@@ -95,14 +95,15 @@ def backtest(
 def _why_no_pairs(replay: Replay, versions: list[str]) -> str:
     unnamed = int((replay.policy_versions == "").sum())
     if versions and not unnamed:
-        return f"all {replay.n_episodes} episodes were written by version '{versions[0]}': there is no other to compare"
+        written = counted(replay.n_episodes, "episode")
+        return f"version '{versions[0]}' wrote all there is ({written}): there is no other to compare"
     if versions:
         return (
-            f"version '{versions[0]}' wrote {replay.n_episodes - unnamed} episodes, and {unnamed} name no "
-            "policy_version: log it, or map a column to it under [columns] in the contract"
+            f"version '{versions[0]}' wrote {counted(replay.n_episodes - unnamed, 'episode')}, and of "
+            f"{counted(unnamed, 'episode')} no policy_version is known: log it, or map a column to it under [columns] in the contract"
         )
     return (
-        f"none of {replay.n_episodes} episodes names a policy_version: log it, or map a column to it under [columns] "
+        f"no episode of {replay.n_episodes} names a policy_version: log it, or map a column to it under [columns] "
         "in the contract"
     )
 

@@ -155,6 +155,20 @@ def test_query_prints_a_table_csv_and_json(workspace: Workspace, run: Run) -> No
     assert run(workspace, "query", sql, "--json").out == as_json.out
 
 
+def test_only_the_table_of_a_query_rounds_its_numbers(workspace: Workspace, run: Run) -> None:
+    sql = (
+        "SELECT 0.1::DOUBLE + 0.2::DOUBLE AS sum, [2::DOUBLE / 3] AS third, -1234567.891::DOUBLE AS large, "
+        "1e-17::DOUBLE / 3 AS small, 0::DOUBLE AS zero, 123456789 AS whole"
+    )
+
+    table = run(workspace, "query", sql).out.split()
+    exact = run(workspace, "query", sql, "--format", "csv").out.splitlines()[1]
+
+    assert table[6:] == ["0.3", "[0.666667]", "-1234568.0", "3.33333e-18", "0.0", "123456789"]
+    assert exact.startswith("0.30000000000000004,[0.6666666666666666],-1234567.891,")
+    assert run(workspace, "query", sql, "--json").json["rows"][0]["sum"] == 0.1 + 0.2
+
+
 @pytest.mark.parametrize(
     ("sql", "says"),
     [

@@ -118,7 +118,7 @@ def test_one_version_says_that_there_is_no_other(run: Run, routes: Workspace, tm
     shown = run(routes, "backtest", tmp_path / "old.jsonl")
 
     assert shown.code == 0
-    assert "were written by version 'old': there is no other to compare" in shown.out
+    assert "version 'old' wrote all there is (" in shown.out
     assert "1 night, and it takes 14 to deal halves of them" in shown.out
 
 

@@ -207,14 +207,14 @@ def test_one_version_only_has_nothing_to_compare() -> None:
     found = run(replay.subset(replay.policy_versions == "a"))
 
     assert found.pairs == ()
-    assert found.cause == "all 50 episodes were written by version 'a': there is no other to compare"
+    assert found.cause == "version 'a' wrote all there is (50 episodes): there is no other to compare"
 
 
 def test_a_log_that_names_no_version_says_what_to_log() -> None:
     replay = two_versions(0, 50)
     found = run(replace(replay, policy_versions=np.full(100, "", dtype=object)))
 
-    assert found.cause.startswith("none of 100 episodes names a policy_version: log it, or map a column to it")
+    assert found.cause.startswith("no episode of 100 names a policy_version: log it, or map a column to it")
 
 
 def test_versions_of_different_periods_are_not_compared() -> None:
