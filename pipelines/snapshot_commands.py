@@ -202,6 +202,7 @@ def import_command(
 
 
 def _facts(summary: SnapshotSummary) -> dict[str, object]:
+    quarantined = counted(summary.n_unplaced, "quarantined row")
     gate = f"the nights from {summary.gate_since}" if summary.gate_since else ""
     versions = ", ".join(f"{table} {version}" for table, version in summary.lake_versions.items())
     return {
@@ -212,7 +213,7 @@ def _facts(summary: SnapshotSummary) -> dict[str, object]:
         "gate": gate,
         "judges from": summary.judge_since,
         "still open": counted(summary.n_open, "episode"),
-        "damaged": f"{counted(summary.n_damaged, 'episode')}, {counted(summary.n_unplaced, 'quarantined row')} without an episode",
+        "damaged": f"{counted(summary.n_damaged, 'episode')}, {quarantined} without an episode",
         "because": "; ".join(f"{cause} ({n:,})" for cause, n in summary.damage.items()),
         "before the change": f"{counted(summary.n_before_change, 'episode')} that may not judge"
         if summary.judge_since

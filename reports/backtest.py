@@ -100,7 +100,8 @@ def _why_no_pairs(replay: Replay, versions: list[str]) -> str:
     if versions:
         return (
             f"version '{versions[0]}' wrote {counted(replay.n_episodes - unnamed, 'episode')}, and of "
-            f"{counted(unnamed, 'episode')} no policy_version is known: log it, or map a column to it under [columns] in the contract"
+            f"{counted(unnamed, 'episode')} no policy_version is known: log it, or map a column to it under [columns] "
+            "in the contract"
         )
     return (
         f"no episode of {replay.n_episodes} names a policy_version: log it, or map a column to it under [columns] "
