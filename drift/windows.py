@@ -32,13 +32,14 @@ class DriftColumn:
 
     Attributes:
         kind: how `values` are to be read.
-        values: numeric, boolean: (rows,) float64, NaN where missing. Vector: (rows, L) float64, a row of NaN where
-            missing. Categorical: (rows,) integer codes into `vocabulary`, -1 where missing.
+        values: numeric, boolean: (entries,) float64, NaN where missing. Vector: (entries, L) float64, NaN all along
+            where missing. Categorical: (entries,) integer codes into `vocabulary`, -1 where missing.
         vocabulary: labels of a categorical column. Windows are matched by label, so theirs may differ.
         exogenous: not moved by our own actions, so a window's weights do not apply to it.
         role: what the column is of.
-        per_episode: whether `values` hold one entry per episode in place of one per row, such as a return: each episode
-            then counts once, however many steps it has.
+        rows: (entries,) the window's row that each entry of `values` is of; None: they hold one for every row. A return
+            is of its episode's last row, so each episode counts once; what followed a step is of steps that something
+            followed.
     """
 
     kind: ColumnKind
@@ -46,7 +47,7 @@ class DriftColumn:
     vocabulary: tuple[str, ...] = ()
     exogenous: bool = False
     role: ColumnRole = "feature"
-    per_episode: bool = False
+    rows: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class DriftWindow:
     """Rows of some nights, their columns, and what makes them dependent.
 
     Attributes:
-        columns: by name, over the rows; those of whole episodes over the episodes.
+        columns: by name, over the rows or some of them.
         episode_of_row: (rows,) index of the row's episode.
         clusters: (episodes,) code of what makes episodes dependent; the episode's own number where nothing does.
         nights: (episodes,) datetime64[D], the day on which the episode started.
@@ -107,21 +108,17 @@ class DriftWindow:
 
     def episodes_of(self, column: DriftColumn) -> NDArray[np.int64]:
         """(entries,) index of the episode that each entry of a column is of."""
-        return np.arange(self.n_episodes) if column.per_episode else self.episode_of_row
+        return self.episode_of_row if column.rows is None else np.asarray(self.episode_of_row[column.rows])
 
     def weights_of(self, column: DriftColumn) -> NDArray[np.float64] | None:
         """(entries,) weight of each entry of a column; None where all count alike, as in an exogenous one.
 
-        A whole episode weighs what its last row does: there the product of ratios is complete, and what the episode
+        A return weighs what its episode's last row does: there the product of ratios is complete, and what the episode
         came to depends on every action in it.
         """
         if self.weights is None or column.exogenous:
             return None
-        if not column.per_episode:
-            return self.weights
-        last = np.full(self.n_episodes, -1, dtype=np.int64)
-        np.maximum.at(last, self.episode_of_row, np.arange(self.n_rows))
-        return np.where(last >= 0, self.weights[last], 0.0) if self.n_rows else np.zeros(self.n_episodes)
+        return self.weights if column.rows is None else np.asarray(self.weights[column.rows])
 
     @property
     def effective_episodes(self) -> float:
@@ -133,11 +130,13 @@ class DriftWindow:
         return float(mean.sum() ** 2 / (mean**2).sum())
 
     def _check_shapes(self) -> None:
-        wrong = [
-            f"column '{name}' has {len(column.values)} {'episodes' if column.per_episode else 'rows'}"
-            for name, column in self.columns.items()
-            if len(column.values) != (self.n_episodes if column.per_episode else self.n_rows)
-        ]
+        wrong = []
+        for name, column in self.columns.items():
+            wanted = self.n_rows if column.rows is None else len(column.rows)
+            if len(column.values) != wanted:
+                wrong.append(f"column '{name}' has {len(column.values)} entries of {wanted} rows")
+            elif column.rows is not None and wanted and not 0 <= column.rows.min() <= column.rows.max() < self.n_rows:
+                wrong.append(f"column '{name}' has entries of rows outside the window")
         if self.weights is not None and self.weights.shape != (self.n_rows,):
             wrong.append(f"weights have shape {self.weights.shape}")
         if wrong:

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from datasets.contract import contract_from_text
 from datasets.errors import OfflineDqnError
@@ -89,7 +90,7 @@ def test_booleans_and_weights_are_checked() -> None:
 @pytest.mark.parametrize(
     ("column", "message"),
     [
-        (DriftColumn("numeric", np.zeros(5)), "has 5 rows"),
+        (DriftColumn("numeric", np.zeros(5)), "has 5 entries of 100 rows"),
         (DriftColumn("numeric", np.zeros((100, 2))), "is numeric but has 2 dimensions"),
         (DriftColumn("categorical", np.full(100, 3), ("a",)), "codes outside its vocabulary of 1 labels"),
     ],
@@ -106,26 +107,33 @@ def test_importing_drift_loads_no_heavy_library() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_whole_episode_weighs_what_its_last_row_does() -> None:
-    returns = DriftColumn("numeric", np.array([3.0, 4.0, 5.0]), role="episode", per_episode=True)
+def test_return_weighs_what_the_last_row_of_its_episode_does() -> None:
+    returns = DriftColumn("numeric", np.array([3.0, 4.0]), role="episode", rows=np.array([1, 2]))
     rewards = DriftColumn("numeric", np.array([1.0, 2.0, 4.0]), role="reward")
     window = DriftWindow(
         {"return": returns, "reward": rewards},
         episode_of_row=np.array([0, 0, 1]),
-        clusters=np.arange(3),
-        nights=np.full(3, np.datetime64("2026-03-01")),
+        clusters=np.arange(2),
+        nights=np.full(2, np.datetime64("2026-03-01")),
         weights=np.array([0.5, 0.25, 2.0]),
     )
-    assert window.episodes_of(returns).tolist() == [0, 1, 2]
+    assert window.episodes_of(returns).tolist() == [0, 1]
     assert window.episodes_of(rewards).tolist() == [0, 0, 1]
     weights = window.weights_of(returns)
     assert weights is not None
-    assert weights.tolist() == [0.25, 2.0, 0.0]  # the third episode has no row
+    assert weights.tolist() == [0.25, 2.0]
     assert window.weights_of(rewards) is window.weights
     assert window.weights_of(DriftColumn("numeric", np.zeros(3), exogenous=True)) is None
 
 
-def test_episode_column_with_an_entry_per_row_is_refused() -> None:
-    column = DriftColumn("numeric", np.zeros(3), role="episode", per_episode=True)
-    with pytest.raises(ValueError, match=r"3 rows of 2 episodes, but column 'return' has 3 episodes"):
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (np.array([0, 2]), r"3 rows of 2 episodes, but column 'return' has 3 entries of 2 rows"),
+        (np.array([0, 1, 3]), r"3 rows of 2 episodes, but column 'return' has entries of rows outside the window"),
+    ],
+)
+def test_entries_that_do_not_fit_their_rows_are_refused(rows: NDArray[np.int64], message: str) -> None:
+    column = DriftColumn("numeric", np.zeros(3), role="episode", rows=rows)
+    with pytest.raises(ValueError, match=message):
         DriftWindow({"return": column}, np.array([0, 0, 1]), np.arange(2), np.full(2, np.datetime64("2026-03-01")))
