@@ -19,6 +19,7 @@ from datasets.lake import Lake
 from datasets.locking import exclusive_lock
 from datasets.logfiles import LogFile, LogFileError, Unread, container_errors, find_log_files, open_unread
 from datasets.privacy import key_for
+from pipelines.drift_history import erase_from_history
 from pipelines.readings import finish_reading
 from pipelines.workspace import Workspace
 from reports.episode_columns import EPISODES
@@ -136,6 +137,8 @@ def _erase_traces(
         shutil.rmtree(workspace.root / "checkpoints" / name, ignore_errors=True)
     if pattern is not None and workspace.nights_path.exists() and _names(workspace.nights_path, pattern):
         write_durably(workspace.nights_path, pattern.sub(_ERASED, workspace.nights_path.read_bytes()))
+    if pattern is not None:
+        erase_from_history(workspace.drift_path, lambda text: pattern.sub(_ERASED, text.encode()).decode())
     for release in workspace.releases_on_disk():
         _redact_evaluation(workspace, release, names, pattern)
     workspace.refresh_catalog(lake)

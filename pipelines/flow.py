@@ -23,6 +23,7 @@ from datasets.journal import LakeError
 from datasets.locking import exclusive_lock
 from offline_dqn.trained import Metrics
 from pipelines import stages
+from pipelines.drift_history import record_check
 from pipelines.markdown import as_markdown
 from pipelines.nights import COLUMNS, NightRecord, append_night, read_nights
 from pipelines.readings import TooFewEpisodesError
@@ -121,6 +122,7 @@ def _night(workspace: Workspace, force_train: bool) -> NightRecord:
         return _record(workspace, clock, ingested, None, None)
     with clock.stage("drift"):
         drift = measure_drift(workspace, force_train)
+        _keep(workspace, drift)
     if not drift.decision.retrain:
         return _record(workspace, clock, ingested, drift, None)
     with clock.stage("snapshot"):
@@ -136,6 +138,16 @@ def _night(workspace: Workspace, force_train: bool) -> NightRecord:
     workspace.refresh_catalog(workspace.open_lake())
     review = ask_for_review(workspace, evaluated.release) if evaluated.passed else None
     return _record(workspace, clock, ingested, drift, evaluated, review=review)
+
+
+def _keep(workspace: Workspace, drift: DriftOutcome) -> None:
+    """Into `drift_history` at once: what a night found stays known even where its training fails."""
+    as_of = workspace.as_of(workspace.open_lake())
+    record_check(workspace.drift_path, drift.to_json(), as_of=as_of, champion=_trained_champion(workspace))
+
+
+def _trained_champion(workspace: Workspace) -> int | None:
+    return workspace.registry.champion() or None  # version 0 are the rules
 
 
 def _changed_since(workspace: Workspace, drift: DriftOutcome) -> date | None:

@@ -8,13 +8,14 @@ from functools import cached_property
 from importlib import resources
 from pathlib import Path
 
-from datasets.catalog import QueryResult, current_catalog, query_catalog, refresh_catalog
+from datasets.catalog import Added, QueryResult, current_catalog, query_catalog, refresh_catalog
 from datasets.contract import Contract, read_contract
 from datasets.errors import OfflineDqnError
 from datasets.ingest import newest_timestamp
 from datasets.lake import Lake, open_lake
 from pipelines.catalog_views import evaluation_views
 from pipelines.config import PipelineConfig, read_config
+from pipelines.drift_history import drift_history_view
 from reports.manifest import read_manifest
 from reports.registry import Registry
 
@@ -77,6 +78,11 @@ class Workspace:
         """One line per night."""
         return self.root / "nights.jsonl"
 
+    @property
+    def drift_path(self) -> Path:
+        """Where the drift check of each night is kept, a file per month."""
+        return self.root / "drift"
+
     def release_path(self, release: int) -> Path:
         """The folder of a release."""
         return self.releases_path / str(release)
@@ -106,7 +112,7 @@ class Workspace:
             as_of=self._catalog_as_of(lake),
             releases=self._release_rows(),
             snapshots=self._snapshot_folders(),
-            added=evaluation_views(self.releases_path, self.releases_on_disk()),
+            added=self._added(),
         )
         return self.catalog_path
 
@@ -115,11 +121,20 @@ class Workspace:
         lake = self.open_lake()
         as_of, releases = self._catalog_as_of(lake), self._release_rows()
         snapshots = self._snapshot_folders()
-        added = evaluation_views(self.releases_path, self.releases_on_disk())
+        added = self._added()
         with current_catalog(
             lake, self.catalog_path, as_of=as_of, releases=releases, snapshots=snapshots, added=added
         ) as path:
             return query_catalog(path, sql, folders=[self.root / "lake", self.snapshots_path, self.releases_path])
+
+    def _added(self) -> Added:
+        views, drift = (
+            evaluation_views(self.releases_path, self.releases_on_disk()),
+            drift_history_view(self.drift_path),
+        )
+        return Added(
+            [views.made_from, drift.made_from], {**views.tables, **drift.tables}, {**views.views, **drift.views}
+        )
 
     def _catalog_as_of(self, lake: Lake) -> datetime:
         # To the minute: a clock that runs on must not make every query rebuild the views.
