@@ -274,7 +274,7 @@ def query(
     form: Annotated[Form, typer.Option("--format", help="How to print the rows.")] = Form.TABLE,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask the lake: steps, transitions, episodes, quarantine, batches, releases, evaluations, drift_history and more."""
+    """Ask the lake: steps, transitions, episodes, quarantine, batches, releases, evaluations, drift_history, ..."""
     answer = open_workspace_of(workspace).query(sql)
     if as_json or form is Form.JSON:
         rows = [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
