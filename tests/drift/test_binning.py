@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from drift.binning import (
     MISSING_LABEL,
     UNSEEN_LABEL,
+    NumericBins,
     category_bins,
     histogram,
     histograms_by_unit,
@@ -91,6 +92,15 @@ def test_every_value_has_exactly_one_bin(values: list[float]) -> None:
     seen = ~np.isnan(array)
     assert (padded[slots[seen]] <= array[seen]).all()
     assert (array[seen] < padded[slots[seen] + 1]).all()
+
+
+@given(st.integers(1, 120), st.integers(0, 2**32 - 1))
+def test_slots_agree_with_a_binary_search_at_edges_and_between(n_edges: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    edges = np.unique(rng.standard_normal(n_edges).round(1))
+    values = np.concatenate([rng.choice(edges, 50), rng.standard_normal(50), [-1e300, 1e300]])
+    slots = NumericBins(edges, tuple("." * (len(edges) + 2))).assign(values)
+    np.testing.assert_array_equal(slots, np.searchsorted(edges, values, side="right"))
 
 
 def test_half_a_standard_deviation_is_a_psi_of_about_a_quarter() -> None:
