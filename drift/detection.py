@@ -2,214 +2,218 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from drift.binning import CategoryBins, category_bins, histogram, numeric_bins
+from drift.comparison import ColumnBins, divergences
 from drift.config import DriftConfig
-from drift.divergence import js_divergence, kl_divergence, population_stability_index, wasserstein_distance
-from drift.null import BinnedColumn, PsiNull, cluster_null, night_null
-from drift.records import ColumnDrift, DriftReport, Status
-from drift.windows import DriftColumn, DriftWindow, scalar_columns
+from drift.night_null import Stretch, night_kinds
+from drift.null import BinnedColumn, PsiNull, joined
+from drift.records import ColumnDrift, DriftReport, NightlyDrift, SlowDrift, Status
+from drift.reference import Reference, scalars
+from drift.stretches import NightCounts, furthest_since, night_counts, nightly, stretches_of
+from drift.windows import DriftColumn, DriftWindow
 
-MIN_CLUSTERS = 10
-"""Fewer clusters than this say too little about how clusters vary."""
-
-_BOOLEAN_LABELS = ("false", "true")
+COLUMNS_SHARE, SLOW_SHARE, JOINT_SHARE = 0.5, 0.25, 0.25
+"""Of the false-alarm rate: that of the live window's columns, of stretches of nights, and of the joint tests."""
 
 
-def measure_drift(reference: DriftWindow, live: DriftWindow, config: DriftConfig) -> DriftReport:
-    """Compares every column of the live window with the reference, and judges all of them together.
+def measure_drift(
+    references: DriftWindow | Sequence[DriftWindow],
+    live: DriftWindow,
+    config: DriftConfig,
+    *,
+    recent: DriftWindow | None = None,
+) -> DriftReport:
+    """Compares every column of the live window with its reference, and judges all of them together.
 
     A column drifted if its PSI is above its share of the null (so that at most `false_alarm_rate` of unchanged nights
-    show any drifted column) and at least `min_psi`. The windows must not share episodes.
+    show any drift) and at least `min_psi`. Windows must not share episodes.
+
+    Args:
+        references: where there are several, a column is compared with the last one that has it: what an action moves
+            with nights that the same policy acted in, what it does not move with all nights.
+        live: the newest nights.
+        recent: all nights since the references up to the newest live one, for changes that come slowly and to say
+            since when; None looks at the live ones alone.
 
     Raises:
-        ValueError: the live window is weighted, or a column's kind differs between the windows.
+        ValueError: a live window is weighted, or a column's kind differs between the windows.
     """
-    if live.weights is not None:
+    windows = [references] if isinstance(references, DriftWindow) else list(references)
+    recent = live if recent is None else recent
+    if live.weights is not None or recent.weights is not None:
         raise ValueError("only the reference is weighted (to the policy that acted in the live window)")
-    pairs = _pairs(reference, live)
-    problem = _too_little(reference, live, config)
-    judged = {} if problem else {n: pair for n, pair in pairs.items() if pair[0] is not None and pair[1] is not None}
-    compared = [
-        _compare(name, before, now, reference, config)
-        for name, (before, now) in judged.items()
-        if before is not None and now is not None
+    pairs = _pairs(windows, live)
+    live_kinds = night_kinds(np.unique(live.day_numbers), config.seasonality)
+    known = [Reference.of(window, config) if window.n_episodes else None for window in windows]
+    problems = [_too_little(reference, live, live_kinds, config) for reference in known]
+    counts = night_counts(live, recent)
+    stretches = stretches_of(counts, config)
+    reasons = {name: pair.why_not(known, problems) for name, pair in pairs.items()}
+    judged = [
+        _compare(pair, known[pair.reference], stretches[0], counts, recent, config)  # type: ignore[arg-type]  # it is known
+        for name, pair in pairs.items()
+        if not reasons[name]
     ]
-    null = _null([binned for _, binned in compared], reference, live, config) if compared else None
-    verdicts = _verdicts([numbers for numbers, _ in compared], null, config)
-    columns = tuple(verdicts.get(name) or _unjudged(name, *pair, problem) for name, pair in pairs.items())
+    nulls = _nulls(judged, known, stretches, counts, config)
+    verdicts = _verdicts(judged, nulls[0] if nulls else None, config)
+    slow = _slow(judged, nulls, counts, stretches, config)
+    since = {
+        found.name: furthest_since(found.binned, found.reference, found.by_night, counts, config) for found in judged
+    }
+    columns = tuple(
+        replace(verdicts[name], since=since[name] if verdicts[name].drifted else None)
+        if name in verdicts
+        else _unjudged(pair, reasons[name])
+        for name, pair in pairs.items()
+    )
+    null = nulls[0] if nulls else None
     status: Status = "not enough data"
     if null is not None:
-        status = "drifted" if any(column.drifted for column in columns) else "stable"
+        status = "drifted" if slow or any(column.drifted for column in columns) else "stable"
+    main = windows[0]
+    problem = next(filter(None, reasons.values()), "") if null is None else ""
     return DriftReport(
         columns=columns,
         status=status,
-        sentence=_sentence(columns, null, problem, config),
+        sentence=_sentence(columns, slow, null, problem, config),
         unit=null.unit if null else None,
         n_units=null.n_units if null else None,
         optimistic=null is not None and null.unit == "cluster",
         false_alarm_rate=config.false_alarm_rate,
         min_psi=config.min_psi,
-        reference_episodes=reference.n_episodes,
-        effective_reference_episodes=reference.effective_episodes,
-        reference_nights=reference.n_nights,
+        slow=slow,
+        nightly=_nightly(judged, columns, counts, config),
+        reference_episodes=main.n_episodes,
+        effective_reference_episodes=main.effective_episodes,
+        reference_nights=main.n_nights,
         live_episodes=live.n_episodes,
         live_nights=live.n_nights,
     )
 
 
-_Pair = tuple[DriftColumn | None, DriftColumn | None]
+@dataclass(frozen=True)
+class _Pair:
+    """A scalar column in its reference and in the live window; None where a window lacks it."""
+
+    name: str
+    reference: int
+    before: DriftColumn | None
+    now: DriftColumn | None
+
+    def why_not(self, known: Sequence[Reference | None], problems: Sequence[str]) -> str:
+        """Why it cannot be judged; "" if it can."""
+        if problems[self.reference]:
+            return problems[self.reference]
+        if self.before is None or self.now is None:
+            return f"only the {'live window' if self.before is None else 'reference'} has this column"
+        if not len(self.now.values):
+            return "the live window holds no entry of it"
+        reference = known[self.reference]
+        assert reference is not None  # else there is a problem
+        weights = reference.window.weights_of(self.before)
+        if not len(self.before.values) or (weights is not None and not weights.any()):
+            return "the reference holds no entry of it"
+        return reference.too_light(self.before)
 
 
-def _pairs(reference: DriftWindow, live: DriftWindow) -> dict[str, _Pair]:
-    """The scalar columns of either window by name, in the reference's order; None where a window lacks one."""
-    before = _scalars(reference.columns)
-    now = _scalars(live.columns)
+def _pairs(windows: Sequence[DriftWindow], live: DriftWindow) -> dict[str, _Pair]:
+    """The scalar columns of any window by name, in the references' order."""
+    now = scalars(live.columns)
+    before: dict[str, tuple[int, DriftColumn]] = {}
+    for place, window in enumerate(windows):
+        before |= {name: (place, column) for name, column in scalars(window.columns).items()}
     for name in before.keys() & now.keys():
-        if before[name].kind != now[name].kind:
-            raise ValueError(f"column '{name}' is {before[name].kind} in the reference and {now[name].kind} in live")
-    return {name: (before.get(name), now.get(name)) for name in {**before, **now}}
+        kind, live_kind = before[name][1].kind, now[name].kind
+        if kind != live_kind:
+            raise ValueError(f"column '{name}' is {kind} in the reference and {live_kind} in live")
+    pairs = {name: _Pair(name, place, column, now.get(name)) for name, (place, column) in before.items()}
+    return pairs | {name: _Pair(name, 0, None, column) for name, column in now.items() if name not in before}
 
 
-def _scalars(columns: Mapping[str, DriftColumn]) -> dict[str, DriftColumn]:
-    return {part: scalar for name, column in columns.items() for part, scalar in scalar_columns(name, column).items()}
-
-
-def _too_little(reference: DriftWindow, live: DriftWindow, config: DriftConfig) -> str:
+def _too_little(reference: Reference | None, live: DriftWindow, live_kinds: Any, config: DriftConfig) -> str:
     """Why the windows as a whole cannot be judged; empty if they can."""
-    wanted = config.min_live_episodes
-    if live.n_episodes < wanted or not live.n_rows:
-        return f"the live window holds {live.n_episodes} episodes, and it takes {wanted}"
-    if reference.n_episodes < wanted or not reference.n_rows:
-        return f"the reference holds {reference.n_episodes} episodes, and it takes {wanted}"
-    if reference.effective_episodes < wanted:
-        return (
-            f"weighted to the acting policy, the reference's {reference.n_episodes} episodes are worth "
-            f"{reference.effective_episodes:.1f}, and it takes {wanted}"
-        )
-    if reference.n_nights < config.min_nights and reference.n_clusters < MIN_CLUSTERS:
-        return (
-            f"the reference holds {reference.n_clusters} clusters of {reference.n_nights} nights, and it takes "
-            f"{MIN_CLUSTERS} clusters or {config.min_nights} nights"
-        )
-    return ""
+    if live.n_episodes < config.min_live_episodes or not live.n_rows:
+        return f"the live window holds {live.n_episodes} episodes, and it takes {config.min_live_episodes}"
+    if reference is None:
+        return f"the reference holds 0 episodes, and it takes {config.min_live_episodes}"
+    return reference.too_little(live_kinds)
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """A column's numbers, as keyword arguments of `ColumnDrift`, and its entries by cell and by live night."""
+
+    name: str
+    place: int
+    reference: Reference
+    bins: ColumnBins
+    binned: BinnedColumn
+    by_night: Any
+    numbers: Mapping[str, Any]
 
 
 def _compare(
-    name: str, before: DriftColumn, now: DriftColumn, reference: DriftWindow, config: DriftConfig
-) -> tuple[dict[str, Any], BinnedColumn]:
-    """A column's numbers, as keyword arguments of `ColumnDrift`, and its binned reference."""
-    weights = None if before.exogenous else reference.weights
-    groups = reference.clusters[reference.episode_of_row]
-    labels, slots, live_slots = column_slots(before, now, groups=groups, weights=weights, n_bins=config.n_bins)
-    numeric = before.kind == "numeric"
-    distance = _distance(before.values, now.values, weights) if numeric else None
-    unseen = None if numeric else float((live_slots == len(labels) - 2).mean())
-    counts, live_counts = histogram(slots, len(labels), weights), histogram(live_slots, len(labels))
-    probs, live_probs = counts / counts.sum(), live_counts / live_counts.sum()
+    pair: _Pair, reference: Reference, stretch: Stretch, counts: NightCounts, recent: DriftWindow, config: DriftConfig
+) -> _Compared:
+    before, now = pair.before, pair.now
+    assert before is not None  # else it is not judged
+    assert now is not None
+    bins = reference.bins(before)
+    binned = reference.binned(before, bins)
     numbers = {
-        "name": name,
+        "name": pair.name,
         "kind": before.kind,
-        "exogenous": before.exogenous,
         "role": before.role,
-        "reference_rows": len(slots),
-        "live_rows": len(live_slots),
-        "psi": population_stability_index(probs, live_probs, floor=config.floor),
-        "kl": kl_divergence(probs, live_probs, floor=config.floor),
-        "js": js_divergence(probs, live_probs),
-        "wasserstein": distance,
-        "reference_missing_share": float(probs[-1]),
-        "live_missing_share": float(live_probs[-1]),
-        "unseen_share": unseen,
-        "bins": labels,
-        "reference_probs": tuple(probs.tolist()),
-        "live_probs": tuple(live_probs.tolist()),
-    }
-    return numbers, BinnedColumn(slots, len(labels), weights)
+        "exogenous": before.exogenous,
+        "reference_rows": len(before.values),
+        "live_rows": len(now.values),
+        **divergences(
+            before, now, bins, reference.shares(binned, stretch), reference.entry_weights(before, stretch),
+            floor=config.floor,
+        ),
+    }  # fmt: skip
+    by_night = counts.by_night(recent, scalars(recent.columns)[pair.name], bins)
+    return _Compared(pair.name, pair.reference, reference, bins, binned, by_night, numbers)
 
 
-def column_slots(
-    before: DriftColumn,
-    now: DriftColumn,
-    *,
-    groups: NDArray[np.int64],
-    weights: NDArray[np.float64] | None,
-    n_bins: int,
-) -> tuple[tuple[str, ...], NDArray[np.int64], NDArray[np.int64]]:
-    """Both sides of a scalar column on bins that are cut on `before`.
-
-    Args:
-        before, now: the same column of two windows.
-        groups: (rows of `before`,) what makes its rows dependent.
-        weights: (rows of `before`,) not negative; None counts every row alike.
-        n_bins: of a numeric column.
-
-    Returns:
-        (K,) what each slot holds, the missing one last (and before it, of labels, the rare or unseen one); slot of
-        each row of `before`; slot of each row of `now`.
-    """
-    if before.kind == "numeric":
-        bins = numeric_bins(before.values, n_bins=n_bins, weights=weights, groups=groups)
-        return bins.labels, bins.assign(before.values), bins.assign(now.values)
-    (codes, vocabulary), (live_codes, live_vocabulary) = _labelled(before), _labelled(now)
-    boolean = before.kind == "boolean"
-    categories = CategoryBins(vocabulary) if boolean else category_bins(codes, vocabulary, weights=weights)
-    return categories.labels, categories.assign(codes, vocabulary), categories.assign(live_codes, live_vocabulary)
-
-
-def _labelled(column: DriftColumn) -> tuple[NDArray[Any], tuple[str, ...]]:
-    """Codes and vocabulary of a categorical or boolean column."""
-    if column.kind == "categorical":
-        return column.values, column.vocabulary
-    return np.where(np.isnan(column.values), -1, column.values).astype(np.int64), _BOOLEAN_LABELS
-
-
-def _distance(
-    before: NDArray[np.float64], now: NDArray[np.float64], weights: NDArray[np.float64] | None
-) -> float | None:
-    """Wasserstein-1 over the values that are there; None where a side has none."""
-    seen, live_seen = ~np.isnan(before), ~np.isnan(now)
-    if weights is not None:
-        seen &= weights > 0
-    if not seen.any() or not live_seen.any():
-        return None
-    kept = None if weights is None else weights[seen]
-    return wasserstein_distance(before[seen], now[live_seen], reference_weights=kept)
-
-
-def _null(binned: list[BinnedColumn], reference: DriftWindow, live: DriftWindow, config: DriftConfig) -> PsiNull:
-    """The null from the reference's nights if there are enough, else from its clusters."""
-    clusters, nights = reference.clusters[reference.episode_of_row], reference.day_numbers[reference.episode_of_row]
-    n_nights, n_replicates, floor = live.n_nights, config.n_replicates, config.floor
+def _nulls(
+    judged: Sequence[_Compared],
+    known: Sequence[Reference | None],
+    stretches: Sequence[Stretch],
+    counts: NightCounts,
+    config: DriftConfig,
+) -> list[PsiNull]:
+    """The null of each stretch, over the judged columns in their order; empty without any."""
     rng = np.random.default_rng(config.seed)
-    if reference.n_nights >= config.min_nights:
-        per_night = len(np.unique(np.stack([live.day_numbers, live.clusters]), axis=1).T) / n_nights
-        return night_null(
-            binned, clusters, nights, live_clusters_per_night=per_night, n_live_nights=n_nights,
-            n_replicates=n_replicates, floor=floor, rng=rng,
-        )  # fmt: skip
-    return cluster_null(
-        binned, clusters, nights, n_live_clusters=live.n_clusters, n_live_nights=n_nights,
-        n_replicates=n_replicates, floor=floor, rng=rng,
-    )  # fmt: skip
+    n_clusters = [counts.n_clusters(stretch.n_nights) for stretch in stretches]
+    parts: list[tuple[list[int], list[PsiNull]]] = []
+    for place, reference in enumerate(known):
+        own = [j for j, found in enumerate(judged) if found.place == place]
+        if own and reference is not None:
+            parts.append((own, reference.nulls([judged[j].binned for j in own], stretches, n_clusters, rng)))
+    if not parts:
+        return []
+    order = np.argsort(np.concatenate([own for own, _ in parts]), kind="stable")
+    return [joined([nulls[s] for _, nulls in parts]).of_columns(order) for s in range(len(stretches))]
 
 
-def _verdicts(numbers: list[dict[str, Any]], null: PsiNull | None, config: DriftConfig) -> dict[str, ColumnDrift]:
+def _verdicts(judged: Sequence[_Compared], null: PsiNull | None, config: DriftConfig) -> dict[str, ColumnDrift]:
     """The judged columns by name."""
     if null is None:
         return {}
-    p_values = null.p_values(np.array([column["psi"] for column in numbers]))
-    bounds = null.thresholds(config.false_alarm_rate)
+    rate = COLUMNS_SHARE * config.false_alarm_rate
+    p_values = null.p_values(np.array([found.numbers["psi"] for found in judged]))
+    bounds = null.thresholds(rate)
     verdicts = {}
-    for column, p_value, bound, typical in zip(numbers, p_values, bounds, null.typical_psi, strict=True):
-        beyond, matters = p_value <= config.false_alarm_rate, column["psi"] >= config.min_psi
-        verdicts[column["name"]] = ColumnDrift(
-            **column,
+    for found, p_value, bound, typical in zip(judged, p_values, bounds, null.typical_psi, strict=True):
+        beyond, matters = p_value <= rate, found.numbers["psi"] >= config.min_psi
+        verdicts[found.name] = ColumnDrift(
+            **found.numbers,
             status="drifted" if beyond and matters else "stable",
             reason=f"beyond chance, but PSI is below {config.min_psi:g}" if beyond and not matters else "",
             typical_psi=float(typical),
@@ -219,37 +223,101 @@ def _verdicts(numbers: list[dict[str, Any]], null: PsiNull | None, config: Drift
     return verdicts
 
 
-def _unjudged(name: str, before: DriftColumn | None, now: DriftColumn | None, problem: str) -> ColumnDrift:
-    known = before if before is not None else now
+def _slow(
+    judged: Sequence[_Compared],
+    nulls: Sequence[PsiNull],
+    counts: NightCounts,
+    stretches: Sequence[Stretch],
+    config: DriftConfig,
+) -> tuple[SlowDrift, ...]:
+    """Columns that moved over one of the stretches beyond the live window, each in the stretch that shows it best."""
+    if len(stretches) < 2 or not nulls:
+        return ()
+    rate = SLOW_SHARE * config.false_alarm_rate
+    null = joined(nulls[1:])
+    psi = np.array([
+        counts.psi(found.by_night, found.reference.shares(found.binned, stretch), stretch.n_nights, config.floor)
+        for stretch in stretches[1:] for found in judged
+    ])  # fmt: skip
+    shape = len(stretches) - 1, len(judged)
+    p_values, bounds = null.p_values(psi).reshape(shape), null.thresholds(rate).reshape(shape)
+    psi = psi.reshape(shape)
+    slow = []
+    for j, found in enumerate(judged):
+        s = int(np.argmin(p_values[:, j] - 1e-9 * psi[:, j] / np.maximum(bounds[:, j], 1e-12)))
+        if p_values[s, j] <= rate and psi[s, j] >= config.min_psi:
+            n_nights = stretches[s + 1].n_nights
+            slow.append(
+                SlowDrift(
+                    name=found.name,
+                    since=counts.first_of(n_nights),
+                    n_nights=n_nights,
+                    psi=float(psi[s, j]),
+                    threshold=max(float(bounds[s, j]), config.min_psi),
+                    p_value=float(p_values[s, j]),
+                )
+            )
+    return tuple(sorted(slow, key=lambda one: -one.psi / one.threshold))
+
+
+def _nightly(
+    judged: Sequence[_Compared], columns: Sequence[ColumnDrift], counts: NightCounts, config: DriftConfig
+) -> NightlyDrift | None:
+    if not judged:
+        return None
+    allowed = {column.name: column.allowed(config.min_psi) for column in columns}
+    return NightlyDrift(
+        columns=tuple(found.name for found in judged),
+        nights=counts.names,
+        n_episodes=tuple(counts.n_episodes.tolist()),
+        psi=tuple(nightly(found.binned, found.reference, found.by_night, counts, config) for found in judged),
+        threshold=tuple(allowed[found.name] for found in judged),
+    )
+
+
+def _unjudged(pair: _Pair, reason: str) -> ColumnDrift:
+    known = pair.before if pair.before is not None else pair.now
     assert known is not None
     return ColumnDrift(
-        name=name,
+        name=pair.name,
         kind=known.kind,
         exogenous=known.exogenous,
         role=known.role,
         status="not enough data",
-        reason=problem or f"only the {'live window' if before is None else 'reference'} has this column",
-        reference_rows=0 if before is None else len(before.values),
-        live_rows=0 if now is None else len(now.values),
+        reason=reason,
+        reference_rows=0 if pair.before is None else len(pair.before.values),
+        live_rows=0 if pair.now is None else len(pair.now.values),
     )
 
 
-def _sentence(columns: tuple[ColumnDrift, ...], null: PsiNull | None, problem: str, config: DriftConfig) -> str:
+def _sentence(
+    columns: Sequence[ColumnDrift], slow: Sequence[SlowDrift], null: PsiNull | None, problem: str, config: DriftConfig
+) -> str:
     """The report in one sentence."""
     if null is None:
         return f"Not enough data: {problem or 'the two windows have no column in common'}."
     judged = [column for column in columns if column.status != "not enough data"]
     shown = [
-        f"{c.name} (PSI {c.psi:.3f}, {max(c.threshold or 0.0, config.min_psi):.3f} allowed)"
+        f"{c.name} (PSI {c.psi:.3f}, {c.allowed(config.min_psi):.3f} allowed{f', since {c.since}' if c.since else ''})"
         for c in sorted((c for c in judged if c.drifted), key=lambda c: -(c.psi or 0.0))
     ]
     basis = f"{null.n_units} reference {null.unit}s"
     if null.unit == "cluster":
         basis += f", optimistic before {config.min_nights} nights"
-    if not shown:
-        return f"None of {len(judged)} columns drifted (false-alarm rate {config.false_alarm_rate:.2g}, {basis})."
-    more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
-    return (
-        f"{len(shown)} of {len(judged)} columns drifted: {', '.join(shown[:5])}{more} "
-        f"(false-alarm rate {config.false_alarm_rate:.2g}, {basis})."
-    )
+    basis = f"(false-alarm rate {config.false_alarm_rate:.2g}, {basis})"
+    named = {column.name for column in judged if column.drifted}
+    slowly = [
+        f"{one.name} over {one.n_nights} nights (PSI {one.psi:.3f}, {one.threshold:.3f} allowed, since {one.since})"
+        for one in slow
+        if one.name not in named
+    ]
+    parts = [_listed(shown, f"{len(shown)} of {len(judged)} columns drifted")] if shown else []
+    parts += [_listed(slowly, f"{len(slowly)} moved slowly")] if slowly else []
+    if not parts:
+        return f"None of {len(judged)} columns drifted {basis}."
+    return f"{'; '.join(parts)} {basis}."
+
+
+def _listed(texts: Sequence[str], head: str) -> str:
+    more = f" and {len(texts) - 5} more" if len(texts) > 5 else ""
+    return f"{head}: {', '.join(texts[:5])}{more}"

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drift.binning import histogram, histograms_by_unit
+from drift.comparison import column_bins
 from drift.config import DriftConfig
-from drift.detection import column_slots
 from drift.divergence import psi_of_rows
 from drift.windows import DriftWindow, scalar_columns
 
@@ -62,9 +62,9 @@ def psi_by_night(reference: DriftWindow, window: DriftWindow, config: DriftConfi
             continue
         parts = scalar_columns(column, now)
         for name, part in scalar_columns(column, before).items():
-            labels, slots, live = column_slots(part, parts[name], groups=groups, weights=None, n_bins=config.n_bins)
-            counts = histogram(slots, len(labels))
-            by_night = histograms_by_unit(live, len(labels), night_of_row, len(nights))
+            bins = column_bins(part, groups=groups, weights=None, n_bins=config.n_bins)
+            counts = histogram(bins.assign(part), len(bins.labels))
+            by_night = histograms_by_unit(bins.assign(parts[name]), len(bins.labels), night_of_row, len(nights))
             shares = by_night / by_night.sum(axis=1, keepdims=True)
             names.append(name)
             psi.append(psi_of_rows(counts / counts.sum(), shares, floor=config.floor))

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from drift.cells import Cells
+from drift.cluster_null import cluster_null
 from drift.config import DriftConfig
 from drift.detection import measure_drift
-from drift.null import BinnedColumn, cluster_null, psi_null
+from drift.null import PsiNull, binned_column, joined, psi_null
 from tests.drift.worlds import window_of_nights
 
 RATE = 0.05  # a hundred alarms less to wait for than at 1 %
@@ -59,11 +61,9 @@ def test_large_pools_give_the_null_of_small_ones() -> None:
     # pool resampled whole, bundled, and drawn from with the deviation scaled down.
     rng = np.random.default_rng(14)
     for n, m in ((2000, 900), (40_000, 30_000), (40_000, 2000)):
-        column = BinnedColumn(rng.permutation(np.arange(n) % 10), 10)
-        null = cluster_null(
-            [column], np.arange(n), np.zeros(n, dtype=np.int64), n_live_clusters=m, n_live_nights=1,
-            n_replicates=2000, floor=1e-4, rng=rng,
-        )  # fmt: skip
+        cells = Cells(np.zeros(n, dtype=np.int64), np.arange(n), np.arange(n), n)
+        column = binned_column(rng.permutation(np.arange(n) % 10), 10, np.arange(n), cells)
+        null = cluster_null([column], cells, n_live_clusters=m, n_live_nights=1, n_replicates=2000, floor=1e-4, rng=rng)
         wanted = (1 / n + 1 / m) * stats.chi2(9).ppf(0.99)
         assert null.thresholds(0.01)[0] == pytest.approx(wanted, rel=0.1), (n, m)
 
@@ -75,6 +75,27 @@ def test_threshold_and_p_value_agree() -> None:
     assert (null.p_values(bounds * 1.0001) <= 0.01).all()
     assert (null.p_values(bounds * 0.9999) > 0.01).all()
     assert null.p_values(np.array([1e9, 1e9])) == pytest.approx(1 / 1000)
+
+
+def test_p_values_step_down_by_hand() -> None:
+    # Four worlds with scores of two columns, center 0 and scale 1, so the score of PSI 8 is 2 and that of 1 is 1.
+    scores = np.array([[3.0, 0.0], [0.0, 1.5], [0.5, 0.5], [-1.0, 2.5]])
+    null = PsiNull("night", 20, np.zeros(2), np.ones(2), scores)
+    # The first is the furthest: 3, 1.5, .5 and 2.5 are the largest scores, two of which reach 2. The second is then
+    # judged alone: 1.5 and 2.5 reach 1.
+    assert null.p_values(np.array([8.0, 1.0])) == pytest.approx([3 / 5, 3 / 5])
+    # Now the second is furthest, 2.5 and 3 reach it; of the first's own scores only 3 reaches 1, but it cannot be
+    # clearer than what is further out.
+    assert null.p_values(np.array([1.0, 8.0])) == pytest.approx([3 / 5, 3 / 5])
+    assert null.p_values(np.array([1.0, 27.5])) == pytest.approx([2 / 5, 1 / 5])
+
+
+def test_nulls_side_by_side_share_the_rate() -> None:
+    rng = np.random.default_rng(18)
+    one, other = (psi_null("cluster", 50, rng.chisquare(9, size=(999, 1))) for _ in range(2))
+    both = joined([one, other])
+    assert (both.thresholds(0.02) >= [one.thresholds(0.02)[0], other.thresholds(0.02)[0]]).all()
+    assert both.of_columns(np.array([1, 0])).thresholds(0.02) == pytest.approx(both.thresholds(0.02)[::-1])
 
 
 def test_a_column_that_never_moved_alarms_at_any_move() -> None:

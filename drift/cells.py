@@ -1,0 +1,80 @@
+"""What of a window chance moves together: the episodes of one cluster in one night."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drift.windows import DriftWindow
+
+MAX_CELLS = 65_536
+"""Beyond, clusters are put together into bundles by chance, which leaves the variance of a sum as it is."""
+
+_SEED = 7
+
+
+@dataclass(frozen=True)
+class Cells:
+    """C cells of a window of N episodes.
+
+    Attributes:
+        nights: (C,) day number of each; ascending.
+        clusters: (C,) code of each cell's cluster, or of its bundle of clusters.
+        of_episode: (N,) cell of each episode.
+        n_clusters: distinct clusters of the window, before any were bundled.
+    """
+
+    nights: NDArray[np.int64]
+    clusters: NDArray[np.int64]
+    of_episode: NDArray[np.int64]
+    n_clusters: int
+
+    @property
+    def n_cells(self) -> int:
+        """C."""
+        return len(self.nights)
+
+    @property
+    def night_codes(self) -> NDArray[np.int64]:
+        """(C,) the nights numbered from 0 without gaps."""
+        return dense(self.nights)
+
+    @property
+    def clusters_per_code(self) -> float:
+        """Clusters that a code stands for, on average: 1 where none were bundled."""
+        return self.n_clusters / (int(self.clusters.max()) + 1)
+
+    def of_nights(self, kept: NDArray[np.bool_]) -> Cells:
+        """The kept cells alone; `kept` holds whole nights, and no episode has a cell any more."""
+        share = len(np.unique(self.clusters[kept])) / (int(self.clusters.max()) + 1)
+        nobody = np.zeros(0, dtype=np.int64)
+        return Cells(self.nights[kept], dense(self.clusters[kept]), nobody, max(1, round(self.n_clusters * share)))
+
+
+def cells_of(window: DriftWindow) -> Cells:
+    """The cells of a window with at least one episode."""
+    clusters = dense(window.clusters)
+    n_clusters = int(clusters.max()) + 1
+    nights = window.day_numbers
+    pairs = _codes(nights, clusters)
+    if pairs.max() >= MAX_CELLS:
+        n_bundles = max(64, MAX_CELLS // len(np.unique(nights)))
+        if n_clusters > n_bundles:
+            clusters = (np.random.default_rng(_SEED).permutation(n_clusters) % n_bundles)[clusters]
+            pairs = _codes(nights, clusters)
+    first = np.unique(pairs, return_index=True)[1]
+    return Cells(nights[first], clusters[first], pairs, n_clusters)
+
+
+def dense(codes: NDArray[Any]) -> NDArray[np.int64]:
+    """The codes renumbered from 0 without gaps, in their order."""
+    numbers: NDArray[np.int64] = np.unique(codes, return_inverse=True)[1]
+    return numbers
+
+
+def _codes(nights: NDArray[np.int64], clusters: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(N,) code of each pair of night and cluster, in the order of nights, then clusters."""
+    return dense((nights - nights.min()) * (int(clusters.max()) + 1) + clusters)

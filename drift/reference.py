@@ -1,0 +1,149 @@
+"""A reference and what its nights or clusters say of chance, for the columns that are compared with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drift.cells import Cells, cells_of
+from drift.cluster_null import cluster_null
+from drift.comparison import ColumnBins, column_bins
+from drift.config import DriftConfig
+from drift.night_null import Stretch, night_kinds, night_nulls, reference_shares
+from drift.null import BinnedColumn, PsiNull, binned_column
+from drift.windows import DriftColumn, DriftWindow, scalar_columns
+
+MIN_CLUSTERS = 10
+"""Fewer clusters than this say too little about how clusters vary."""
+
+_WEEKDAYS = ("Mondays", "Tuesdays", "Wednesdays", "Thursdays", "Fridays", "Saturdays", "Sundays")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A window that live columns are compared with, with its cells, and the kind of each night."""
+
+    window: DriftWindow
+    cells: Cells
+    config: DriftConfig
+
+    @classmethod
+    def of(cls, window: DriftWindow, config: DriftConfig) -> Reference:
+        """The window's cells are made once."""
+        return cls(window, cells_of(window), config)
+
+    @property
+    def by_nights(self) -> bool:
+        """Whether nights are the unit of its null."""
+        return self.window.n_nights >= self.config.min_nights
+
+    @property
+    def kind_of_cell(self) -> NDArray[np.int64]:
+        """(C,) kind of each cell's night."""
+        return night_kinds(self.cells.nights, self.config.seasonality)
+
+    def has_kinds(self, kinds: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Of each kind of night whether it holds one."""
+        return np.isin(kinds, self.kind_of_cell)
+
+    def too_little(self, live_kinds: NDArray[np.int64]) -> str:
+        """Why nothing can be compared with it; "" if something can.
+
+        Args:
+            live_kinds: kinds of the live nights.
+        """
+        window, config = self.window, self.config
+        if window.n_episodes < config.min_live_episodes or not window.n_rows:
+            return f"the reference holds {window.n_episodes} episodes, and it takes {config.min_live_episodes}"
+        if not self.by_nights and window.n_clusters < MIN_CLUSTERS:
+            return (
+                f"the reference holds {window.n_clusters} clusters of {window.n_nights} nights, and it takes "
+                f"{MIN_CLUSTERS} clusters or {config.min_nights} nights"
+            )
+        there = np.bincount(night_kinds(np.unique(window.day_numbers), config.seasonality), minlength=7)
+        wanted = 2 if self.by_nights else 1
+        missing = [kind for kind in np.unique(live_kinds).tolist() if there[kind] < wanted]
+        if missing:
+            return (
+                f"the reference holds {there[missing[0]]} {_WEEKDAYS[missing[0]]}, it takes {wanted}, and with "
+                "seasonality = 'weekday' a night is compared with the same day of the week alone"
+            )
+        return ""
+
+    def too_light(self, column: DriftColumn) -> str:
+        """Why a column cannot be compared with it as weighted; "" if it can."""
+        wanted, worth = self.config.min_live_episodes, self.window.effective_episodes
+        if self.window.weights_of(column) is None or worth >= wanted:
+            return ""
+        return (
+            f"weighted to the acting policy, the reference's {self.window.n_episodes} episodes are worth {worth:.1f}, "
+            f"and it takes {wanted}"
+        )
+
+    def bins(self, column: DriftColumn) -> ColumnBins:
+        """Bins cut on one of its scalar columns."""
+        groups = self.window.clusters[self.window.episodes_of(column)]
+        return column_bins(column, groups=groups, weights=self.window.weights_of(column), n_bins=self.config.n_bins)
+
+    def binned(self, column: DriftColumn, bins: ColumnBins) -> BinnedColumn:
+        """One of its scalar columns by cell."""
+        cell_of_entry = self.cells.of_episode[self.window.episodes_of(column)]
+        weights = self.window.weights_of(column)
+        return binned_column(bins.assign(column), len(bins.labels), cell_of_entry, self.cells, weights)
+
+    def shares(self, binned: BinnedColumn, stretch: Stretch) -> NDArray[np.float64]:
+        """(K,) shares of a column, the nights of each kind as many as in the stretch."""
+        if self.config.seasonality == "none":
+            return binned.shares
+        return reference_shares(binned, stretch.mixture(7), self.kind_of_cell)
+
+    def entry_weights(self, column: DriftColumn, stretch: Stretch) -> NDArray[np.float64] | None:
+        """(entries,) what each entry of a column counts, the nights of each kind as many as in the stretch."""
+        weights = self.window.weights_of(column)
+        if self.config.seasonality == "none":
+            return weights
+        kinds = self.kind_of_cell[self.cells.of_episode[self.window.episodes_of(column)]]
+        weights = np.ones(len(kinds)) if weights is None else weights
+        totals = np.bincount(kinds, weights, minlength=7)
+        factors: NDArray[np.float64] = stretch.mixture(7) / np.where(totals > 0, totals, 1.0)
+        return weights * factors[kinds]
+
+    def nulls(
+        self,
+        columns: Sequence[BinnedColumn],
+        stretches: Sequence[Stretch],
+        n_live_clusters: Sequence[int],
+        rng: np.random.Generator,
+    ) -> list[PsiNull]:
+        """The null of each stretch: from nights if there are enough of them, else from clusters.
+
+        Args:
+            columns: J columns of this reference.
+            stretches: S of them, the live window first.
+            n_live_clusters: (S,) distinct clusters of each.
+        """
+        config = self.config
+        if self.by_nights:
+            return night_nulls(
+                columns, self.cells, stretches, seasonality=config.seasonality,
+                live_clusters_per_night=n_live_clusters[0] / stretches[0].n_nights,
+                n_replicates=config.n_replicates, floor=config.floor, rng=rng,
+            )  # fmt: skip
+        kept = np.isin(self.kind_of_cell, stretches[0].kinds)
+        cells = self.cells.of_nights(kept)
+        kept_columns = [BinnedColumn(c.by_cell[kept], c.n_entries[kept], c.weighted) for c in columns]
+        return [
+            cluster_null(
+                kept_columns, cells, n_live_clusters=n_clusters, n_live_nights=stretch.n_nights,
+                n_replicates=config.n_replicates, floor=config.floor, rng=rng,
+            )
+            for stretch, n_clusters in zip(stretches, n_live_clusters, strict=True)
+        ]  # fmt: skip
+
+
+def scalars(columns: Mapping[str, DriftColumn]) -> dict[str, DriftColumn]:
+    """The columns that are compared, by name, vectors taken apart."""
+    return {part: scalar for name, column in columns.items() for part, scalar in scalar_columns(name, column).items()}
