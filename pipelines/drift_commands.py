@@ -47,6 +47,8 @@ def _print_drift(outcome: DriftOutcome) -> None:
     console.print_account("Drift", {"decision": outcome.decision.sentence})
     if outcome.report is None:
         return
+    for suspicion in outcome.report.suspicions:
+        console.warn(f"suspicious: {suspicion.sentence}")
     rows = [
         [
             column.name,

@@ -92,7 +92,11 @@ class DriftCheck:
     @property
     def drifted(self) -> bool:
         """Whether the live window had drifted, whatever was decided."""
-        return self.report is not None and self.report["status"] == "drifted"
+        report = self.report
+        if report is None:
+            return False
+        joint = any(test["status"] == "drifted" for test in report.get("joint", ()))
+        return report["status"] == "drifted" or joint or bool(report.get("slow"))
 
 
 def record_check(folder: Path, outcome: Mapping[str, Any], *, as_of: datetime, champion: int | None) -> None:

@@ -21,11 +21,12 @@ from datasets.errors import OfflineDqnError
 from datasets.ingest import IngestReport
 from datasets.journal import LakeError
 from datasets.locking import exclusive_lock
+from drift.findings import changed_since
 from offline_dqn.trained import Metrics
 from pipelines import stages
-from pipelines.drift_history import record_check
+from pipelines.drift_history import read_drift_history, record_check
 from pipelines.markdown import as_markdown
-from pipelines.nights import COLUMNS, NightRecord, append_night, read_nights
+from pipelines.nights import COLUMNS, NightRecord, append_night
 from pipelines.readings import TooFewEpisodesError
 from pipelines.review import ask_for_review
 from pipelines.stages import DriftOutcome, EvaluateOutcome
@@ -151,14 +152,18 @@ def _trained_champion(workspace: Workspace) -> int | None:
 
 
 def _changed_since(workspace: Workspace, drift: DriftOutcome) -> date | None:
-    """After drift, the first night of the new world: the earliest of the unbroken run of nights that drifted."""
-    if drift.decision.cause != "drift" or drift.live_nights is None:
+    """After drift, the first night of the new world, where the report tells; else that of the unbroken run of nights
+    that drifted, whether they trained, cooled down or were held."""
+    if drift.decision.cause != "drift" or drift.report is None or drift.live_nights is None:
         return None
+    since = changed_since(drift.report)
+    if since is not None:
+        return min(date.fromisoformat(since), drift.live_nights[0])
     changed = drift.live_nights[0]
-    for night in reversed(read_nights(workspace.nights_path)):
-        if night.decision != "drift" or night.live_from is None:
+    for check in reversed(read_drift_history(workspace.drift_path)):
+        if check.champion != _trained_champion(workspace) or check.live_nights is None or not check.drifted:
             break
-        changed = min(changed, date.fromisoformat(night.live_from))
+        changed = min(changed, date.fromisoformat(check.live_nights[0]))
     return changed
 
 
@@ -214,7 +219,7 @@ def _record(
         report=str(report) if report else None,
         seconds=clock.total(),
         live_from=drift.live_nights[0].isoformat() if drift and drift.live_nights else None,
-        warnings=[*_warnings(ingested), *_still_held(workspace, batch)],
+        warnings=[*_warnings(ingested), *_still_held(workspace, batch), *_suspicions(drift)],
         review=review,
     )
     append_night(workspace.nights_path, record)
@@ -250,6 +255,11 @@ def _still_held(workspace: Workspace, tonight: Batch | None) -> list[str]:
         for b in held
         if tonight is None or b.batch_id != tonight.batch_id
     ]
+
+
+def _suspicions(drift: DriftOutcome | None) -> list[str]:
+    found = drift.report.suspicions if drift is not None and drift.report is not None else ()
+    return [f"suspicious: {suspicion.sentence}" for suspicion in found]
 
 
 def _warnings(ingested: IngestReport) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,28 @@ def newest_nights(workspace: Workspace, live: Replay | None, as_of: datetime) ->
     nights = nights[nights <= np.datetime64(last)]
     newest = nights[-workspace.config.drift.live_nights :]
     return live.subset(np.isin(live.nights, newest)) if len(newest) else None
+
+
+def nothing_to_compare(since: Replay | None, frozen_at: datetime, as_of: datetime) -> str:
+    """Why no night is there to be compared, and when one will be, as a clause; for where `newest_nights` gives None.
+
+    Args:
+        since: the episodes since the snapshot of `frozen_at`.
+        frozen_at: instant of what the champion was judged on.
+        as_of: the instant taken for now.
+    """
+    if since is None:
+        return (
+            f"no complete episode has begun since {frozen_at:%Y-%m-%d %H:%M} UTC, when what the champion was judged on "
+            "was frozen; there is something to compare once the logs of a night have come in"
+        )
+    first, rules = since.nights.min().astype(date), since.contract
+    waits_s = rules.episodes.timeout_s + (rules.outcomes.window_s if rules.outcomes is not None else 0.0)
+    over = datetime.combine(first, time(), UTC) + timedelta(days=1, seconds=waits_s)
+    return (
+        f"no night is over that began since what the champion was judged on was frozen; at {as_of:%Y-%m-%d %H:%M} UTC "
+        f"that of {first} is still going on, and can be compared from {over:%Y-%m-%d %H:%M} UTC on"
+    )
 
 
 def weights_to(policy: Policy, gate: Replay) -> Any:

@@ -35,7 +35,7 @@ from drift.records import DriftReport
 from drift.windows import window_from_replay
 from offline_dqn.shield import Shielded
 from pipelines.acting import load_release
-from pipelines.live_nights import freshness, newest_nights, weights_to
+from pipelines.live_nights import freshness, newest_nights, nothing_to_compare, weights_to
 from pipelines.log_reading import read_log
 from pipelines.promising import own_episodes, promises_of
 from pipelines.proving import proof_of
@@ -55,6 +55,7 @@ from pipelines.readings import (
     spent_at,
 )
 from pipelines.training import VERSION_ZERO, StageError
+from pipelines.trainings import last_training
 from pipelines.upkeep import compact_lake
 from pipelines.workspace import Workspace
 from reports.episode_columns import EPISODES
@@ -254,7 +255,7 @@ def measure(workspace: Workspace, *, forced: bool = False) -> DriftOutcome:
         with contextlib.suppress(ConstraintError):  # the champion is older than a rule's feature: its own rules stand
             trained_on = trained_on.under(workspace.contract.rules)
     except SnapshotError as error:
-        return DriftOutcome(None, _without_reference(error, forced), None)
+        return DriftOutcome(None, _without_reference(workspace, champion, error, as_of, forced), None)
     frozen_at = datetime.fromisoformat(summary.as_of)
     since = read_episodes(lake, workspace.config.snapshot, as_of=as_of, started_after=frozen_at)
     live = newest_nights(workspace, since, as_of)
@@ -279,17 +280,32 @@ def measure(workspace: Workspace, *, forced: bool = False) -> DriftOutcome:
         forced=forced,
         performance=performance,
         broken_promise=broken,
+        night=as_of.astimezone(UTC).date(),
+        trained=last_training(workspace, as_of),
+        nothing_to_compare=nothing_to_compare(since, frozen_at, as_of) if live is None else "",
     )
     nights = (live.nights.min().astype(date), live.nights.max().astype(date)) if live is not None else None
     return DriftOutcome(report, decision, nights)
 
 
-def _without_reference(error: SnapshotError, forced: bool) -> RetrainDecision:
-    lost = f"what the champion was judged on cannot be read, so nothing can be compared ({error})"
-    if forced:
-        return RetrainDecision(True, "forced", f"Retrain: it was asked for; {lost}", ("it was asked for",))
-    advice = "`offline-dqn nightly --force-train` trains a successor with a reference of its own"
-    return RetrainDecision(False, "not enough data", f"Keep the champion: {lost}; {advice}.", ())
+def _without_reference(
+    workspace: Workspace, champion: int, error: SnapshotError, as_of: datetime, forced: bool
+) -> RetrainDecision:
+    manifest = read_manifest(workspace.release_path(champion))
+    made_at = manifest.created_at if manifest is not None else as_of
+    return decide_retrain(
+        has_champion=True,
+        report=None,
+        champion_age_days=(as_of - made_at).total_seconds() / 86400,
+        config=workspace.config.drift,
+        forced=forced,
+        night=as_of.astimezone(UTC).date(),
+        trained=last_training(workspace, as_of),
+        nothing_to_compare=(
+            f"what the champion was judged on cannot be read, so nothing can be compared ({str(error).rstrip('.')}); "
+            "`offline-dqn nightly --force-train` trains a successor with a reference of its own"
+        ),
+    )
 
 
 def promises(workspace: Workspace) -> tuple[Promise, ...]:

@@ -100,7 +100,7 @@ def test_a_night_with_nothing_new_keeps_the_champion(workspace: Workspace, run: 
     assert answer.code == 0
     found = {key: answer.json[key] for key in ("status", "n_in", "decision", "release", "gate")}
     assert found == {"status": "nothing new", "n_in": 0, "decision": "not enough data", "release": None, "gate": None}
-    assert "there was nothing to compare" in answer.json["reason"]
+    assert "no complete episode has begun since 2026-01-05 23:50 UTC" in answer.json["reason"]
 
 
 def test_a_forced_night_trains_with_the_new_settings(workspace: Workspace, run: Run) -> None:
