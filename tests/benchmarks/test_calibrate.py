@@ -20,6 +20,7 @@ from tests.benchmarks.drift_cells import DriftCell
 from tests.benchmarks.gate_release import GateCell
 from tests.benchmarks.gate_worlds import Conditions, draw_log, gate_world, shifted
 from tests.benchmarks.tables import soft_around
+from tests.drift.worlds import Change
 
 KEYS = {"work", "world", "method", "kind", "level", "observed", "upper", "n", "met"}
 TINY = GateCell(
@@ -83,7 +84,8 @@ def test_estimators_are_stated_with_bias_error_and_both_coverages() -> None:
 
 def test_drift_rows_tell_false_alarms_from_power() -> None:
     alarms = [{"alarmed": True}] * 9 + [{"alarmed": False}]
-    null, shifted_night = DriftCell(world="any", reference_nights=7), DriftCell(world="a", reference_nights=7, shift=1)
+    null = DriftCell(world="any", reference_nights=7)
+    shifted_night = DriftCell(world="a", reference_nights=7, change=Change(shift=1))
     assert [(row.kind, row.met) for row in drift_rows(null, alarms)] == [("promise", False)]
     assert [(row.kind, row.met) for row in drift_rows(shifted_night, alarms)] == [("comparison", True)]
 

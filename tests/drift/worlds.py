@@ -1,10 +1,37 @@
-"""Simulated windows whose truth is known: autocorrelated episodes, shocks that a night shares, a shift on demand."""
+"""Simulated windows whose truth is known: autocorrelated episodes, shocks that a night shares, changes on demand."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import numpy as np
+from numpy.typing import NDArray
 
 from drift.windows import DriftColumn, DriftWindow
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What is different about a window's nights. Nothing, by default.
+
+    Attributes:
+        shift: added to x0, in its standard deviations.
+        spread: what x0 is multiplied by.
+        tail: share of episodes in which x0 is 4 higher.
+        label: share of rows whose zone becomes "d".
+        joint: share of x1 that becomes x0's, so that they correlate while each stays as it is.
+        trend: added to x0 in each night, as much more as nights have passed.
+    """
+
+    shift: float = 0.0
+    spread: float = 1.0
+    tail: float = 0.0
+    label: float = 0.0
+    joint: float = 0.0
+    trend: float = 0.0
+
+
+UNCHANGED = Change()
 
 
 def window_of_nights(
@@ -16,28 +43,51 @@ def window_of_nights(
     shift: float = 0.0,
     night_sd: float = 0.0,
     correlation: float = 0.7,
+    weekend: float = 0.0,
+    change: Change = UNCHANGED,
 ) -> DriftWindow:
     """Episodes of 10 to 30 steps; four numeric columns of variance 1 and three made from them.
 
     Args:
-        shift: added to x0, in its standard deviations.
+        first_night: night 0 is a Sunday.
+        shift: as in `Change`, which it is added to.
         night_sd: standard deviation of each numeric column's shock, shared by a night's episodes.
         correlation: between two steps of an episode.
+        weekend: added to every numeric column on Saturdays and Sundays.
     """
     n = n_nights * episodes_per_night
     night = np.repeat(np.arange(n_nights), episodes_per_night)
     episode = np.repeat(np.arange(n), rng.integers(10, 31, size=n))
-    columns = {}
-    for j in range(4):
+    values = []
+    for _ in range(4):
         level = np.sqrt(correlation) * rng.standard_normal(n) + (night_sd * rng.standard_normal(n_nights))[night]
-        noise = np.sqrt(1.0 - correlation) * rng.standard_normal(len(episode))
-        columns[f"x{j}"] = DriftColumn("numeric", level[episode] + noise + (shift if j == 0 else 0.0))
-    columns["busy"] = DriftColumn("boolean", (columns["x1"].values > 1.0).astype(np.float64))
-    zones = np.digitize(columns["x2"].values, [-1.0, 0.0, 1.5])
+        level += weekend * np.isin((first_night + night) % 7, (0, 6))
+        values.append(level[episode] + np.sqrt(1.0 - correlation) * rng.standard_normal(len(episode)))
+    values[1] = change.joint * values[0] + np.sqrt(1.0 - change.joint**2) * values[1]
+    zones = np.digitize(values[2], [-1.0, 0.0, 1.5])
+    busy = (values[1] > 1.0).astype(np.float64)
+    values[0] = change.spread * values[0] + shift + change.shift + change.trend * (night + 1)[episode]
+    if change.tail:
+        values[0] += 4.0 * (rng.random(n) < change.tail)[episode]
+    if change.label:
+        zones = np.where(rng.random(len(zones)) < change.label, 3, zones)
+    columns = {f"x{j}": DriftColumn("numeric", x) for j, x in enumerate(values)}
+    columns["busy"] = DriftColumn("boolean", busy)
     columns["zone"] = DriftColumn("categorical", zones, ("a", "b", "c", "d"))
-    columns["queue"] = DriftColumn("numeric", np.maximum(columns["x3"].values, 0.0))  # half of it exactly 0
+    columns["queue"] = DriftColumn("numeric", np.maximum(values[3], 0.0))  # half of it exactly 0
     nights = np.datetime64("2026-03-01") + first_night + night
     return DriftWindow(columns, episode, np.arange(n), nights)
+
+
+def newest_night(window: DriftWindow) -> DriftWindow:
+    """The last night of a window alone."""
+    newest = window.nights == window.nights.max()
+    rows = newest[window.episode_of_row]
+    number: NDArray[np.int64] = np.cumsum(newest) - 1
+    columns = {name: replace(column, values=column.values[rows]) for name, column in window.columns.items()}
+    return DriftWindow(
+        columns, number[window.episode_of_row[rows]], window.clusters[newest], window.nights[newest], None
+    )
 
 
 def one_column(values: DriftColumn, n_episodes: int = 100) -> DriftWindow:
