@@ -98,10 +98,44 @@ def remedy_for(check: Check, evaluation: Evaluation) -> str:
     if check.name == "agreement of estimators" and check.value is None:
         return "There are no two estimates to compare: what refused them, above, has to be settled first."
     known = _BY_NAME.get(check.name)
-    if check.name.endswith("of the candidate") and (where := _least_shown(evaluation)) is not None:
-        return f"{_STAY_CLOSER} {where}"
     beginnings = (says for begins, says in _BY_BEGINNING.items() if check.name.startswith(begins))
-    return known or next(beginnings, check.meaning)
+    says = known or next(beginnings, check.meaning)
+    if (times := _times_the_episodes(check, evaluation)) is not None:
+        says = f"{says} {_as_many(times, evaluation)}"
+    if check.name.endswith("of the candidate") and (where := _least_shown(evaluation)) is not None:
+        says = f"{says} {where}"
+    return says
+
+
+def _times_the_episodes(check: Check, evaluation: Evaluation) -> float | None:
+    """How many times as many gate episodes a check of overlap takes if they are like these; None where it is no matter
+    of their number, infinity where no number helps.
+
+    Effective numbers grow with the episodes. The largest of n terms grows like n^k where k is the index of their tail,
+    so its square's share in the sum of squares falls like n^(2k - 1), and not at all from k = 1/2 on (Embrechts,
+    Klueppelberg and Mikosch 1997, section 6.2).
+    """
+    if not check.value or not check.bound:
+        return None
+    if check.name.startswith(("effective sample size of", "rare events of")):
+        return check.bound / check.value
+    if not check.name.startswith("largest influence of"):
+        return None
+    policy = "version_zero" if check.name.endswith("version 0") else check.name.rsplit(" ", 1)[-1]
+    tails = [o.tail_index for o in evaluation.overlaps if o.policy == policy and o.decides and o.tail_index is not None]
+    falls = 1.0 - 2.0 * max(0.0, tails[0]) if tails else 1.0
+    return (check.value / check.bound) ** (1.0 / falls) if falls > 0.05 else math.inf
+
+
+def _as_many(times: float, evaluation: Evaluation) -> str:
+    """A factor on the gate episodes, with their number and the nights that they take."""
+    if times >= 1000:
+        return "No number of episodes like these would do: the tail of the weights is too heavy."
+    missing = _about((times - 1) * evaluation.counts.n_episodes)
+    return (
+        f"About {number(times, 2)} times as many gate episodes ({number(missing)} more{_wait(missing, evaluation)}) "
+        "would meet this check."
+    )
 
 
 def _least_shown(evaluation: Evaluation) -> str | None:

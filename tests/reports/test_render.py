@@ -130,6 +130,30 @@ def test_a_wide_bound_asks_for_episodes_and_a_worse_candidate_for_another() -> N
     assert "takes a better candidate, not more episodes" in remedy_for(check, worse)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "bound", "tail", "says"),
+    [
+        # 84 episodes in 3 nights. Half of what it takes: twice as many, 84 more at 28 a night.
+        (
+            "effective sample size of the candidate",
+            25.0,
+            50.0,
+            0.1,
+            "2 times as many gate episodes (84 more, about 3 n",
+        ),
+        ("rare events of the candidate", 7.0, 28.0, 0.1, "About 4 times as many gate episodes"),
+        # Twice the share that one episode may carry. Light tails: it falls like 1 / n. Tail index 1/4: like 1 / sqrt n.
+        ("largest influence of the candidate", 0.10, 0.05, 0.0, "About 2 times as many gate episodes"),
+        ("largest influence of the candidate", 0.10, 0.05, 0.25, "About 4 times as many gate episodes"),
+        ("largest influence of the candidate", 0.10, 0.05, 0.6, "No number of episodes like these would do"),
+    ],
+)
+def test_overlap_says_how_many_episodes_would_do(name: str, value: float, bound: float, tail: float, says: str) -> None:
+    evaluation = samples.refused_evaluation()
+    overlaps = tuple(replace(o, tail_index=tail) for o in evaluation.overlaps)
+    assert says in remedy_for(Check(name, False, value, bound, ""), replace(evaluation, overlaps=overlaps))
+
+
 def test_missing_episodes_are_counted_in_nights() -> None:
     # 84 episodes in 3 nights are 28 a night; 16 more take one.
     evaluation = samples.refused_evaluation()
