@@ -45,6 +45,19 @@ class NumericBins:
         slots[np.isnan(values)] = len(self.labels) - 1
         return slots
 
+    def counts(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(K,) values in each slot: the histogram of `assign`, without the slot of each."""
+        if len(self.edges) > _FEW_EDGES:
+            return histogram(self.assign(values), len(self.labels))
+        n_above = np.zeros(len(self.edges), dtype=np.int64)
+        n_missing = 0
+        for start in range(0, len(values), _CHUNK):
+            chunk = values[start : start + _CHUNK]
+            n_missing += int(np.count_nonzero(np.isnan(chunk)))
+            n_above += np.array([np.count_nonzero(chunk >= edge) for edge in self.edges], dtype=np.int64)
+        within = -np.diff(n_above, prepend=len(values) - n_missing, append=0)
+        return np.append(within, n_missing).astype(np.float64)
+
 
 @dataclass(frozen=True)
 class CategoryBins:
@@ -157,7 +170,7 @@ def _distinct_mass(
     if not seen.any():
         return np.empty(0), np.empty(0)
     if weights is None:
-        ordered = np.sort(values[seen])
+        ordered = in_order(values[seen])
         starts = _starts(ordered)
         mass = np.diff(starts, append=len(ordered)).astype(np.float64)
     else:
@@ -166,6 +179,11 @@ def _distinct_mass(
         starts = _starts(ordered)
         mass = np.add.reduceat(weights[seen][order], starts)
     return ordered[starts], mass / mass.sum()
+
+
+def in_order(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The values ascending. Those that already are cost one look; sorting them again would cost the same again."""
+    return values if bool((values[:-1] <= values[1:]).all()) else np.sort(values)
 
 
 def _starts(ordered: NDArray[np.float64]) -> NDArray[np.int64]:

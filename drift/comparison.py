@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from drift.binning import CategoryBins, NumericBins, category_bins, histogram, numeric_bins
 from drift.divergence import js_divergence, kl_divergence, population_stability_index, wasserstein_distance
-from drift.windows import DriftColumn
+from drift.windows import ColumnKind, DriftColumn
 
 _BOOLEAN_LABELS = ("false", "true")
 
@@ -33,15 +33,25 @@ class ColumnBins:
             return self.bins.assign(column.values)
         return self.bins.assign(*_labelled(column))
 
+    def counts(self, column: DriftColumn, weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+        """(K,) summed weight of the entries in each slot; without weights, their number."""
+        if weights is None and isinstance(self.bins, NumericBins):
+            return self.bins.counts(column.values)
+        return histogram(self.assign(column), len(self.labels), weights)
+
 
 def column_bins(
-    before: DriftColumn, *, groups: NDArray[np.int64], weights: NDArray[np.float64] | None, n_bins: int
+    before: DriftColumn,
+    *,
+    groups: NDArray[np.int64] | None = None,
+    weights: NDArray[np.float64] | None = None,
+    n_bins: int,
 ) -> ColumnBins:
     """Bins cut on a scalar column of the reference.
 
     Args:
         before: the column.
-        groups: (entries,) what makes its entries dependent.
+        groups: (entries,) what makes its entries dependent; None if nothing does.
         weights: (entries,) not negative; None counts every entry alike.
         n_bins: of a numeric column.
     """
@@ -68,19 +78,33 @@ def divergences(
         probs: (K,) shares of the reference.
         weights: (entries of `before`,) what each counts in its distribution of values; None for all alike.
     """
-    live_counts = histogram(bins.assign(now), len(bins.labels))
-    live_probs = live_counts / live_counts.sum()
-    numeric = before.kind == "numeric"
+    live_counts = bins.counts(now)
+    distance = distance_of_values(before.values, now.values, weights) if before.kind == "numeric" else None
+    return divergences_of_shares(
+        before.kind, bins.labels, probs, live_counts / live_counts.sum(), distance, floor=floor
+    )
+
+
+def divergences_of_shares(
+    kind: ColumnKind,
+    labels: tuple[str, ...],
+    probs: NDArray[np.float64],
+    live_probs: NDArray[np.float64],
+    distance: float | None,
+    *,
+    floor: float,
+) -> dict[str, Any]:
+    """The same numbers from (K,) shares of both sides, and Wasserstein-1 of a numeric column."""
     return {
         "psi": population_stability_index(probs, live_probs, floor=floor),
         "kl": kl_divergence(probs, live_probs, floor=floor),
         "kl_reverse": kl_divergence(live_probs, probs, floor=floor),
         "js": js_divergence(probs, live_probs),
-        "wasserstein": _distance(before.values, now.values, weights) if numeric else None,
+        "wasserstein": distance,
         "reference_missing_share": float(probs[-1]),
         "live_missing_share": float(live_probs[-1]),
-        "unseen_share": None if numeric else float(live_probs[-2]),
-        "bins": bins.labels,
+        "unseen_share": None if kind == "numeric" else float(live_probs[-2]),
+        "bins": labels,
         "reference_probs": tuple(probs.tolist()),
         "live_probs": tuple(live_probs.tolist()),
     }
@@ -93,8 +117,8 @@ def _labelled(column: DriftColumn) -> tuple[NDArray[Any], tuple[str, ...]]:
     return np.where(np.isnan(column.values), -1, column.values).astype(np.int64), _BOOLEAN_LABELS
 
 
-def _distance(
-    before: NDArray[np.float64], now: NDArray[np.float64], weights: NDArray[np.float64] | None
+def distance_of_values(
+    before: NDArray[np.float64], now: NDArray[np.float64], weights: NDArray[np.float64] | None = None
 ) -> float | None:
     """Wasserstein-1 over the values that are there; None where a side has none."""
     seen, live_seen = ~np.isnan(before), ~np.isnan(now)

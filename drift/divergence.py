@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from drift.binning import in_order
+
 
 def population_stability_index(reference_probs: ArrayLike, live_probs: ArrayLike, *, floor: float) -> float:
     """Sum over bins of (live - reference) * ln(live / reference): KL both ways, added.
@@ -101,13 +103,13 @@ def wasserstein_distance(
     if not (np.isfinite(reference).all() and np.isfinite(live).all()):
         raise ValueError("Wasserstein wants finite values; leave missing ones out, and infinite ones refused upstream")
     if reference_weights is None:
-        ordered, weights = np.sort(reference), np.full(len(reference), 1.0 / len(reference))
+        ordered, weights = in_order(reference), np.full(len(reference), 1.0 / len(reference))
     else:
         if reference_weights.shape != reference.shape or (reference_weights < 0).any() or not reference_weights.any():
             raise ValueError("reference_weights wants one weight per value, none negative and not all zero")
         order = np.argsort(reference, kind="stable")
         ordered, weights = reference[order], reference_weights[order] / reference_weights.sum()
-    values = np.concatenate([ordered, np.sort(live)])
+    values = np.concatenate([ordered, in_order(live)])
     steps = np.concatenate([weights, np.full(len(live), -1.0 / len(live))])
     order = np.argsort(values, kind="stable")  # merges two sorted runs
     gaps = np.diff(values[order])

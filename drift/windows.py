@@ -178,9 +178,22 @@ def scalar_columns(name: str, column: DriftColumn) -> dict[str, DriftColumn]:
     """
     if column.kind != "vector":
         return {name: column}
-    parts = {f"{name}.norm": np.linalg.norm(column.values, axis=1)}
+    parts = {f"{name}.norm": _norms(column.values)}
     parts |= {f"{name}[{i}]": column.values[:, i] for i in range(column.values.shape[1])}
     return {part: replace(column, kind="numeric", values=values) for part, values in parts.items()}
+
+
+def _norms(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(entries,) Euclidean norm of each row, largest float at most: the plain square of a wild value would be infinite.
+
+    Scaled by a power of two, which leaves every bit of an ordinary norm as it is.
+    """
+    largest = np.abs(values).max(axis=1, initial=0.0)
+    exponents = np.where(np.isfinite(largest), np.frexp(largest)[1] - 1, 0)
+    scaled = np.linalg.norm(np.ldexp(values, -exponents[:, None]), axis=1)
+    with np.errstate(over="ignore"):
+        norms: NDArray[np.float64] = np.minimum(np.ldexp(scaled, exponents), np.finfo(np.float64).max)
+    return norms
 
 
 def _value_problems(name: str, column: DriftColumn) -> list[str]:

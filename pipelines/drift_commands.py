@@ -9,11 +9,14 @@ import typer
 
 from pipelines import console
 from pipelines.command import AsOfOption, JsonOption, WorkspaceOption, expected, open_workspace_of
+from pipelines.compare_command import add_compare_command
 
 if TYPE_CHECKING:  # the stages load torch and more; a command loads what it needs when it runs
     from pipelines.stages import DriftOutcome
 
 drift_app = typer.Typer(help="Compare live nights with the reference.", rich_markup_mode=None)
+
+add_compare_command(drift_app)
 
 
 @drift_app.callback(invoke_without_command=True)
