@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -44,7 +45,7 @@ class BinnedColumn:
     n_entries: NDArray[np.float64]
     weighted: bool = False
 
-    @property
+    @cached_property
     def shares(self) -> NDArray[np.float64]:
         """(K,) of all cells together."""
         total = self.by_cell.sum(axis=0)
