@@ -9,9 +9,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.contract import CategoricalFeature, ImageFeature
+from datasets.contract import CategoricalFeature, Contract, ImageFeature
 from datasets.errors import OfflineDqnError
 from datasets.images import mean_brightness
+from datasets.observations import Observations
 from datasets.replay import Replay
 
 ColumnKind = Literal["numeric", "boolean", "categorical", "vector"]
@@ -120,6 +121,25 @@ class DriftWindow:
             return None
         return self.weights if column.rows is None else np.asarray(self.weights[column.rows])
 
+    def subset(self, episodes: NDArray[np.bool_]) -> DriftWindow:
+        """The chosen episodes ((episodes,) bool), re-indexed."""
+        kept = episodes[self.episode_of_row]
+        place = np.cumsum(kept) - 1
+        columns = {}
+        for name, column in self.columns.items():
+            if column.rows is None:
+                columns[name] = replace(column, values=column.values[kept])
+                continue
+            entries = kept[column.rows]
+            columns[name] = replace(column, values=column.values[entries], rows=place[column.rows[entries]])
+        return DriftWindow(
+            columns,
+            (np.cumsum(episodes) - 1)[self.episode_of_row[kept]],
+            self.clusters[episodes],
+            self.nights[episodes],
+            None if self.weights is None else self.weights[kept],
+        )
+
     @property
     def effective_episodes(self) -> float:
         """Kish's effective number of episodes under the weights: (sum w)^2 / sum w^2 of the episodes' mean weights."""
@@ -150,24 +170,31 @@ class DriftWindow:
 def window_from_replay(replay: Replay, weights: NDArray[np.float64] | None = None) -> DriftWindow:
     """The steps of a replay dataset as a window: `observation.<feature>`, `action` and `reward`.
 
-    Of an image only its mean brightness is compared, as `observation.<feature>.brightness`.
-
     Args:
         replay: T steps of N episodes.
         weights: (T,) not negative, what each step counts under the acting policy; None counts all alike.
     """
-    columns: dict[str, DriftColumn] = {}
-    for name, feature in replay.contract.features.items():
-        values = replay.observations.columns[name][: replay.n_steps]
-        if isinstance(feature, ImageFeature):
-            brightness = mean_brightness(values)
-            columns[f"observation.{name}.brightness"] = DriftColumn("numeric", brightness, exogenous=feature.exogenous)
-            continue
-        vocabulary = replay.observations.vocabularies[name] if isinstance(feature, CategoricalFeature) else ()
-        columns[f"observation.{name}"] = DriftColumn(feature.type, values, vocabulary, feature.exogenous)
+    features = feature_columns(replay.contract, replay.observations, slice(replay.n_steps))
+    columns = {f"observation.{name}": column for name, column in features.items()}
     columns["action"] = DriftColumn("categorical", replay.actions, replay.contract.actions.names, role="action")
     columns["reward"] = DriftColumn("numeric", replay.rewards, role="reward")
     return DriftWindow(columns, replay.episode_of_step, replay.clusters, replay.nights, weights)
+
+
+def feature_columns(
+    contract: Contract, observations: Observations, rows: slice | NDArray[np.int64]
+) -> dict[str, DriftColumn]:
+    """The features of some rows of observations, by name; of an image its mean brightness, `<feature>.brightness`."""
+    columns: dict[str, DriftColumn] = {}
+    for name, feature in contract.features.items():
+        values = observations.columns[name][rows]
+        if isinstance(feature, ImageFeature):
+            brightness = mean_brightness(values)
+            columns[f"{name}.brightness"] = DriftColumn("numeric", brightness, exogenous=feature.exogenous)
+            continue
+        vocabulary = observations.vocabularies[name] if isinstance(feature, CategoricalFeature) else ()
+        columns[name] = DriftColumn(feature.type, values, vocabulary, feature.exogenous)
+    return columns
 
 
 def scalar_columns(name: str, column: DriftColumn) -> dict[str, DriftColumn]:

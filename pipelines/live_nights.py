@@ -113,13 +113,19 @@ def freshness_of_release(workspace: Workspace, snapshot: Any) -> Freshness:
         return _without("not enough data", f"what it was judged on cannot be read ({error})")
 
 
-def _weights_to_the_acting(workspace: Workspace, live: Replay, gate: Replay) -> Any:
+def acting_release(workspace: Workspace, live: Replay) -> int | None:
+    """The release on disk whose number most episodes carry; None where no number is in the majority."""
     names, counts = np.unique(live.policy_versions.astype(str), return_counts=True)
     name = str(names[counts.argmax()])
     known = name.isdecimal() and int(name) in workspace.releases_on_disk()
-    if not known or counts.max() <= live.n_episodes / 2 or (gate.policy_versions == name).mean() > 0.5:
+    return int(name) if known and counts.max() > live.n_episodes / 2 else None
+
+
+def _weights_to_the_acting(workspace: Workspace, live: Replay, gate: Replay) -> Any:
+    acting = acting_release(workspace, live)
+    if acting is None or (gate.policy_versions == str(acting)).mean() > 0.5:
         return None
-    return weights_to(load_release(workspace, int(name), gate.contract), gate)
+    return weights_to(load_release(workspace, acting, gate.contract), gate)
 
 
 def _without(status: Any, why: str, live: Replay | None = None) -> Freshness:

@@ -22,7 +22,7 @@ from datasets.journal import LakeError
 from datasets.lake import Lake
 from datasets.logfiles import holds_logs
 from datasets.quarantine_replay import ReplayReport, replay_quarantine
-from datasets.replay import GATE, Replay
+from datasets.replay import Replay
 from datasets.simulators.autoscaler_logs import SimulatedLogs, simulate_logs
 from datasets.snapshot import SnapshotError, SnapshotSummary, current_snapshot, erased_mark, open_snapshot
 from datasets.splits import gate_share
@@ -30,12 +30,11 @@ from datasets.step_rules import ConstraintError
 from datasets.suite_process import SuiteError
 from datasets.validation import ValidationResult, validate_steps
 from drift.decision import LivePerformance, RetrainDecision, decide_retrain
-from drift.detection import measure_drift
 from drift.records import DriftReport
-from drift.windows import window_from_replay
 from offline_dqn.shield import Shielded
 from pipelines.acting import load_release
-from pipelines.live_nights import freshness, newest_nights, nothing_to_compare, weights_to
+from pipelines.drift_windows import drift_of_champion
+from pipelines.live_nights import freshness, newest_nights, nothing_to_compare
 from pipelines.log_reading import read_log
 from pipelines.promising import own_episodes, promises_of
 from pipelines.proving import proof_of
@@ -261,13 +260,9 @@ def measure(workspace: Workspace, *, forced: bool = False) -> DriftOutcome:
     live = newest_nights(workspace, since, as_of)
     report, performance, broken = None, None, ""
     if live is not None:
-        policy = load_release(workspace, champion, trained_on.contract)
-        acted = live.policy_versions == str(champion)
-        gate = trained_on.of_split(GATE)
-        weights = weights_to(policy, gate) if acted.mean() > 0.5 else None
-        report = measure_drift(window_from_replay(gate, weights), window_from_replay(live), config)
-        performance = _performance(workspace, champion, live.subset(acted))
         assert since is not None  # the live nights are among these
+        report = drift_of_champion(workspace, champion, trained_on, since, live, frozen_at)
+        performance = _performance(workspace, champion, live.subset(live.policy_versions == str(champion)))
         # Under the contract as it is now, which may name more actions than the snapshot's.
         acting = load_release(workspace, champion, since.contract)
         own = own_episodes(workspace, acting, champion, since, since=frozen_at, as_of=as_of)

@@ -137,3 +137,24 @@ def test_entries_that_do_not_fit_their_rows_are_refused(rows: NDArray[np.int64],
     column = DriftColumn("numeric", np.zeros(3), role="episode", rows=rows)
     with pytest.raises(ValueError, match=message):
         DriftWindow({"return": column}, np.array([0, 0, 1]), np.arange(2), np.full(2, np.datetime64("2026-03-01")))
+
+
+def test_chosen_episodes_keep_their_rows_and_what_is_of_some_rows_only() -> None:
+    window = DriftWindow(
+        {
+            "reward": DriftColumn("numeric", np.arange(6.0)),
+            "return": DriftColumn("numeric", np.array([3.0, 7.0, 5.0]), rows=np.array([2, 4, 5])),
+        },
+        episode_of_row=np.array([0, 0, 0, 1, 1, 2]),
+        clusters=np.array([4, 5, 6]),
+        nights=np.array(["2026-03-01", "2026-03-02", "2026-03-03"], dtype="datetime64[D]"),
+        weights=np.arange(6.0),
+    )
+    kept = window.subset(np.array([False, True, True]))
+    assert kept.columns["reward"].values.tolist() == [3.0, 4.0, 5.0]
+    assert kept.columns["return"].values.tolist() == [7.0, 5.0]
+    assert kept.episodes_of(kept.columns["return"]).tolist() == [0, 1]
+    weights = kept.weights_of(kept.columns["return"])
+    assert weights is not None
+    assert weights.tolist() == [4.0, 5.0]
+    assert kept.clusters.tolist() == [5, 6]

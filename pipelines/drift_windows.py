@@ -1,0 +1,184 @@
+"""The windows of a drift check: what the champion was judged on, its own first nights, and the nights since."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datasets.encoding import fit_encoder
+from datasets.replay import GATE, TRAIN, Replay
+from drift.detection import measure_drift
+from drift.records import ColumnDrift, DriftReport
+from drift.windows import DriftWindow, window_from_replay
+from offline_dqn.policy import AnyPolicy
+from pipelines.acting import load_release
+from pipelines.live_nights import acting_release, weights_to
+from pipelines.workspace import Workspace
+from reports.crossfit import estimated_probs
+from reports.drift_columns import dynamics_columns, episode_columns, policy_columns
+from reports.drift_effects import drift_effects
+from reports.dynamics_models import DynamicsModels, fit_dynamics
+
+MOST_NIGHTS = 60
+"""Nights since the reference that are looked at one by one."""
+
+
+@dataclass(frozen=True)
+class ChampionWindows:
+    """What a champion is compared on.
+
+    Attributes:
+        references: its `gate` episodes; and once it has acted long enough, its own first nights for all that its
+            actions move. A column is compared with the last of them that has it.
+        live: the newest nights.
+        recent: the unbroken run of nights up to those in which the same policy acted, as far as they are no reference.
+        unweighable: whether the reference cannot be weighted to what acts now, as its log does not know with what
+            probability it chose. What actions move then has no reference, and weighs nothing in this one.
+    """
+
+    references: tuple[DriftWindow, ...]
+    live: DriftWindow
+    recent: DriftWindow
+    unweighable: bool
+
+
+def drift_of_champion(
+    workspace: Workspace, champion: int, trained_on: Replay, since: Replay, live: Replay, frozen_at: datetime
+) -> DriftReport:
+    """Tonight's comparison, and what each drifted feature does to the champion; arguments as in `champion_windows`."""
+    config = workspace.config.drift
+    windows = champion_windows(workspace, champion, trained_on, since, live, frozen_at)
+    report = measure_drift(windows.references, windows.live, config, recent=windows.recent)
+    if windows.unweighable:
+        report = replace(report, columns=tuple(_with_cause(column) for column in report.columns))
+    if not report.drifted_columns:
+        return report
+    policy = load_release(workspace, champion, live.contract)
+    effects = drift_effects(policy, live, windows.references, report.drifted_columns, seed=config.seed)
+    return replace(report, effects=effects)
+
+
+def champion_windows(
+    workspace: Workspace, champion: int, trained_on: Replay, since: Replay, live: Replay, frozen_at: datetime
+) -> ChampionWindows:
+    """The windows of tonight's check.
+
+    The `gate` episodes were written by an earlier policy, most often. Columns that actions move are weighted to what
+    acts in the live nights; features declared exogenous, and what follows a step given its observation and action, are
+    not. Models of the latter are fitted on the champion's `train` episodes, so they saw neither window.
+
+    Args:
+        trained_on: the champion's snapshot, all splits.
+        since: the episodes since that snapshot; live: the newest nights among them.
+        frozen_at: when it was frozen.
+
+    Raises:
+        ReleaseError: the champion, or what acted in the live nights, is not what was registered.
+    """
+    gate, train = trained_on.of_split(GATE), trained_on.of_split(TRAIN)
+    acting = acting_release(workspace, live)
+    seed = workspace.config.drift.seed
+    view = _View(workspace, champion, acting, fit_dynamics(train, seed=seed), seed)
+    weights, unweighable = None, False
+    if acting is not None and not (gate.policy_versions == str(acting)).mean() > 0.5:
+        weights = weights_to(view.policy(acting, gate), _with_probs(workspace, gate, train))
+        unweighable = weights is None
+        weights = np.zeros(gate.n_steps) if weights is None else weights
+    frozen_on = np.datetime64(frozen_at.astimezone(UTC).date())
+    own_nights, run = split_nights(
+        since, live, acting, min_nights=workspace.config.drift.min_nights, frozen_on=frozen_on, champion=champion
+    )
+    recent = view.window(since.subset(np.isin(since.nights, run)), 2)
+    references = [view.window(gate, 0, weights)]
+    if len(own_nights):
+        own = since.subset(np.isin(since.nights, own_nights) & (since.policy_versions == str(champion)))
+        references.append(moved_by_actions(view.window(own, 1)))
+    now = recent.subset(np.isin(recent.nights, live.nights))
+    return ChampionWindows(tuple(references), now, recent, unweighable and not len(own_nights))
+
+
+_UNWEIGHABLE = (
+    "another policy wrote the reference, and its log lacks the probabilities to weight it to what acts now; log "
+    "behavior_prob, or wait for the champion's own nights"
+)
+
+
+def _with_cause(column: ColumnDrift) -> ColumnDrift:
+    moved = column.status == "not enough data" and not column.exogenous and column.reference_rows
+    return replace(column, reason=_UNWEIGHABLE) if moved else column
+
+
+def _with_probs(workspace: Workspace, gate: Replay, train: Replay) -> Replay:
+    """The `gate` episodes with behavior probabilities that are estimated on `train`, where the contract says so."""
+    if gate.contract.behavior.propensity == "logged" or not train.n_episodes:
+        return gate
+    config = workspace.config
+    encoder = fit_encoder(train.contract, train.observations)
+    estimated = estimated_probs(train, gate, encoder, config.evaluate.propensity, config.drift.seed)
+    return replace(gate, behavior_prob=estimated)
+
+
+@dataclass(frozen=True)
+class _View:
+    """How every window of a check is seen."""
+
+    workspace: Workspace
+    champion: int
+    acting: int | None
+    models: DynamicsModels
+    seed: int
+
+    def policy(self, release: int, replay: Replay) -> AnyPolicy:
+        """A release along a replay's actions."""
+        return load_release(self.workspace, release, replay.contract)
+
+    def window(self, replay: Replay, number: int, weights: NDArray[np.float64] | None = None) -> DriftWindow:
+        """The log's own columns, episodes, what the champion says, and what followed."""
+        base = window_from_replay(replay, weights)
+        acting = None if self.acting is None else self.policy(self.acting, replay)
+        more = (
+            episode_columns(replay)
+            | policy_columns(self.policy(self.champion, replay), replay, acting=acting)
+            | dynamics_columns(self.models, replay, seed=self.seed + number)
+        )
+        return replace(base, columns={**base.columns, **more})
+
+
+def split_nights(
+    since: Replay, live: Replay, acting: int | None, *, champion: int, min_nights: int, frozen_on: np.datetime64
+) -> tuple[NDArray[np.datetime64], NDArray[np.datetime64]]:
+    """What the nights since the champion's snapshot are for.
+
+    A night belongs to the policy that wrote most of its episodes; where what acts now is known by no number, all nights
+    are its own.
+
+    Args:
+        since: the episodes of these nights; live: the newest ones.
+        acting: what acts in the live nights.
+        min_nights: that the champion must have acted in before they are a reference.
+        frozen_on: day of the snapshot, which may have begun before it.
+
+    Returns:
+        The champion's first `min_nights` whole nights before the live ones, or none; and the unbroken run of nights up
+        to the live ones in which what acts now acted, without those, at most `MOST_NIGHTS`. A night without an episode
+        does not break it.
+    """
+    nights, of_episode = np.unique(since.nights, return_inverse=True)
+    share = np.bincount(of_episode, since.policy_versions == str(acting)) / np.bincount(of_episode)
+    acted = (share > 0.5) | (acting is None)
+    first_live, last_live = live.nights.min(), live.nights.max()
+    own = nights[acted & (nights > frozen_on) & (nights < first_live)][:min_nights]
+    if acting != champion or len(own) < min_nights:
+        own = own[:0]
+    others = nights[~acted & (nights < first_live)]
+    run = nights[(nights > others.max()) & (nights <= last_live)] if len(others) else nights[nights <= last_live]
+    most = max(MOST_NIGHTS, len(np.unique(live.nights)))
+    return own, np.setdiff1d(run, own)[-most:]
+
+
+def moved_by_actions(window: DriftWindow) -> DriftWindow:
+    """Without the columns that keep the old reference."""
+    return replace(window, columns={name: column for name, column in window.columns.items() if not column.exogenous})
