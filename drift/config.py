@@ -40,6 +40,8 @@ class DriftConfig(Settings):
     """Time after a training in which drift, performance and age ask for no other one, such as "3d"."""
     on_suspicion: Literal["hold", "retrain"] = "hold"
     """What follows where a shift looks like poisoned or gamed data: wait for a person, or retrain all the same."""
+    keep_pages: int = Field(default=60, ge=1)
+    """Pages of nights that stay on disk, the newest ones; `drift page --night` makes an older one again."""
     seed: int = Field(default=0, ge=0)
     """Of the null's random draws."""
 

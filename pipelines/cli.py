@@ -494,9 +494,11 @@ def print_nights(workspace: Path, records: list[Any]) -> None:
         console.print_account("", {"verdict": record.reason, "review": record.review})
         for warning in record.warnings:
             console.warn(warning)
-    reports = [record.report for record in records if record.report]
-    if reports:
-        console.print_account("", {"report": workspace.absolute() / reports[-1]})
+    newest = {
+        "report": [record.report for record in records if record.report],
+        "drift page": [record.drift_page for record in records if record.drift_page],
+    }
+    console.print_account("", {name: workspace.absolute() / paths[-1] for name, paths in newest.items() if paths})
 
 
 @command(app, "releases")

@@ -9,6 +9,7 @@ import getpass
 import json
 import os
 import sys
+import webbrowser
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -95,6 +96,12 @@ def open_workspace_of(workspace: Path, as_of: datetime | None = None) -> Workspa
     if as_of is not None and as_of.tzinfo is None:
         as_of = as_of.replace(tzinfo=UTC)
     return open_workspace(workspace, as_of)
+
+
+def open_in_browser(path: Path) -> bool:
+    """Whether a browser was told to show the file; without a display there is none to tell."""
+    displays = sys.platform in ("darwin", "win32") or any(os.environ.get(v) for v in ("DISPLAY", "WAYLAND_DISPLAY"))
+    return displays and webbrowser.open(path.as_uri())
 
 
 def user_name() -> str:

@@ -139,6 +139,9 @@ def _erase_traces(
         write_durably(workspace.nights_path, pattern.sub(_ERASED, workspace.nights_path.read_bytes()))
     if pattern is not None:
         erase_from_history(workspace.drift_path, lambda text: pattern.sub(_ERASED, text.encode()).decode())
+        for page in workspace.drift_path.glob("*.html"):  # made from that history, and made again by `drift page`
+            if _names(page, pattern):
+                page.unlink()
     for release in workspace.releases_on_disk():
         _redact_evaluation(workspace, release, names, pattern)
     workspace.refresh_catalog(lake)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from drift.findings import changed_since
 from offline_dqn.trained import Metrics
 from pipelines import stages
 from pipelines.drift_history import read_drift_history, record_check
+from pipelines.drift_pages import night_page, write_night_page
 from pipelines.markdown import as_markdown
 from pipelines.nights import COLUMNS, NightRecord, append_night
 from pipelines.readings import TooFewEpisodesError
@@ -145,6 +147,8 @@ def _keep(workspace: Workspace, drift: DriftOutcome) -> None:
     """Into `drift_history` at once: what a night found stays known even where its training fails."""
     as_of = workspace.as_of(workspace.open_lake())
     record_check(workspace.drift_path, drift.to_json(), as_of=as_of, champion=_trained_champion(workspace))
+    with contextlib.suppress(OSError):  # the record is there; `drift page --night` makes the page again
+        write_night_page(workspace, as_of)
 
 
 def _trained_champion(workspace: Workspace) -> int | None:
@@ -201,8 +205,10 @@ def _record(
     decision = evaluation.decision if evaluation else None
     value, baseline = (evaluated.candidate, evaluated.baseline) if evaluated else (None, None)
     report = evaluated.report_path.relative_to(workspace.root) if evaluated else None
+    as_of = workspace.as_of(workspace.open_lake())
+    page = night_page(workspace, as_of.astimezone(UTC).date().isoformat())
     record = NightRecord(
-        as_of=workspace.as_of(workspace.open_lake()).isoformat(timespec="seconds"),
+        as_of=as_of.isoformat(timespec="seconds"),
         batch=batch.batch_id if batch else None,
         status=batch.status if batch else "nothing new",
         n_in=batch.counts.n_in if batch else 0,
@@ -221,6 +227,7 @@ def _record(
         live_from=drift.live_nights[0].isoformat() if drift and drift.live_nights else None,
         warnings=[*_warnings(ingested), *_still_held(workspace, batch), *_suspicions(drift)],
         review=review,
+        drift_page=str(page.relative_to(workspace.root)) if drift and page.is_file() else None,
     )
     append_night(workspace.nights_path, record)
     return record
@@ -287,4 +294,6 @@ def _show(workspace: Workspace, record: NightRecord) -> None:
         verdict += f"\n\nReview: {as_markdown(record.review)}"
     if record.report:
         verdict += f"\n\nReport: `{workspace.root / record.report}`"
+    if record.drift_page:
+        verdict += f"\n\nDrift: `{workspace.root / record.drift_page}`"
     create_markdown_artifact(markdown=verdict, key=f"verdict-{name}", description="What the night decided")

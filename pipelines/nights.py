@@ -28,6 +28,7 @@ class NightRecord:
         seconds: by stage, and "total".
         live_from: first night of the live window that drift was measured on.
         review: where a candidate that passed waits for its reviewer, or how it is decided from a shell.
+        drift_page: path of the page of the drift check, relative to the workspace.
         warnings: what a person should look at although the night went on, such as files that could not be read.
     """
 
@@ -50,6 +51,7 @@ class NightRecord:
     live_from: str | None = None
     warnings: Sequence[str] = ()
     review: str | None = None
+    drift_page: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +11,7 @@ import typer
 
 from datasets.durable import write_durably
 from pipelines import console
-from pipelines.command import JsonOption, WorkspaceOption, command, open_workspace_of
+from pipelines.command import JsonOption, WorkspaceOption, command, open_in_browser, open_workspace_of
 
 if TYPE_CHECKING:  # the stages load torch and more; a command loads what it needs when it runs
     from pipelines.workspace import Workspace
@@ -34,7 +32,7 @@ def open_report(
     """Open a release's report in a browser; without a display, print its path."""
     opened = open_workspace_of(workspace)
     path = _report_of(opened, version)
-    shown = not as_json and _has_display() and webbrowser.open(path.as_uri())
+    shown = not as_json and open_in_browser(path)
     if as_json:
         console.print_json({"report": str(path)})
     else:
@@ -118,10 +116,6 @@ def _report_of(workspace: Workspace, version: int | None) -> Path:
         if manifest is not None and "report.html" in manifest.evaluation_files:
             return workspace.registry.path(release) / "report.html"
     raise StageError("No release was judged yet, so there is no report. `offline-dqn nightly` makes the first.")
-
-
-def _has_display() -> bool:
-    return sys.platform in ("darwin", "win32") or any(os.environ.get(v) for v in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
 def _print_comparison(found: ReleaseComparison) -> None:

@@ -33,6 +33,7 @@ from drift.decision import LivePerformance, RetrainDecision, decide_retrain
 from drift.records import DriftReport
 from offline_dqn.shield import Shielded
 from pipelines.acting import load_release
+from pipelines.drift_pages import checks_now, checks_of_night
 from pipelines.drift_windows import drift_of_champion
 from pipelines.live_nights import freshness, newest_nights, nothing_to_compare
 from pipelines.log_reading import read_log
@@ -477,7 +478,7 @@ def recorded_evaluation(workspace: Workspace, release: int) -> Evaluation | None
 def _report_data(
     workspace: Workspace, release: int, evaluation: Evaluation, summary: SnapshotSummary, drift: DriftOutcome | None
 ) -> ReportData:
-    folder = workspace.release_path(release)
+    folder, as_of = workspace.release_path(release), datetime.fromisoformat(summary.as_of)
     manifest = json.loads((folder / "policy.json").read_text())
     batches = list_batches(workspace.open_lake())
     newest = batches[-1] if batches else None
@@ -485,11 +486,10 @@ def _report_data(
         contract_name=workspace.contract.name,
         release=release,
         created_at=datetime.now(UTC),
-        as_of=datetime.fromisoformat(summary.as_of),
+        as_of=as_of,
         evaluation=evaluation,
         training=json.loads((folder / "training.json").read_text()),
-        drift=drift.report.to_json() if drift and drift.report else None,
-        retrain=drift.decision.to_json() if drift else None,
+        drift=checks_now(workspace, drift.to_json()) if drift else checks_of_night(workspace, as_of.date()),
         validation=newest.validation if newest else None,
         snapshot=summary.to_json(),
         batch=newest.to_json() if newest else None,

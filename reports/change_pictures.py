@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from reports import charts, formatting
-from reports.change_records import Changes, NightDrift, QCalibration, RegionChange
+from reports.change_records import Changes, QCalibration, RegionChange
 from reports.charts import Series
 from reports.pictures import Panel, Picture, Row
 from reports.plane import Axis, Mark, plane
@@ -51,29 +50,6 @@ def reliability_picture(calibration: QCalibration) -> Panel:
     )
     note = f"reward units, with {formatting.share(calibration.level)} intervals"
     return Panel("Corrected by the log, over own Q-value", chart, note=note)
-
-
-@dataclass(frozen=True)
-class HeatCell:
-    """One night of one column: how far beyond chance (0 within, 3 furthest), what stands in it, and what it means."""
-
-    level: int
-    text: str
-    said: str
-
-
-def heat_rows(drift: NightDrift) -> list[tuple[str, list[HeatCell]]]:
-    """Each column with its nights."""
-    return [
-        (name, [_heat(name, *cell) for cell in zip(drift.nights, drift.psi[i], drift.allowed[i], strict=True)])
-        for i, name in enumerate(drift.columns)
-    ]
-
-
-def _heat(name: str, night: str, psi: float, allowed: float) -> HeatCell:
-    level = sum(psi > times * allowed for times in (1.0, 2.0, 5.0))
-    said = f"{name}, {night}: PSI {formatting.number(psi, 2)}, chance explains {formatting.number(allowed, 2)}"
-    return HeatCell(level, formatting.number(psi, 2) if level else "", said)
 
 
 def first_choice(probs: Mapping[str, float]) -> tuple[str, float]:

@@ -488,7 +488,7 @@ GLOSSARY: tuple[TermGroup, ...] = (
         ),
     ),
     TermGroup(
-        "Drift and data",
+        "Drift",
         (
             Term(
                 "psi",
@@ -525,6 +525,19 @@ GLOSSARY: tuple[TermGroup, ...] = (
                 "drift.divergence.kl_divergence",
             ),
             Term(
+                "kl_reverse",
+                "reverse KL",
+                "KL(reference ‖ live) in nats: large where live has lost what the reference holds, as KL is large "
+                "where live has what the reference lacks.",
+                "drift.divergence.kl_divergence",
+            ),
+            Term(
+                "js",
+                "Jensen-Shannon divergence",
+                "Mean KL of both windows to their mixture, in nats; never above ln 2, and no empty bin makes it large.",
+                "drift.divergence.js_divergence",
+            ),
+            Term(
                 "wasserstein",
                 "Wasserstein distance",
                 "How far the values moved on average, in the column's own unit; numeric columns only.",
@@ -536,6 +549,53 @@ GLOSSARY: tuple[TermGroup, ...] = (
                 "Whether drift, age, performance, a missing champion or a person asked for a new candidate.",
                 "drift.decision.decide_retrain",
             ),
+            Term(
+                "drift_since",
+                "since",
+                "Of a drifted column the first night of the unbroken run up to the newest in which it stands out.",
+                "drift.records.ColumnDrift",
+            ),
+            Term(
+                "drift_nights",
+                "drift night by night",
+                "PSI of each night since the reference against it, beside what a night of so many episodes is "
+                "allowed. Single nights only show; the live window and the stretches of nights decide.",
+                "drift.records.NightlyDrift",
+            ),
+            Term(
+                "joint_test",
+                "joint test",
+                "Whether the columns moved together in a way that none of them need show alone: can a classifier tell"
+                " live rows from the reference, and how far apart are the two windows in all columns at once (MMD).",
+                "drift.records.JointDrift",
+            ),
+            Term(
+                "slow_drift",
+                "slow drift",
+                "A column whose newest nights, put together, are beyond what as many unchanged nights show, though "
+                "none of them need stand out alone.",
+                "drift.records.SlowDrift",
+            ),
+            Term(
+                "drift_effect",
+                "effect of drift",
+                "What a drifted column does to the champion: its action shares, estimated value and overlap on live "
+                "episodes, against the same ones with the column put back to how the reference has it.",
+                "drift.records.DriftEffect",
+            ),
+            Term(
+                "suspicion",
+                "suspicion",
+                "A shift that looks like poisoned or gamed data: confined to few sources, one policy version or few "
+                "episodes, or a reward that rises while a declared outcome falls. By default it holds the retrain for"
+                " a person.",
+                "drift.records.Suspicion",
+            ),
+        ),
+    ),
+    TermGroup(
+        "Data",
+        (
             Term(
                 "expectation",
                 "expectation",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from markupsafe import Markup
 
@@ -31,7 +29,6 @@ ESTIMATORS = {
     "mis": "marginalized importance sampling",
 }
 """Names for people, in the order of the report."""
-_WORST_COLUMNS = 4
 
 
 @dataclass(frozen=True)
@@ -155,37 +152,6 @@ def action_pictures(evaluation: Evaluation) -> tuple[Panel, ...]:
     return tuple(panels)
 
 
-def drift_picture(drift: Mapping[str, Any]) -> Picture:
-    """PSI of each column over what is allowed, the worst first."""
-    rows = []
-    for column in _by_ratio(drift):
-        psi, allowed = column["psi"], _allowed(column, drift)
-        alarmed = column["status"] == "drifted"
-        text = f"{number(psi, 3)} of {number(allowed, 3)}"
-        words = "drifted" if alarmed else "stable"
-        mark = charts.ratio_bar(
-            _ratio(column, drift), alarmed=alarmed, label=f"{column['name']}: PSI {text} allowed, {words}"
-        )
-        rows.append(Row(column["name"], column.get("reason") or words, text, mark, alarmed=alarmed))
-    refused = tuple(
-        Refused(c["name"], c.get("reason") or "not enough data", "not measured")
-        for c in drift["columns"]
-        if not _is_judged(c)
-    )
-    return Picture(tuple(rows), refused=refused)
-
-
-def distribution_pictures(drift: Mapping[str, Any]) -> tuple[Panel, ...]:
-    """Reference against live, bin by bin, for the columns that moved most."""
-    panels = []
-    for column in [c for c in _by_ratio(drift) if c.get("bins")][:_WORST_COLUMNS]:
-        bins, before, now = column["bins"], column["reference_probs"], column["live_probs"]
-        label = f"{column['name']}: shares of {len(bins)} bins in the reference and the live window"
-        note = f"{len(bins) - 14} further bins differ less" if len(bins) > 14 else ""
-        panels.append(Panel(column["name"], charts.paired_histogram(bins, before, now, label), note=note))
-    return tuple(panels)
-
-
 def _value_row(evaluation: Evaluation, estimate: Estimate, scale: charts.Scale, repeats: bool) -> Row:
     assert estimate.value is not None
     interval = estimate.interval
@@ -245,25 +211,3 @@ def _pair(estimators: str) -> str:
 
 def _place(policy: str) -> int:
     return POLICIES.index(policy) if policy in POLICIES else len(POLICIES)
-
-
-def _is_judged(column: Mapping[str, Any]) -> bool:
-    psi = column.get("psi")
-    return column["status"] != "not enough data" and psi is not None and math.isfinite(psi)
-
-
-def _allowed(column: Mapping[str, Any], drift: Mapping[str, Any]) -> float:
-    return max(float(column.get("threshold") or 0.0), float(drift["min_psi"]))
-
-
-def _ratio(column: Mapping[str, Any], drift: Mapping[str, Any]) -> float:
-    allowed = _allowed(column, drift)
-    psi = float(column["psi"])
-    if allowed > 0:
-        return psi / allowed
-    return math.inf if psi > 0 else 0.0
-
-
-def _by_ratio(drift: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    judged = [c for c in drift["columns"] if _is_judged(c)]
-    return sorted(judged, key=lambda c: (c["status"] != "drifted", -_ratio(c, drift)))

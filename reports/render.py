@@ -22,8 +22,11 @@ from reports.bounds_by_method import TERMS
 from reports.candidate_table import candidate_rows, compared_on
 from reports.comparison import ReleaseComparison
 from reports.decision_pictures import certified_picture
+from reports.drift_view import drift_view
 from reports.glossary import GLOSSARY
+from reports.heat import heat_of_gate
 from reports.log_pictures import sensitivity_picture, sensitivity_words, weight_picture
+from reports.night_checks import NightlyChecks
 from reports.page_script import content_security_policy, page_script
 from reports.promises import earned_words
 from reports.records import Evaluation, WeightHistogram
@@ -52,8 +55,7 @@ class ReportData:
         lineage: digests and versions by name.
         promote_command: the exact command line; shown only where the gate passed.
         training: {"config", "history", "n_steps", "n_unusable_steps", "seconds"}; None where nothing was trained.
-        drift: `DriftReport.to_json()`.
-        retrain: `RetrainDecision.to_json()`.
+        drift: the nightly check that led to the training, and those before it.
         validation: `ValidationResult.to_json()`; None takes the batch's own.
         batch: `Batch.to_json()` of the newest batch.
         coverage: what `datasets.coverage.read_coverage` gives of the snapshot.
@@ -68,8 +70,7 @@ class ReportData:
     lineage: Mapping[str, str]
     promote_command: str
     training: Mapping[str, Any] | None = None
-    drift: Mapping[str, Any] | None = None
-    retrain: Mapping[str, Any] | None = None
+    drift: NightlyChecks | None = None
     validation: Mapping[str, Any] | None = None
     batch: Mapping[str, Any] | None = None
     coverage: Mapping[str, Any] | None = None
@@ -86,7 +87,7 @@ def render_report(data: ReportData) -> str:
         raise ValueError("The evaluation holds no decision: pass what `evaluate_candidate` returned.")
     validation = data.validation or (data.batch or {}).get("validation")
     selection = data.training.get("selection") if data.training else None
-    text = _environment().get_template("report.html").render(
+    text = page_environment().get_template("report.html").render(
         data=data,
         evaluation=evaluation,
         decision=decision,
@@ -115,9 +116,8 @@ def render_report(data: ReportData) -> str:
         training=training_pictures.training_picture(data.training["history"] if data.training else ()),
         candidates=candidate_rows(selection) if selection else (),
         compared_on=compared_on(selection) if selection else "",
-        heat=change_pictures.heat_rows(evaluation.night_drift) if evaluation.night_drift else None,
-        drift=pictures.drift_picture(data.drift) if data.drift else None,
-        distributions=pictures.distribution_pictures(data.drift) if data.drift else (),
+        heat=heat_of_gate(evaluation.night_drift) if evaluation.night_drift else None,
+        found=drift_view(data.drift) if data.drift else None,
         expectations=_expectations(validation),
         validation=validation,
         thin_regions=tuple(_thin_regions(data.coverage)),
@@ -128,17 +128,17 @@ def render_report(data: ReportData) -> str:
         policy=content_security_policy(),
         script=page_script(),
     )  # fmt: skip
-    return _page(text)
+    return finished(text)
 
 
 def render_comparison(comparison: ReleaseComparison, contract_name: str) -> str:
     """Two releases side by side as one self-contained HTML document, in the style of the report."""
-    template = _environment().get_template("compare.html")
+    template = page_environment().get_template("compare.html")
     text = template.render(comparison=comparison, contract_name=contract_name)
-    return _page(text)
+    return finished(text)
 
 
-def _page(text: str) -> str:
+def finished(text: str) -> str:
     """The rendered page without empty lines.
 
     All text of logs and policies passes here, whatever put it into the page: what cannot be seen in it is written out.
@@ -150,7 +150,8 @@ def _weight_histogram(evaluation: Evaluation) -> WeightHistogram | None:
     return evaluation.overlap_map.histogram if evaluation.overlap_map is not None else None
 
 
-def _environment() -> Environment:
+def page_environment() -> Environment:
+    """The templates of all pages, with what they say numbers by."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, finalize=_bounded,

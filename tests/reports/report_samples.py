@@ -53,6 +53,7 @@ from reports.records import (
     WeightHistogram,
 )
 from reports.render import ReportData
+from tests.reports import drift_samples
 
 ACTIONS = ("scale_down", "hold", "scale_up")
 HOSTILE = "<script>alert(1)</script>"
@@ -420,46 +421,6 @@ def narrow_evaluation() -> Evaluation:
     return replace(evaluation, decision=decide(evaluation, GateConfig(harm_budget=30.0)))
 
 
-def drift_report() -> dict[str, Any]:
-    edges = [f"[{i / 10:.6g}, {(i + 1) / 10:.6g})" for i in range(1, 9)]
-    bins = ["< 0.1", *edges, ">= 0.9", "missing"]
-    before = [0.1] * 10 + [0.0]
-    now = [0.04, 0.05, 0.06, 0.08, 0.09, 0.1, 0.12, 0.14, 0.15, 0.165, 0.005]
-
-    def column(name: str, psi: float | None, threshold: float | None, **more: Any) -> dict[str, Any]:
-        return {
-            "name": name, "kind": "numeric", "exogenous": False, "status": "stable", "reason": "",
-            "reference_rows": 41020, "live_rows": 1980, "psi": psi, "kl": None if psi is None else psi / 2.1,
-            "js": 0.01, "wasserstein": 0.031, "typical_psi": 0.006, "threshold": threshold, "p_value": 0.4,
-            "reference_missing_share": 0.0, "live_missing_share": 0.005, "unseen_share": None, "bins": bins,
-            "reference_probs": before, "live_probs": now,
-        } | more  # fmt: skip
-
-    zones = ["a", "b", "c", "unseen", "missing"]
-    columns = [
-        column("cpu", 0.0121, 0.0312),
-        column("request_rate", 0.1874, 0.0414, status="drifted", p_value=0.0005, exogenous=True),
-        column("replicas", 0.0193, 0.0388),
-        column("p95_ms", 0.0411, 0.0402, status="drifted", p_value=0.0092),
-        column(
-            "zone", 4.1, 0.0212, kind="categorical", status="drifted", p_value=0.0005, wasserstein=None, bins=zones,
-            reference_probs=[0.34, 0.33, 0.33, 0.0, 0.0], live_probs=[0.31, 0.33, 0.0, 0.36, 0.0], unseen_share=0.36,
-        ),
-        column("reward", 0.0166, 0.0141, reason="beyond chance, but PSI is below 0.02"),
-        column(
-            "hour", None, None, status="not enough data", reason="only the live window has this column", kl=None,
-            wasserstein=None, p_value=None, bins=(), reference_probs=(), live_probs=(),
-        ),
-    ]  # fmt: skip
-    return {
-        "columns": columns, "status": "drifted", "unit": "night", "n_units": 21, "optimistic": False,
-        "sentence": "3 of 6 columns drifted: zone (PSI 4.100, 0.021 allowed), request_rate (PSI 0.187, 0.041 allowed), "
-        "p95_ms (PSI 0.041, 0.040 allowed) (false-alarm rate 0.01, 21 reference nights).",
-        "false_alarm_rate": 0.01, "min_psi": 0.02, "reference_episodes": 2007, "effective_reference_episodes": 2007.0,
-        "reference_nights": 21, "live_episodes": 330, "live_nights": 1,
-    }  # fmt: skip
-
-
 LEARNERS = ("dqn", "cql 1", "cql 4", "bcq 0.3", "bc")
 
 
@@ -595,12 +556,7 @@ def report(evaluation: Evaluation, **more: Any) -> ReportData:
             "diverged": {"dqn": "diverged before update 900: td_loss = nan"},
             "selection": selection(),
         },
-        "drift": drift_report(),
-        "retrain": {
-            "retrain": True, "cause": "drift", "reasons": [],
-            "sentence": "Retrain: 3 of 6 columns drifted: zone (PSI 4.100, 0.021 allowed), request_rate (PSI 0.187, "
-            "0.041 allowed), p95_ms (PSI 0.041, 0.040 allowed) (false-alarm rate 0.01, 21 reference nights).",
-        },
+        "drift": drift_samples.nightly_checks(),
         "validation": validation(failing=evaluation.decision is not None and not evaluation.decision.passed),
         "batch": batch(),
         "coverage": coverage(),
@@ -612,10 +568,6 @@ def extreme_report(hostile: str = HOSTILE) -> ReportData:
     """Hostile and endless names everywhere, numbers that do not exist or are out of all proportion."""
     good, long = passed_evaluation(), "a_name_without_any_space_" * 8
     assert good.decision is not None
-    drift = drift_report()
-    drift["columns"][0] |= {"name": hostile, "psi": math.nan}
-    drift["columns"][1] |= {"name": long, "psi": 1e9, "bins": [long, hostile] * 20, "reference_probs": [0.025] * 40}
-    drift["columns"][1]["live_probs"] = [0.0] * 39 + [1.0]
     broken = {"step": 500.0, "bc/td_error_abs": math.nan, f"{hostile}/q_logged": None, "a/q_greedy": math.inf}
     named = [{"step": 500.0 * i, f"{hostile}/q_logged": 1.0 + i, f"{long}/q_logged": -1e12 * i} for i in range(5)]
     validated = validation(failing=True)
@@ -648,7 +600,7 @@ def extreme_report(hostile: str = HOSTILE) -> ReportData:
             decision=decision,
         ),
         contract_name=hostile,
-        drift=drift,
+        drift=drift_samples.extreme_checks(hostile),
         validation=validated,
         training={"config": {long: hostile}, "history": [broken, *named], "n_steps": 1, "n_unusable_steps": 0,
                   "seconds": math.nan, "selection": selection(hostile)},

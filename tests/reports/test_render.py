@@ -19,15 +19,16 @@ import pytest
 from offline_dqn.metrics import METRICS
 from reports import charts
 from reports.assessment import _MARGINAL, _PRODUCTS, CHECKS
-from reports.change_pictures import heat_rows
 from reports.change_records import NightDrift
 from reports.deciding import Deciding
 from reports.glossary import GLOSSARY, Term
+from reports.heat import heat_of_gate
 from reports.page_script import page_script, plot_data
 from reports.pictures import ESTIMATORS
 from reports.records import CalibrationLine, Check, Evaluation
 from reports.remedies import remedies, remedy_for
 from reports.render import ReportData, render_report
+from tests.reports import drift_samples
 from tests.reports import report_samples as samples
 
 VOID = {"meta", "br", "hr", "img", "link", "input", "col", "base"}
@@ -80,7 +81,7 @@ def refused() -> str:
 
 
 def bare_report(evaluation: Evaluation) -> ReportData:
-    return samples.report(evaluation, training=None, drift=None, retrain=None, validation=None, batch=None)
+    return samples.report(evaluation, training=None, drift=None, validation=None, batch=None)
 
 
 def test_passed_report_gives_verdict_reason_and_command(passed: str) -> None:
@@ -363,11 +364,12 @@ def contrast(one: str, other: str) -> float:
 def test_heatmap_numbers_only_what_chance_does_not_explain() -> None:
     nights = ("2024-05-01", "2024-05-02", "2024-05-03")
     drift = NightDrift(("x",), nights, (9, 9, 9), ((0.02, 0.05, 0.2),), ((0.03,) * 3,), 1, 3)
-    ((name, cells),) = heat_rows(drift)
+    ((name, cells),) = heat_of_gate(drift).rows
     assert name == "x"
     # .02 is within .03; .05 is 1.7 times it, .2 is 6.7 times.
-    assert [(cell.level, cell.text) for cell in cells] == [(0, ""), (1, "0.05"), (3, "0.2")]
-    assert cells[0].said == "x, 2024-05-01: PSI 0.02, chance explains 0.03"
+    assert [(cell.level, cell.text) for cell in cells if cell] == [(0, ""), (1, "0.05"), (3, "0.2")]
+    assert cells[0] is not None
+    assert cells[0].said == "x, 2024-05-01: PSI 0.02, 0.03 explained by chance"
 
 
 def test_every_estimator_has_a_name_for_people_and_stands_in_the_glossary() -> None:
@@ -397,7 +399,8 @@ def test_every_term_is_used_where_what_it_defines_is_shown() -> None:
         slices=samples.asked_evaluation().slices,
     )
     metrics = [{"step": float(i)} | {f"a/{m.name}": 1.0 + i for m in METRICS} for i in range(3)]
-    whole = samples.report(every)
+    held = drift_samples.nightly_checks(drift_samples.held_check())
+    whole = samples.report(every, drift=held)
     assert whole.training is not None
     data = replace(whole, training={**whole.training, "history": metrics})
     used = {link.removeprefix("#term-") for link in Page(render_report(data)).attributes("href")}

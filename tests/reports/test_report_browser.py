@@ -42,10 +42,18 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[str]]:
         "narrow": samples.report(samples.narrow_evaluation()),
         **{name: samples.extreme_report(text) for name, text in HOSTILE.items()},
     }
+    folder = tmp_path_factory.mktemp("browser")
+    (folder / "frames.html").write_text(framed({name: render_report(data) for name, data in reports.items()}))
+    dom, log = browse(folder / "frames.html", folder / "profile", "--dump-dom")
+    return html.unescape(dom), said(log)
+
+
+def framed(pages: Mapping[str, str]) -> str:
+    """A page of pages, each in frames of both widths, whose titles say how they came out."""
     frames = "".join(
         f'<iframe id="{name}-{width}" style="width:{width}px;height:800px;border:0" '
-        f'srcdoc="{html.escape(render_report(data))}"></iframe>'
-        for name, data in reports.items()
+        f'srcdoc="{html.escape(page)}"></iframe>'
+        for name, page in pages.items()
         for width in WIDTHS
     )
     script = """<script>addEventListener("load", () => { for (const frame of document.querySelectorAll("iframe")) {
@@ -55,14 +63,11 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[str]]:
       const scripts = root.querySelectorAll("script").length;
       const missing = root.querySelectorAll("figure[data-plot]:not(.enhanced)").length;
       const fetched = frame.contentWindow.performance.getEntriesByType("resource").length;
-      const tall = root.scrollHeight < 60000 ? "not too tall" : `${root.scrollHeight} tall`;
+      const tall = root.scrollHeight < 80000 ? "not too tall" : `${root.scrollHeight} tall`;
       frame.title = `${frame.id} is ${root.scrollWidth} wide, ${tall}, ${scripts} script, ${missing} curves missing, ` +
         `${fetched} fetched: ${title}`;
     } })</script>"""
-    folder = tmp_path_factory.mktemp("browser")
-    (folder / "frames.html").write_text(f"<!doctype html><meta charset=utf-8>{frames}{script}")
-    dom, log = browse(folder / "frames.html", folder / "profile", "--dump-dom")
-    return html.unescape(dom), said(log)
+    return f"<!doctype html><meta charset=utf-8>{frames}{script}"
 
 
 @pytest.mark.parametrize("width", WIDTHS)
