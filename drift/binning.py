@@ -55,8 +55,8 @@ class NumericBins:
             chunk = values[start : start + _CHUNK]
             n_missing += int(np.count_nonzero(np.isnan(chunk)))
             n_above += np.array([np.count_nonzero(chunk >= edge) for edge in self.edges], dtype=np.int64)
-        within = -np.diff(n_above, prepend=len(values) - n_missing, append=0)
-        return np.append(within, n_missing).astype(np.float64)
+        reached = np.array([len(values) - n_missing, *n_above, 0], dtype=np.float64)
+        return np.concatenate([reached[:-1] - reached[1:], [n_missing]])
 
 
 @dataclass(frozen=True)

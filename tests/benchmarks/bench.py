@@ -2,7 +2,7 @@
 
 Prints a table and writes docs/benchmarks.json; the group quality writes docs/quality.json and docs/quality.md. A row
 names its peer; goals against peers that are not installed are not claimed here. d3rlpy, SCOPE-RL and OBP have an
-environment of their own: `python -m tests.benchmarks.peers` makes it.
+environment of their own, and so do Evidently and NannyML: `python -m tests.benchmarks.peers` makes both.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def groups(folder: Path, n_steps: int, n_seeds: int, n_updates: int) -> dict[str
         return [*peer_rows(), *estimator_rows()]
 
     def drift() -> list[BenchRow]:
-        from tests.benchmarks.statistics_work import drift_rows
+        from tests.benchmarks.drift_work import drift_rows
 
-        return drift_rows()
+        return drift_rows(folder / "drift")
 
     def quality() -> list[BenchRow]:
         from tests.benchmarks.quality_rows import quality_table, write_quality

@@ -1,7 +1,8 @@
-"""The peers' own environment, and what runs in it: `python -m tests.benchmarks.peers` makes it.
+"""The peers' own environments, and what runs in them: `python -m tests.benchmarks.peers [learners|drift]` makes them.
 
-d3rlpy pins other versions than the project does, and SCOPE-RL and OBP fight with both; they live in `.venv-peers` and
-are run as processes of their own, with arrays handed over as files.
+d3rlpy pins other versions than the project does, and SCOPE-RL and OBP fight with both; they live in `.venv-peers`.
+Evidently and NannyML want an older pandas than all of these; they live in `.venv-drift-peers`. All are run as processes
+of their own, with arrays handed over as files.
 """
 
 from __future__ import annotations
@@ -24,12 +25,38 @@ from datasets.observations import Observations
 from datasets.replay import Replay
 
 ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = ROOT / ".venv-peers"
-REQUIREMENTS = Path(__file__).with_name("peers-requirements.txt")
-ALONE = Path(__file__).with_name("peers-without-dependencies.txt")
 D3RLPY = "d3rlpy 2.8.1"
 _FIT = Path(__file__).with_name("peer_scripts") / "d3rlpy_fit.py"
 _ESTIMATE = Path(__file__).with_name("peer_scripts") / "peer_estimators.py"
+_DRIFT = Path(__file__).with_name("peer_scripts") / "peer_drift.py"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A folder below the repository's, and which two files beside this one name its packages.
+
+    Attributes:
+        requirements: pinned, with all that they require.
+        alone: packages installed beside them without what they require.
+    """
+
+    folder: Path
+    requirements: Path
+    alone: Path
+
+    @classmethod
+    def named(cls, name: str) -> Environment:
+        """`.venv-NAME`."""
+        files = (Path(__file__).with_name(f"{name}-{what}.txt") for what in ("requirements", "without-dependencies"))
+        return cls(ROOT / f".venv-{name}", *files)
+
+    @property
+    def python(self) -> Path:
+        """Its interpreter."""
+        return self.folder / "bin" / "python"
+
+
+ENVIRONMENTS = {"learners": Environment.named("peers"), "drift": Environment.named("drift-peers")}
 
 
 @dataclass(frozen=True)
@@ -128,38 +155,70 @@ def estimate_by(peer: str, log: Path, asked: dict[str, Any]) -> PeerEstimates:
     return PeerEstimates(**json.loads(result.read_text()))
 
 
-def run_peer(arguments: list[str]) -> str:
-    """What a script prints that the peers' interpreter runs.
+@dataclass(frozen=True)
+class PeerDrift:
+    """What a peer found between two windows, and what it took.
+
+    Attributes:
+        values: by statistic and column.
+        wall_s: seconds from frames in memory to values.
+        read_s: seconds to read the frames from their files.
+    """
+
+    version: str
+    values: dict[str, dict[str, float]]
+    wall_s: float
+    read_s: float
+
+
+def drift_by(peer: str, reference: Path, live: Path) -> PeerDrift:
+    """Divergences of all columns of two Parquet files by "evidently", "evidently_functions" or "nannyml".
+
+    Raises:
+        RuntimeError: the environment is missing or the peer failed.
+    """
+    with tempfile.TemporaryDirectory(dir=reference.parent) as place:
+        result = Path(place) / "result.json"
+        run_peer([str(_DRIFT), str(reference), str(live), str(result), peer], "drift")
+        return PeerDrift(**json.loads(result.read_text()))
+
+
+def run_peer(arguments: list[str], environment: str = "learners") -> str:
+    """What a script prints that the interpreter of an environment runs.
 
     Raises:
         RuntimeError: the environment is missing or the script failed.
     """
-    python = ENVIRONMENT / "bin" / "python"
+    python = ENVIRONMENTS[environment].python
     if not python.exists():
-        raise RuntimeError(f"{python} does not exist: run `python -m tests.benchmarks.peers` once to make it.")
+        raise RuntimeError(
+            f"{python} does not exist: run `python -m tests.benchmarks.peers {environment}` once to make it."
+        )
     ran = subprocess.run([str(python), "-W", "ignore", *arguments], capture_output=True, text=True, check=False)
     if ran.returncode:
-        raise RuntimeError(f"{arguments[0]} failed in {ENVIRONMENT.name}:\n{ran.stderr[-2000:]}")
+        raise RuntimeError(f"{arguments[0]} failed in {python.parents[1].name}:\n{ran.stderr[-2000:]}")
     return ran.stdout
 
 
-def make_environment() -> None:
-    """Create `.venv-peers` from the pinned requirements; again where they changed."""
-    ready = ENVIRONMENT / ".ready"
-    wanted = REQUIREMENTS.read_text() + ALONE.read_text()
+def make_environment(name: str) -> None:
+    """Create an environment from its pinned requirements; again where they changed."""
+    environment = ENVIRONMENTS[name]
+    ready = environment.folder / ".ready"
+    wanted = environment.requirements.read_text() + environment.alone.read_text()
     if ready.exists() and ready.read_text() == wanted:
         return
-    print(f"Installing the peers into {ENVIRONMENT} (a few minutes the first time) ...", file=sys.stderr)
-    if not (ENVIRONMENT / "bin" / "python").exists():
-        venv.create(ENVIRONMENT, with_pip=True, symlinks=True)
-    install = [str(ENVIRONMENT / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*install, "--requirement", str(REQUIREMENTS)], check=True)
+    print(f"Installing peers into {environment.folder} (a few minutes the first time) ...", file=sys.stderr)
+    if not environment.python.exists():
+        venv.create(environment.folder, with_pip=True, symlinks=True)
+    install = [str(environment.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*install, "--requirement", str(environment.requirements)], check=True)
     subprocess.run(
-        [*install, "--no-deps", "--ignore-requires-python", "--requirement", str(ALONE)],
+        [*install, "--no-deps", "--ignore-requires-python", "--requirement", str(environment.alone)],
         check=True,
     )
     ready.write_text(wanted)
 
 
 if __name__ == "__main__":
-    make_environment()
+    for asked_for in sys.argv[1:] or ENVIRONMENTS:
+        make_environment(asked_for)

@@ -1,21 +1,17 @@
-"""Estimators with their bootstrap, and divergences, against the same written straight down with numpy and pandas."""
+"""Estimators with their bootstrap, against the same written straight down with numpy."""
 
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
-import scipy
 from numpy.typing import NDArray
 
-from drift.binning import histogram, numeric_bins
-from drift.divergence import kl_divergence, population_stability_index
 from reports import estimators
 from reports.estimators import RatioSum
 from reports.intervals import bootstrap_replicates
 from tests.benchmarks.rows import BenchRow, bench_row, seconds, side_by_side
 
 Floats = NDArray[np.float64]
-GAMMA, FLOOR = 0.99, 1e-4
+GAMMA = 0.99
 
 
 def estimator_rows(n_episodes: int = 20_000, horizon: int = 50, n_replicates: int = 2_000) -> list[BenchRow]:
@@ -92,35 +88,3 @@ def _resample(tables: dict[str, RatioSum], n_replicates: int) -> dict[str, Float
             sums = table.numerators[drawn].sum(axis=0), table.denominators[drawn].sum(axis=0)
             values[name][replicate] = (sums[0] / sums[1]).sum()
     return values
-
-
-def drift_rows(n_rows: int = 500_000, n_features: int = 12, n_bins: int = 10) -> list[BenchRow]:
-    """PSI and KL of every feature between two windows, from values to numbers."""
-    rng = np.random.default_rng(0)
-    reference, live = rng.standard_normal((2, n_features, n_rows))
-
-    def ours() -> list[tuple[float, float]]:
-        return [_divergences(before, now, n_bins) for before, now in zip(reference, live, strict=True)]
-
-    def peer() -> list[tuple[float, float]]:
-        return [_divergences_written_down(before, now, n_bins) for before, now in zip(reference, live, strict=True)]
-
-    np.testing.assert_allclose(ours(), peer(), rtol=0.05, atol=1e-6)
-    took = side_by_side(lambda: seconds(ours), lambda: seconds(peer), rounds=3)
-    who = f"qcut, cut and value_counts of pandas {pd.__version__}, entropy of scipy {scipy.__version__}"
-    work = f"drift: PSI and KL of {n_features} features, {n_rows:,} + {n_rows:,} rows"
-    return [bench_row(work, *took, f"straightforward: {who}", "s")]
-
-
-def _divergences(before: Floats, now: Floats, n_bins: int) -> tuple[float, float]:
-    bins = numeric_bins(before, n_bins=n_bins)
-    probs, live = (histogram(bins.assign(x), len(bins.labels)) / len(x) for x in (before, now))
-    return population_stability_index(probs, live, floor=FLOOR), kl_divergence(probs, live, floor=FLOOR)
-
-
-def _divergences_written_down(before: Floats, now: Floats, n_bins: int) -> tuple[float, float]:
-    binned, edges = pd.qcut(before, n_bins, retbins=True)
-    edges[0], edges[-1] = -np.inf, np.inf
-    probs = pd.Series(binned).value_counts(sort=False, normalize=True).to_numpy().clip(FLOOR)
-    live = pd.Series(pd.cut(now, edges)).value_counts(sort=False, normalize=True).to_numpy().clip(FLOOR)
-    return float(((live - probs) * np.log(live / probs)).sum()), float(scipy.stats.entropy(live, probs))
