@@ -34,8 +34,10 @@ def drift_clause(report: DriftReport) -> str:
     if report.drifted_columns:
         parts.append(_columns(report.drifted_columns, report))
     parts += [_joint(test) for test in report.joint if test.drifted]
-    if report.slow:
-        parts.append(_slow(report.slow))
+    named = {column.name for column in report.drifted_columns}
+    slow = [found for found in report.slow if found.name not in named]
+    if slow:
+        parts.append(_slow(slow))
     if report.effects:
         parts.append(f"what it does to the champion: {report.effects[0].sentence.removesuffix('.')}")
     return f"{'; '.join(parts)} ({_basis(report)})"

@@ -15,6 +15,7 @@ from drift.records import ColumnDrift, DriftReport
 from drift.windows import DriftWindow, window_from_replay
 from offline_dqn.policy import AnyPolicy
 from pipelines.acting import load_release
+from pipelines.drift_guard import guarded
 from pipelines.live_nights import acting_release, weights_to
 from pipelines.workspace import Workspace
 from reports.crossfit import estimated_probs
@@ -48,12 +49,17 @@ class ChampionWindows:
 def drift_of_champion(
     workspace: Workspace, champion: int, trained_on: Replay, since: Replay, live: Replay, frozen_at: datetime
 ) -> DriftReport:
-    """Tonight's comparison, and what each drifted feature does to the champion; arguments as in `champion_windows`."""
+    """Tonight's comparison, what is suspicious about it, and what each drifted feature does to the champion.
+
+    Arguments as in `champion_windows`.
+    """
     config = workspace.config.drift
     windows = champion_windows(workspace, champion, trained_on, since, live, frozen_at)
     report = measure_drift(windows.references, windows.live, config, recent=windows.recent)
     if windows.unweighable:
         report = replace(report, columns=tuple(_with_cause(column) for column in report.columns))
+    gate, lake = trained_on.of_split(GATE), workspace.open_lake()
+    report = guarded(report, windows.references, windows.live, gate=gate, live=live, lake=lake, config=config)
     if not report.drifted_columns:
         return report
     policy = load_release(workspace, champion, live.contract)

@@ -1,0 +1,96 @@
+"""A poisoned or gamed night, from its log files to what the night, the command and the view say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import stages
+from pipelines.flow import nightly
+from pipelines.workspace import Workspace
+from tests.pipelines.conftest import Run, edit
+
+Row = dict[str, Any]
+
+
+def rewrite(log: Path, change: Callable[[Row], Row]) -> None:
+    rows = [change(json.loads(line)) for line in log.read_text().splitlines()]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def split_by_host(log: Path, change: Callable[[Row, int], Row], n_hosts: int = 10) -> None:
+    """A night's log as ten hosts would have written it, a file each."""
+    by_host: dict[int, list[str]] = {host: [] for host in range(n_hosts)}
+    for line in log.read_text().splitlines():
+        row = json.loads(line)
+        host = int(row["episode_id"][-5:]) % n_hosts
+        by_host[host].append(json.dumps(change(row, host)) + "\n")
+    for host, lines in by_host.items():
+        log.with_name(f"host{'abcdefghij'[host]}-{log.stem}.jsonl").write_text("".join(lines))
+    log.unlink()
+
+
+def in_zone(row: Row, zone: str) -> Row:
+    return {**row, "observation": {**row["observation"], "zone": zone}}
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_one_poisoned_host_of_ten_waits_for_a_person(workspace: Workspace, run: Run) -> None:
+    log = stages.simulate(workspace).path
+    split_by_host(log, lambda row, host: in_zone(row, "nowhere") if host == 3 else row)
+
+    record = nightly(str(workspace.root))
+    shown = run(workspace, "drift")
+
+    assert (record["drift"], record["decision"], record["release"]) == ("drifted", "suspicious", None)
+    said = "the shift of observation.zone"
+    assert str(record["reason"]).startswith(f"Wait for a person: {said}")
+    assert " is confined to the source logs/steps/hostd-night-" in str(record["reason"])
+    assert "(10.0%)" in str(record["reason"])
+    assert any(f"suspicious: {said}" in warning for warning in record["warnings"])  # type: ignore[attr-defined]
+    assert "hostd-night-" in shown.out
+    assert f"suspicious: {said}" in " ".join(shown.err.split())
+    listed = workspace.query("SELECT column_name, suspicion FROM drift_history WHERE suspicion IS NOT NULL").rows
+    assert [name for name, _ in listed] == ["observation.zone"]
+
+    after_looking = stages.measure(workspace, forced=True).decision
+    assert (after_looking.retrain, after_looking.cause) == (True, "drift")
+    settings = workspace.root / "offline_dqn.toml"
+    edit(settings, "[train]", '[drift]\non_suspicion = "retrain"\n\n[train]')
+    goes_on = stages.measure(Workspace(workspace.root)).decision
+    assert (goes_on.retrain, goes_on.cause) == (True, "drift")
+    assert f"although it looks suspicious: {said}" in goes_on.sentence
+
+
+def test_a_zone_that_opens_on_every_host_is_no_poison_of_one(workspace: Workspace) -> None:
+    log = stages.simulate(workspace).path
+    split_by_host(log, lambda row, _: in_zone(row, "new") if row["observation"]["zone"] == "c" else row)
+    stages.ingest(workspace)
+
+    found = stages.measure(workspace)
+
+    assert found.report is not None
+    assert found.report.suspicions == ()
+    assert (found.decision.retrain, found.decision.cause) == (True, "drift")
+
+
+def test_a_reward_that_rises_while_the_objective_is_missed_is_suspicious(workspace: Workspace) -> None:
+    def gamed(row: Row) -> Row:
+        slower = {**row["observation"], "p95_ms": min(2000.0, 1.6 * row["observation"]["p95_ms"])}
+        return {**row, "observation": slower, "reward": min(0.0, row["reward"] + 1.0)}
+
+    rewrite(stages.simulate(workspace).path, gamed)
+    stages.ingest(workspace)
+
+    found = stages.measure(workspace)
+
+    assert found.report is not None
+    by_outcome = {one.where[0]: one for one in found.report.suspicions if one.kind == "reward against outcome"}
+    assert "the success rate" in by_outcome
+    assert "the mean reward of a step rose from -" in by_outcome["the success rate"].sentence
+    assert (found.decision.retrain, found.decision.cause) == (False, "suspicious")
+    assert "while the success rate fell from " in found.decision.sentence
