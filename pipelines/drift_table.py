@@ -18,6 +18,7 @@ from reports.drift_words import (
     ranked,
     slow_words,
     times_allowed,
+    unjudged,
     verdict_of,
 )
 from reports.formatting import visible
@@ -120,12 +121,7 @@ def _table(report: DriftReport, out: Console) -> Table:
 
 def _unjudged(report: DriftReport) -> Iterator[str]:
     """The columns that could not be judged, those of one cause together."""
-    by_cause: dict[str, list[str]] = {}
-    judged = {id(column) for column in ranked(report)}
-    for column in report.columns:
-        if id(column) not in judged:
-            by_cause.setdefault(column.reason or "not enough data", []).append(column.name)
-    for cause, names in by_cause.items():
+    for cause, names in unjudged(report).items():
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         yield f"not judged: {', '.join(names[:5])}{more} ({cause})"
 

@@ -13,7 +13,7 @@ from drift.findings import has_drifted
 from drift.records import ColumnDrift, DriftReport
 from reports import charts
 from reports.drift_charts import CalendarNight, NightKind, Reign, nights_along_calendar, steps_over_each_other
-from reports.drift_words import ranked, times_allowed, times_words
+from reports.drift_words import ranked, times_allowed, times_words, unjudged
 from reports.formatting import counted, number
 from reports.heat import Heat, heat
 from reports.night_checks import NightCheck
@@ -21,6 +21,9 @@ from reports.pictures import Panel, Picture, Refused, Row
 
 _COLUMNS, _PANELS, _NIGHTS = 20, 6, 31
 _LONGEST_NAME, _LONGEST_CAUSE = 60, 160
+_NAMED = 5
+_QUIET_ROWS = 10
+"""Of a heatmap in which fewer columns than that ever moved."""
 _ASIDE = {MISSING_LABEL: "missing", UNSEEN_LABEL: "unseen"}
 
 
@@ -37,15 +40,15 @@ def column_picture(report: DriftReport, most: int = _COLUMNS) -> Picture:
         name = charts.shortened(column.name, _LONGEST_NAME)
         rows.append(Row(name, charts.shortened(detail, _LONGEST_CAUSE), text, mark, alarmed=column.drifted))
     refused = tuple(
-        Refused(
-            charts.shortened(c.name, _LONGEST_NAME),
-            charts.shortened(c.reason, _LONGEST_CAUSE) or "not enough data",
-            "not measured",
-        )
-        for c in report.columns
-        if c not in ranked(report)
+        Refused(_listed(names), charts.shortened(cause, _LONGEST_CAUSE), "not measured")
+        for cause, names in unjudged(report).items()
     )
     return Picture(tuple(rows), refused=refused)
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(charts.shortened(name, _LONGEST_NAME) for name in names[:_NAMED])
+    return f"{shown} and {len(names) - _NAMED} more" if len(names) > _NAMED else shown
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,9 @@ def heat_of(report: DriftReport, *, columns: int = _COLUMNS, nights: int = _NIGH
         furthest = max(found.psi[c][kept])
         return found.columns[c] not in drifted, -furthest / allowed[c] if allowed[c] > 0 else -furthest
 
-    order = sorted(range(len(found.columns)), key=place)[:columns]
+    order = sorted(range(len(found.columns)), key=place)
+    n_beyond = sum(max(found.psi[c][kept]) > allowed[c] for c in order)
+    order = order[: min(columns, max(n_beyond, _QUIET_ROWS))]
     names, shown = [found.columns[c] for c in order], found.nights[kept]
     psi, limits = [found.psi[c][kept] for c in order], [[allowed[c]] * len(shown) for c in order]
     return heat(names, shown, found.n_episodes[kept], psi, limits, "allowed")

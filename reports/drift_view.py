@@ -29,7 +29,7 @@ from reports.heat import Heat
 from reports.night_checks import NightCheck, NightlyChecks, changes_of_champion
 from reports.pictures import Picture
 
-_COLUMNS = 20
+_COLUMNS = 12
 
 
 @dataclass(frozen=True)

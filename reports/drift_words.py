@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from drift.binning import UNSEEN_LABEL
 from drift.decision import RetrainDecision
 from drift.findings import changed_since, has_drifted
 from drift.records import ColumnDrift, DriftReport, JointDrift, SlowDrift
@@ -68,6 +69,16 @@ def ranked(report: DriftReport) -> tuple[ColumnDrift, ...]:
     """The columns that could be judged: the drifted first, then those nearest to what they are allowed."""
     judged = [c for c in report.columns if c.status != "not enough data" and c.psi is not None and math.isfinite(c.psi)]
     return tuple(sorted(judged, key=lambda c: (not c.drifted, -times_allowed(c, report.min_psi))))
+
+
+def unjudged(report: DriftReport) -> dict[str, list[str]]:
+    """The names of the columns that could not be judged, by cause."""
+    judged = {id(column) for column in ranked(report)}
+    by_cause: dict[str, list[str]] = {}
+    for column in report.columns:
+        if id(column) not in judged:
+            by_cause.setdefault(column.reason or "not enough data", []).append(column.name)
+    return by_cause
 
 
 def times_allowed(column: ColumnDrift, min_psi: float) -> float:
@@ -185,7 +196,7 @@ def _to_do(decision: RetrainDecision, report: DriftReport | None) -> Iterator[st
     elif decision.cause == "cool-down":
         yield "Nothing: a training was just made. `offline-dqn nightly --force-train` does not wait."
     elif decision.cause == "not enough data":
-        yield "Nothing, unless it stays so for several nights: then look at what the log still brings."
+        yield "Nothing tonight. Should it stay so for several nights, look at what the log still brings."
     else:
         yield "Nothing."
 
@@ -194,6 +205,7 @@ def _new_values(column: ColumnDrift) -> str:
     """What a fault of the logging would look like: values gone, or labels that were never there; "" for neither."""
     before, now = column.reference_missing_share or 0.0, column.live_missing_share or 0.0
     found = [f"{share(now)} of its values are missing, {share(before)} before"] if now - before >= _MISSING_JUMP else []
-    if (column.unseen_share or 0.0) >= _MISSING_JUMP:
-        found.append(f"{share(column.unseen_share)} are values that the reference hardly knows")
+    known = dict(zip(column.bins, column.reference_probs, strict=True)).get(UNSEEN_LABEL, 0.0)
+    if (column.unseen_share or 0.0) - known >= _MISSING_JUMP:
+        found.append(f"{share(column.unseen_share)} are values that the reference hardly knows, {share(known)} before")
     return ", ".join(found)

@@ -70,6 +70,9 @@ def test_quarantine_is_listed_shown_and_replayed(small: Workspace) -> None:
 
 
 def test_a_subject_is_erased_from_everything_that_was_made(small: Workspace) -> None:
+    small.drift_path.mkdir()
+    for night, source in (("2026-01-05", "e-leaves"), ("2026-01-06", "e-leaves-not")):
+        (small.drift_path / f"{night}.html").write_text(f"<p>confined to {source}</p>")
     small.nights_path.write_text('{"warnings": ["3 rows of e-leaves"]}\n{"warnings": ["e-leaves-not"]}\n')
     (small.root / "notes.txt").write_text("ask noor about e-leaves")
 
@@ -80,6 +83,7 @@ def test_a_subject_is_erased_from_everything_that_was_made(small: Workspace) -> 
     assert done["n_rows"] == {"steps": 3, "outcomes": 0, "quarantine": 1, "held": 0}
     assert (done["log_files"], done["still_named_in"]) == (["logs/steps/a.jsonl"], ["notes.txt"])
     assert small.nights_path.read_text() == '{"warnings": ["3 rows of (erased)"]}\n{"warnings": ["e-leaves-not"]}\n'
+    assert [page.name for page in small.drift_path.iterdir()] == ["2026-01-06.html"]  # a page is made again on demand
     assert n_steps(small.root) == 3
     write_rows(small.root / "logs" / "steps" / "b.jsonl", episode("e-again", user="noor"))
     assert json.loads(run("ingest", small.root, "--json").stdout)["batch"]["n_erased"] == 3

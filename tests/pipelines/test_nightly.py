@@ -73,6 +73,14 @@ def test_three_nights(fresh: Workspace) -> None:
 
     assert (third.drift, third.decision, third.release) == ("drifted", "drift", 2)
     assert third.gate in {"passed", "refused"}
+    assert third.drift_page == "drift/2026-01-07.html"
+    page = (fresh.root / third.drift_page).read_text()
+    assert "drift check of 2026-01-07" in page
+    assert "2026-01-06: kept the champion (none)" in page  # the night before is in its timeline
+    assert third.drift_page in newest_artifact("verdict-autoscaler")
+    report = (fresh.root / str(third.report)).read_text()
+    assert "The night of 2026-01-07" in report  # the check that led to the training
+    assert "2026-01-06: kept the champion (none)" in report
     assert "request_rate" in str(stages.measure(fresh).decision.sentence)
     snapshot, summary = open_snapshot(fresh.snapshots_path / _training(fresh, 2)["snapshot"])
     assert summary.judge_since == "2026-01-07"

@@ -35,7 +35,7 @@ def test_open_prints_the_newest_report_where_there_is_no_display(first_night: Pa
 def test_open_shows_it_in_a_browser(first_night: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
     monkeypatch.setenv("DISPLAY", ":0")
-    monkeypatch.setattr(report_commands.webbrowser, "open", lambda address: bool(shown.append(address)) or True)
+    monkeypatch.setattr("webbrowser.open", lambda address: bool(shown.append(address)) or True)
 
     assert run(first_night, "report", "open", 1).err == ""
     assert shown == [(first_night / "releases" / "1" / "report.html").as_uri()]

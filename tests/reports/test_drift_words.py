@@ -69,9 +69,18 @@ def test_drift_says_to_rule_out_the_logging_before_the_world() -> None:
     assert verdict.headline == "Retrain: zone and 2 more moved"
     assert verdict.to_do[0] == (
         "Rule out the logging first: request_rate: 12% of its values are missing, 0% before; zone: 36% are values "
-        "that the reference hardly knows."
+        "that the reference hardly knows, 0% before."
     )
     assert verdict.to_do[1].startswith("The nightly run trains a candidate because of this")
+
+
+def test_rare_labels_that_the_reference_has_as_often_are_no_fault_of_the_logging() -> None:
+    column = samples.column(
+        "action", 0.14, 0.03, kind="categorical", status="drifted", bins=("a", "(rare or unseen)", "(missing)"),
+        reference_probs=(0.94, 0.06, 0.0), live_probs=(0.92, 0.08, 0.0), unseen_share=0.08,
+    )  # fmt: skip
+    verdict = verdict_of(samples.drifted_check(report=samples.drift_report(columns=(column,))))
+    assert not any("logging" in says for says in verdict.to_do)
 
 
 def test_one_drifted_column_is_named_with_its_first_night() -> None:
