@@ -15,6 +15,8 @@ from reports.formatting import number, share
 
 _HEIGHT = 132
 _FIRST_NUMBER = re.compile(r"-?[0-9.]+(?:e[+-]?[0-9]+)?|-?inf")
+_LONGEST_EDGE = 5
+"""Letters of an edge; with longer ones there is room for every second."""
 _LEFT = 40
 """Pixels for the shares at the left."""
 
@@ -71,14 +73,19 @@ def _steps(slots: Sequence[tuple[float, float, float]], n_places: float, height:
 
 
 def _edges(bins: Sequence[str], n_places: float) -> list[str]:
-    """The lower edge of each interval under it; on a narrow screen every second one."""
-    found = []
-    for i, name in enumerate(bins[1:], start=1):
-        match = _FIRST_NUMBER.search(name)
-        if match:
-            text = svg.text(100 * i / n_places, _HEIGHT + 16, number(float(match[0]), 3), "middle")
-            found.append(f'<g class="second">{text}</g>' if i % 2 == 0 else text)
-    return found
+    """The lower edge of each interval under it; every second one on a narrow screen, or where they are long."""
+    found = [(i, _FIRST_NUMBER.search(name)) for i, name in enumerate(bins) if i]
+    edges = {i: float(match[0]) for i, match in found if match}
+    texts = {i: number(edge, 2) for i, edge in edges.items()}
+    if len(set(texts.values())) < len(texts):
+        texts = {i: number(edge, 4) for i, edge in edges.items()}
+    long = max(map(len, texts.values()), default=0) > _LONGEST_EDGE
+    drawn = []
+    for i, shown in texts.items():
+        text = svg.text(100 * i / n_places, _HEIGHT + 16, shown, "middle")
+        if i % 2 or not long:
+            drawn.append(text if i % 2 else f'<g class="second">{text}</g>')
+    return drawn
 
 
 NightKind = Literal["drifted", "stable", "not judged", "held"]

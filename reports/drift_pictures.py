@@ -101,25 +101,68 @@ def _facts(column: ColumnDrift, report: DriftReport) -> Iterator[tuple[str, str,
         yield "drift_since", "since", column.since
 
 
-def heat_of(report: DriftReport, *, columns: int = _COLUMNS, nights: int = _NIGHTS) -> Heat | None:
-    """The columns that were furthest from what they are allowed, on the newest nights; None where there is no night."""
-    found = report.nightly
-    if found is None or not found.nights:
+def heat_of(
+    report: DriftReport, past: Sequence[NightCheck] = (), *, columns: int = _COLUMNS, nights: int = _NIGHTS
+) -> Heat | None:
+    """The columns that were furthest from what they are allowed, on the newest nights; None where there is no night.
+
+    Nights that the report does not compare any more, because its reference is newer, stand as their own check found
+    them, against the reference of their time.
+    """
+    cells = {**_past_cells(past), **_nightly_cells(report)}
+    if not cells:
         return None
-    kept = slice(max(0, len(found.nights) - nights), None)
-    allowed = [max(threshold or 0.0, report.min_psi) for threshold in found.threshold]
+    shown = sorted(cells)[-nights:]
+    named = {name: None for night in reversed(shown) for name in cells[night].psi}
     drifted = {column.name for column in report.drifted_columns}
 
-    def place(c: int) -> tuple[bool, float]:
-        furthest = max(found.psi[c][kept])
-        return found.columns[c] not in drifted, -furthest / allowed[c] if allowed[c] > 0 else -furthest
+    def furthest(name: str) -> float:
+        return max((_times(*cells[night].psi[name]) for night in shown if name in cells[night].psi), default=0.0)
 
-    order = sorted(range(len(found.columns)), key=place)
-    n_beyond = sum(max(found.psi[c][kept]) > allowed[c] for c in order)
+    order = sorted(named, key=lambda name: (name not in drifted, -furthest(name)))
+    n_beyond = sum(furthest(name) > 1 for name in order)
     order = order[: min(columns, max(n_beyond, _QUIET_ROWS))]
-    names, shown = [found.columns[c] for c in order], found.nights[kept]
-    psi, limits = [found.psi[c][kept] for c in order], [[allowed[c]] * len(shown) for c in order]
-    return heat(names, shown, found.n_episodes[kept], psi, limits, "allowed")
+    pairs = [[cells[night].psi.get(name) for night in shown] for name in order]
+    psi = [[pair[0] if pair else None for pair in row] for row in pairs]
+    allowed = [[pair[1] if pair else 0.0 for pair in row] for row in pairs]
+    return heat(order, shown, [cells[night].n_episodes for night in shown], psi, allowed, "allowed")
+
+
+@dataclass(frozen=True)
+class _NightCells:
+    """A night of the heatmap: its episodes, and PSI and what is allowed by column."""
+
+    n_episodes: int
+    psi: dict[str, tuple[float, float]]
+
+
+def _nightly_cells(report: DriftReport) -> dict[str, _NightCells]:
+    found = report.nightly
+    if found is None:
+        return {}
+    allowed = [max(threshold or 0.0, report.min_psi) for threshold in found.threshold]
+    return {
+        night: _NightCells(
+            found.n_episodes[m], {name: (found.psi[c][m], allowed[c]) for c, name in enumerate(found.columns)}
+        )
+        for m, night in enumerate(found.nights)
+    }
+
+
+def _past_cells(past: Sequence[NightCheck]) -> dict[str, _NightCells]:
+    """Checks of one live night each; several nights together are no night of the calendar."""
+    return {
+        check.live_nights[-1]: _NightCells(
+            check.report.live_episodes,
+            {c.name: (c.psi or 0.0, c.allowed(check.report.min_psi) or 0.0) for c in ranked(check.report)},
+        )
+        for check in past
+        if check.report is not None and check.live_nights is not None and check.live_nights[0] == check.live_nights[-1]
+    }
+
+
+def _times(psi: float, allowed: float) -> float:
+    return psi / allowed if allowed > 0 else psi
 
 
 def timeline(checks: Sequence[NightCheck], changes: Mapping[str, str]) -> Markup | None:

@@ -41,6 +41,7 @@ class DriftView:
         n_judged: columns that could be judged.
         furthest: the column furthest from what it is allowed, and how many times that in words.
         since: first night of what moved, ISO date, and the column that moved first; both "" where no night is known.
+        older_nights: whether the heatmap has nights that were compared with an older reference.
         nights: of the checks up to this one, the newest first: night, what acted, what was decided, and in words.
         since_then: what happened to the champion after the check.
     """
@@ -53,6 +54,7 @@ class DriftView:
     furthest: tuple[str, str]
     since: tuple[str, str]
     heat: Heat | None
+    older_nights: bool
     distributions: tuple[DistributionPanel, ...]
     joint: tuple[tuple[bool, str], ...]
     slow: tuple[str, ...]
@@ -75,7 +77,8 @@ def drift_view(checks: NightlyChecks) -> DriftView:
         n_judged=len(ranked(report)) if report else 0,
         furthest=(name, times_words(times)) if times is not None else ("", "none"),
         since=since_of(report),
-        heat=heat_of(report) if report else None,
+        heat=heat_of(report, checks.past) if report else None,
+        older_nights=_has_older_nights(checks),
         distributions=distribution_panels(report) if report else (),
         joint=tuple((test.drifted, joint_words(test)) for test in report.joint) if report else (),
         slow=tuple(slow_words(slow) for slow in report.slow) if report else (),
@@ -83,3 +86,9 @@ def drift_view(checks: NightlyChecks) -> DriftView:
         nights=tuple((check, night_words(check, changes.get(check.night, ""))) for check in reversed(row)),
         since_then=changes.get("", ""),
     )
+
+
+def _has_older_nights(checks: NightlyChecks) -> bool:
+    nightly = checks.newest.report.nightly if checks.newest.report else None
+    earlier = [check.live_nights[0] for check in checks.past if check.live_nights]
+    return nightly is not None and bool(nightly.nights) and any(night < nightly.nights[0] for night in earlier)

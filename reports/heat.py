@@ -44,7 +44,7 @@ def heat(
     columns: Sequence[str],
     nights: Sequence[str],
     n_episodes: Sequence[int],
-    psi: Sequence[Sequence[float]],
+    psi: Sequence[Sequence[float | None]],
     allowed: Sequence[Sequence[float]],
     bound: str,
 ) -> Heat:
@@ -52,7 +52,7 @@ def heat(
 
     Args:
         columns: (C,) names; nights: (M,) ISO dates, ascending; n_episodes: (M,).
-        psi, allowed: (C, M), in nats.
+        psi, allowed: (C, M), in nats; None where a column was not measured.
         bound: what `allowed` is, as it stands behind the number.
     """
     days = [date.fromisoformat(night) for night in nights]
@@ -76,7 +76,9 @@ def heat_of_gate(drift: NightDrift) -> Heat:
     return heat(drift.columns, drift.nights, drift.n_episodes, drift.psi, drift.allowed, "explained by chance")
 
 
-def _cell(name: str, night: str, psi: float, allowed: float, bound: str) -> HeatCell:
+def _cell(name: str, night: str, psi: float | None, allowed: float, bound: str) -> HeatCell:
+    if psi is None:
+        return HeatCell(0, "", f"{name}, {night}: not measured")
     level = sum(psi > times * allowed for times in _STEPS)
     said = f"{name}, {night}: PSI {number(psi, 2)}, {number(allowed, 2)} {bound}"
     return HeatCell(level, number(psi, 2) if level else "", said)

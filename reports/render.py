@@ -186,9 +186,9 @@ def _bounded(value: object) -> object:
     return charts.shortened(value, _LONGEST_TEXT) if endless and isinstance(value, str) else value
 
 
-def _prose(text: str) -> Markup:
+def _prose(text: str, most: int = _LONGEST_TEXT) -> Markup:
     """A sentence that was written for a terminal: `code` becomes an element, and the minus of a number a true one."""
-    parts = re.split(r"`([^`]+)`", charts.shortened(text, _LONGEST_TEXT))
+    parts = re.split(r"`([^`]+)`", charts.shortened(text, most))
     shown = [Markup("<code>{}</code>").format(p) if i % 2 else escape(_MINUS.sub("−", p)) for i, p in enumerate(parts)]
     return Markup("").join(shown)
 

@@ -103,6 +103,28 @@ def test_heatmap_keeps_the_newest_nights_and_the_columns_that_moved_furthest() -
     assert len(heat.rows) == 3
 
 
+def test_nights_that_the_reference_does_not_reach_stand_as_their_own_check_found_them() -> None:
+    nightly = NightlyDrift(
+        columns=("cpu", "new"), nights=("2024-05-20", "2024-05-21"), n_episodes=(330, 331),
+        psi=((0.01, 0.07), (0.01, 0.01)), threshold=(0.03, 0.03),
+    )  # fmt: skip
+    before = samples.drifted_check(night="2024-05-20", live_nights=("2024-05-19", "2024-05-19"))
+    together = samples.drifted_check(night="2024-05-19", live_nights=("2024-05-17", "2024-05-18"))
+    heat = heat_of(samples.drift_report(nightly=nightly), [together, before])
+    assert heat is not None
+    # Two nights that were checked together are no night of the calendar.
+    assert [night.said for night in heat.nights] == [
+        "2024-05-19: 330 episodes", "2024-05-20: 330 episodes", "2024-05-21: 331 episodes"
+    ]  # fmt: skip
+    rows = dict(heat.rows)
+    assert [cell.said for cell in rows["cpu"] if cell] == [
+        "cpu, 2024-05-19: PSI 0.012, 0.031 allowed", "cpu, 2024-05-20: PSI 0.01, 0.03 allowed",
+        "cpu, 2024-05-21: PSI 0.07, 0.03 allowed",
+    ]  # fmt: skip
+    assert [cell.level for cell in rows["zone"] if cell] == [3, 0, 0]
+    assert next(cell.said for cell in rows["new"] if cell) == "new, 2024-05-19: not measured"
+
+
 def test_a_column_without_a_threshold_is_held_to_the_smallest_psi_that_matters() -> None:
     nightly = NightlyDrift(
         columns=("x",), nights=("2024-05-01", "2024-05-02"), n_episodes=(1, 2), psi=((0.019, 0.021),), threshold=(None,)
