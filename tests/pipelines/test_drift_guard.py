@@ -53,7 +53,7 @@ def test_one_poisoned_host_of_ten_waits_for_a_person(workspace: Workspace, run: 
     assert "(10.0%)" in str(record["reason"])
     assert any(f"suspicious: {said}" in warning for warning in record["warnings"])  # type: ignore[attr-defined]
     assert "hostd-night-" in shown.out
-    assert f"suspicious: {said}" in " ".join(shown.err.split())
+    assert said in " ".join(shown.out.split())
     listed = workspace.query("SELECT column_name, suspicion FROM drift_history WHERE suspicion IS NOT NULL").rows
     assert [name for name, _ in listed] == ["observation.zone"]
 
