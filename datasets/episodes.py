@@ -163,6 +163,22 @@ def _unread(column: str, table: str, quarantine: str) -> str:
     ANTI JOIN {table} USING (source, source_line)"""
 
 
+def settled_steps_sql(steps: str, outcomes: str, episodes: str, contract: Contract) -> str:
+    """A SELECT with one row per step of a complete, undamaged episode, in no order.
+
+    Columns: all of steps, with `reward` as settled by outcomes where it was awaited, and `night`, the day on which the
+    episode started.
+
+    Args:
+        steps, outcomes: SQL relations of those tables, as logged.
+        episodes: SQL relation of `episodes_sql`.
+    """
+    return f"""
+SELECT s.* REPLACE ({_settled_reward(contract)} AS reward), e.log_date AS night
+FROM {_with_outcomes(steps, outcomes, contract)} JOIN {episodes} e ON e.episode_id = s.episode_id
+WHERE e.complete AND e.damage IS NULL"""
+
+
 def transitions_sql(steps: str, outcomes: str, episodes: str, contract: Contract) -> str:
     """A SELECT with one row per step of a complete, undamaged episode, with its position and what followed.
 

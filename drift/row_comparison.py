@@ -1,8 +1,4 @@
-"""Two streams of rows side by side, of which nothing is known but their columns.
-
-Without nights and clusters there is no null to draw. Only where rows are independent does theory give one: PSI between
-equal populations is then about (1 / n + 1 / m) times a chi-square with one degree of freedom less than there are bins.
-"""
+"""Two streams of rows side by side: how far apart they are in every column, whatever their number."""
 
 from __future__ import annotations
 
@@ -16,15 +12,11 @@ from numpy.typing import NDArray
 from drift.binning import in_order
 from drift.comparison import column_bins, distance_of_values, divergences_of_shares
 from drift.counting import MAX_VALUES, Block, RowSample, count_blocks
-from drift.divergence import population_stability_index
-from drift.records import ColumnDrift, Status
+from drift.records import ColumnDrift
 from drift.windows import DriftColumn, DriftDataError
 
 Rows = Callable[[frozenset[str]], Iterable[Block]]
 """A side: its blocks without the columns named, anew each time it is called and always in the same order."""
-
-MIN_EXPECTED = 5.0
-"""Rows that a bin must expect on the smaller side to have a say of its own in the chi-square approximation."""
 
 NO_VERDICT = "no verdict: rows may depend on each other"
 
@@ -39,7 +31,7 @@ class RowComparison:
         reference_sample, live_sample: rows that Wasserstein-1 is of, and the reference's that bins are cut on: all,
             or as many as a sample holds. Shares are of all rows.
         floor: smallest share that a bin is given in PSI and KL.
-        independent: rows were taken as independent, so that columns are judged.
+        basis: what the verdicts rest on, in words; "" where there are none.
     """
 
     columns: tuple[ColumnDrift, ...]
@@ -48,7 +40,7 @@ class RowComparison:
     reference_sample: int
     live_sample: int
     floor: float
-    independent: bool = False
+    basis: str = ""
 
     @property
     def drifted(self) -> tuple[ColumnDrift, ...]:
@@ -62,7 +54,14 @@ class RowComparison:
 
 
 def compare_rows(reference: Rows, live: Rows, *, n_bins: int, floor: float) -> RowComparison:
-    """How far apart two sides are in every column; judges none.
+    """How far apart two sides are in every column; judges none. See `compare_rows_by_cell`."""
+    return compare_rows_by_cell(reference, live, n_bins=n_bins, floor=floor, n_cells=1)[0]
+
+
+def compare_rows_by_cell(
+    reference: Rows, live: Rows, *, n_bins: int, floor: float, n_cells: int
+) -> tuple[RowComparison, dict[str, NDArray[np.float64]]]:
+    """How far apart two sides are in every column, and (n_cells, K) rows of the reference by cell and slot.
 
     Memory does not grow with rows. The live side is read once; a reference too large to hold is read twice, the first
     time for the bins.
@@ -71,6 +70,7 @@ def compare_rows(reference: Rows, live: Rows, *, n_bins: int, floor: float) -> R
         reference, live: the same scalar columns, of the same kinds.
         n_bins: of a numeric column.
         floor: as in `population_stability_index`.
+        n_cells: cells that the reference's blocks are of.
 
     Raises:
         DriftDataError: a side is empty, holds fewer rows than there are bins, or holds infinite values; all columns
@@ -89,7 +89,7 @@ def compare_rows(reference: Rows, live: Rows, *, n_bins: int, floor: float) -> R
     names = frozenset(name for name, column in before.items() if _is_unlabelled(column, bins[name].labels))
     bins = {name: of_column for name, of_column in bins.items() if name not in names}
     is_held = sum(block.n_rows for block in held) == sample.n_rows
-    counts = count_blocks(held if is_held else reference(names), bins)
+    counts = count_blocks(held if is_held else reference(names), bins, n_cells=n_cells)
     held.clear()
     live_counts = count_blocks(_kept(watch.over(live(names), "live side"), live_sample), bins)
     watch.refuse({"reference": sample.n_rows, "live side": live_sample.n_rows}, n_bins)
@@ -98,55 +98,10 @@ def compare_rows(reference: Rows, live: Rows, *, n_bins: int, floor: float) -> R
     columns = tuple(
         _unlabelled(name, column, n_rows)
         if name in names
-        else _column(name, column, now[name], bins[name].labels, counts[name][0], live_counts[name][0], floor)
+        else _column(name, column, now[name], bins[name].labels, counts[name].sum(axis=0), live_counts[name][0], floor)
         for name, column in before.items()
     )
-    return RowComparison(columns, *n_rows, sample.n_kept, live_sample.n_kept, floor)
-
-
-def judged_as_independent(comparison: RowComparison, *, rate: float, min_psi: float) -> RowComparison:
-    """The same comparison with a verdict on each column, for rows that are drawn one by one.
-
-    Steps of an episode are not, nor are rows that share a night. Of equal populations at most a share `rate` of
-    comparisons name any column: columns share it alike (Bonferroni). Bins that expect fewer than five rows on the
-    smaller side are put together for the verdict: the approximation does not hold in them.
-
-    Args:
-        rate: in (0, 1).
-        min_psi: smallest PSI (nats) of a drifted column.
-
-    Source: Yurdakul and Naranjo 2020, Statistical properties of the population stability index.
-    """
-    from scipy.special import chdtrc, chdtri
-
-    n_judged = sum(column.psi is not None for column in comparison.columns)
-    spread = 1.0 / comparison.reference_rows + 1.0 / comparison.live_rows
-    columns = []
-    for column in comparison.columns:
-        if column.psi is None:
-            columns.append(column)
-            continue
-        probs, live_probs = _frequent(column, comparison)
-        freedom = len(probs) - 1
-        if freedom < 1:
-            columns.append(replace(column, reason=column.reason or "both sides hold one and the same bin"))
-            continue
-        psi = population_stability_index(probs, live_probs, floor=min(comparison.floor, 1.0 / len(probs)))
-        p_value = min(1.0, n_judged * float(chdtrc(freedom, psi / spread)))
-        beyond, matters = p_value <= rate, column.psi >= min_psi
-        status: Status = "drifted" if beyond and matters else "stable"
-        small = f"beyond chance, but PSI is below {min_psi:g}" if beyond and not matters else ""
-        columns.append(
-            replace(
-                column,
-                status=status,
-                reason=small or (column.reason if column.reason != NO_VERDICT else ""),
-                typical_psi=spread * freedom,
-                threshold=spread * float(chdtri(freedom, rate / n_judged)),
-                p_value=p_value,
-            )
-        )
-    return replace(comparison, columns=tuple(columns), independent=True)
+    return RowComparison(columns, *n_rows, sample.n_kept, live_sample.n_kept, floor), counts
 
 
 class _Watch:
@@ -234,19 +189,3 @@ def _unlabelled(name: str, before: DriftColumn, n_rows: tuple[int, int]) -> Colu
         reference_rows=n_rows[0],
         live_rows=n_rows[1],
     )
-
-
-def _frequent(column: ColumnDrift, comparison: RowComparison) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Both sides' shares of the bins that expect enough rows, and of the others together."""
-    n, m = comparison.reference_rows, comparison.live_rows
-    probs, live_probs = np.array(column.reference_probs), np.array(column.live_probs)
-    pooled = (n * probs + m * live_probs) / (n + m)
-    order = np.argsort(pooled, kind="stable")
-    # Put together from the rarest on, until together they expect enough.
-    n_rare = int(np.count_nonzero(min(n, m) * pooled < MIN_EXPECTED))
-    while n_rare < len(order) and 0.0 < min(n, m) * pooled[order[:n_rare]].sum() < MIN_EXPECTED:
-        n_rare += 1
-    rare, frequent = order[:n_rare], np.sort(order[n_rare:])
-    sides = [np.append(side[frequent], side[rare].sum()) for side in (probs, live_probs)]
-    held = (sides[0] > 0) | (sides[1] > 0)
-    return sides[0][held], sides[1][held]

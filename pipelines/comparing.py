@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from datasets.duck import literal, quoted
 from drift.counting import Block
 from drift.reference import scalars
-from drift.row_comparison import RowComparison, Rows, compare_rows
+from drift.row_comparison import Rows
 from drift.windows import ColumnKind, DriftColumn, DriftDataError
 
 BLOCK_ROWS = 32_768
@@ -45,6 +45,38 @@ class Field:
 
 
 @dataclass(frozen=True)
+class CellCodes:
+    """How rows fall into cells: a night's clusters, or bundles of them by hash where they are many.
+
+    Attributes:
+        night, cluster: SQL of a row's date, and of what makes rows of a night dependent.
+        nights: (M,) day numbers, ascending.
+        per_night: cells of a night; cell c is of night c // per_night.
+    """
+
+    night: str
+    cluster: str
+    nights: NDArray[np.int64]
+    per_night: int
+
+    @property
+    def columns(self) -> str:
+        """SQL of the two columns that `of` takes."""
+        return f"{day_sql(self.night)} AS day, (hash({self.cluster}) % {self.per_night})::INTEGER AS code"
+
+    def of(self, days: pa.Array, codes: pa.Array) -> NDArray[np.int64]:
+        """(rows,) cell of each row."""
+        night = np.searchsorted(self.nights, days.to_numpy(zero_copy_only=False))
+        cells: NDArray[np.int64] = night * self.per_night + codes.to_numpy(zero_copy_only=False)
+        return cells
+
+
+def day_sql(night: str) -> str:
+    """Day number, since 1970, of a date or an instant."""
+    return f"date_diff('day', DATE '1970-01-01', CAST({night} AS DATE))"
+
+
+@dataclass(frozen=True)
 class Relation:
     """What DuckDB can select from.
 
@@ -60,20 +92,26 @@ class Relation:
     fields: Mapping[str, Field]
     left_out: Mapping[str, str]
 
-    def blocks(self, connection: duckdb.DuckDBPyConnection, fields: Mapping[str, Field]) -> Iterator[Block]:
-        """Some of its columns, in its own order.
+    def blocks(
+        self, connection: duckdb.DuckDBPyConnection, fields: Mapping[str, Field], cells: CellCodes | None = None
+    ) -> Iterator[Block]:
+        """Some of its columns, in its own order, and where asked for each row's cell.
 
         Raises:
             DriftDataError: a file cannot be read to its end.
         """
         selected = ", ".join(f"{field.sql} AS {quoted(name)}" for name, field in fields.items())
-        with _read(self.name):
+        if cells is not None:
+            selected += f", {cells.columns}"
+        with reading(self.name):
             reader = connection.sql(f"SELECT {selected} FROM {self.sql}").to_arrow_reader(BLOCK_ROWS)
             for batch in reader:
                 columns = {
                     name: _column(field, batch.column(place)) for place, (name, field) in enumerate(fields.items())
                 }
-                yield Block(scalars(columns))
+                n = len(fields)
+                of_row = None if cells is None else cells.of(batch.column(n), batch.column(n + 1))
+                yield Block(scalars(columns), of_row)
 
 
 def files_relation(connection: duckdb.DuckDBPyConnection, pattern: str) -> Relation:
@@ -102,43 +140,59 @@ def relation_of(connection: duckdb.DuckDBPyConnection, name: str, sql: str) -> R
     """
     fields: dict[str, Field] = {}
     left_out: dict[str, str] = {}
-    with _read(name):
+    with reading(name):
         found = connection.sql(f"SELECT * FROM {sql}")
         for column, column_type in zip(found.columns, found.types, strict=True):
             _describe(column, quoted(column), column_type, fields, left_out)
     return Relation(name, sql, fields, left_out)
 
 
-def compare_relations(
-    connection: duckdb.DuckDBPyConnection,
-    reference: Relation,
-    live: Relation,
-    *,
-    n_bins: int,
-    floor: float,
-    leave_out: Collection[str] = (),
-) -> tuple[RowComparison, dict[str, str]]:
-    """Every column that both have, and what was left out with the reason; memory does not grow with rows.
+@dataclass(frozen=True)
+class Pair:
+    """Two relations with the columns that both have.
 
-    Args:
-        n_bins, floor: as in `compare_rows`.
-        leave_out: names of columns.
+    Attributes:
+        left_out: what is not compared, with the reason.
+    """
+
+    connection: duckdb.DuckDBPyConnection
+    sides: tuple[Relation, Relation]
+    fields: tuple[Mapping[str, Field], Mapping[str, Field]]
+    left_out: Mapping[str, str]
+
+    def rows(self, side: int, cells: CellCodes | None = None) -> Rows:
+        """One side's rows, the reference's being side 0."""
+
+        def blocks(without: frozenset[str]) -> Iterator[Block]:
+            kept = {name: field for name, field in self.fields[side].items() if name not in without}
+            return self.sides[side].blocks(self.connection, kept, cells)
+
+        return blocks
+
+
+def require_columns(side: Relation, names: Collection[str]) -> None:
+    """Raises DriftDataError where a relation lacks a column."""
+    lacking = [name for name in names if not _has(side, name)]
+    if lacking:
+        raise DriftDataError(f"{side.name} has no column {' and no '.join(lacking)}. There are {_listed(side)}.")
+
+
+def pair_of(
+    connection: duckdb.DuckDBPyConnection, reference: Relation, live: Relation, leave_out: Collection[str] = ()
+) -> Pair:
+    """Two relations side by side, without the columns named.
 
     Raises:
-        DriftDataError: see `relation_of`, `shared_fields` and `compare_rows`; or there is no column to leave out.
+        DriftDataError: see `shared_fields`; or there is no such column to leave out.
     """
     unknown = [name for name in leave_out if not any(_has(side, name) for side in (reference, live))]
     if unknown:
         raise DriftDataError(
             f"Neither side has a column {' or '.join(unknown)} that could be left out. There are {_listed(reference)}."
         )
-    asked = [_without(side, leave_out) for side in (reference, live)]
-    before, now, left_out = shared_fields(connection, *asked)
-
-    def rows(side: Relation, fields: Mapping[str, Field]) -> Rows:
-        return lambda without: side.blocks(connection, {n: f for n, f in fields.items() if n not in without})
-
-    return compare_rows(rows(asked[0], before), rows(asked[1], now), n_bins=n_bins, floor=floor), left_out
+    sides = _without(reference, leave_out), _without(live, leave_out)
+    before, now, left_out = shared_fields(connection, *sides)
+    return Pair(connection, sides, (before, now), left_out)
 
 
 def shared_fields(
@@ -232,14 +286,14 @@ def _cast(sql: str, kind: ColumnKind) -> str:
 
 
 def _is_empty(connection: duckdb.DuckDBPyConnection, side: Relation, name: str) -> bool:
-    with _read(side.name):
+    with reading(side.name):
         found = connection.execute(f"SELECT count({side.fields[name].sql}) FROM {side.sql}").fetchall()
     return found == [(0,)]
 
 
 def _lengths(connection: duckdb.DuckDBPyConnection, side: Relation, field: Field) -> list[int]:
     """The shortest and the longest of a column's lists; none where it holds none."""
-    with _read(side.name):
+    with reading(side.name):
         found = connection.execute(f"SELECT min(len({field.sql})), max(len({field.sql})) FROM {side.sql}").fetchall()
     return [length for length in found[0] if length is not None]
 
@@ -275,7 +329,7 @@ def _without(side: Relation, names: Collection[str]) -> Relation:
 
 
 @contextmanager
-def _read(name: str) -> Iterator[None]:
+def reading(name: str) -> Iterator[None]:
     """Says which side could not be read, and why."""
     try:
         yield
@@ -285,4 +339,4 @@ def _read(name: str) -> Iterator[None]:
 
 
 def _listed(relation: Relation) -> str:
-    return ", ".join(list(relation.fields)[:12]) or "none"
+    return ", ".join([*relation.fields, *relation.left_out][:12]) or "none"

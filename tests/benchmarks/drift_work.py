@@ -18,7 +18,7 @@ from datasets.duck import duck, literal
 from drift.counting import Block
 from drift.row_comparison import RowComparison, Rows, compare_rows
 from drift.windows import DriftColumn
-from pipelines.comparing import compare_relations, files_relation
+from pipelines.comparing import files_relation, pair_of
 from tests.benchmarks.peers import PeerDrift, drift_by
 from tests.benchmarks.rows import BenchRow, bench_row, seconds, side_by_side
 
@@ -64,8 +64,9 @@ def _peer_rows(files: tuple[Path, Path], said: str, rounds: int) -> list[BenchRo
 
     def from_files() -> RowComparison:
         with duck() as connection:
-            relations = [files_relation(connection, str(path)) for path in files]
-            return compare_relations(connection, relations[0], relations[1], n_bins=N_BINS, floor=FLOOR)[0]
+            reference, live = (files_relation(connection, str(path)) for path in files)
+            pair = pair_of(connection, reference, live)
+            return compare_rows(pair.rows(0), pair.rows(1), n_bins=N_BINS, floor=FLOOR)
 
     in_memory()  # imports are not counted
     memory = side_by_side(lambda: seconds(in_memory), lambda: peer("evidently"), rounds=rounds)

@@ -11,7 +11,8 @@ from scipy import stats
 
 from drift.config import DriftConfig
 from drift.counting import Block
-from drift.row_comparison import NO_VERDICT, RowComparison, Rows, compare_rows, judged_as_independent
+from drift.row_comparison import NO_VERDICT, RowComparison, Rows, compare_rows
+from drift.row_verdicts import judged_as_independent
 from drift.windows import DriftColumn, DriftDataError, scalar_columns
 
 FLOOR, MIN_PSI = DriftConfig().floor, DriftConfig().min_psi

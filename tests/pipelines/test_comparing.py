@@ -12,12 +12,17 @@ import pytest
 from typer.testing import CliRunner
 
 from datasets.duck import duck
+from datasets.freezing import read_episodes
 from drift.comparison import column_bins, divergences
 from drift.config import DriftConfig
-from drift.windows import DriftColumn, scalar_columns
-from pipelines import comparing
+from drift.row_comparison import compare_rows
+from drift.windows import DriftColumn, DriftWindow, scalar_columns, window_from_replay
+from pipelines import comparing, stages
 from pipelines.cli import app
-from pipelines.comparing import compare_relations, files_relation
+from pipelines.comparing import files_relation, pair_of
+from pipelines.workspace import Workspace
+from tests.drift.worlds import window_of_nights
+from tests.pipelines.conftest import Run
 
 
 def table(n: int, shift: float) -> pa.Table:
@@ -127,7 +132,8 @@ def test_a_long_reference_is_counted_whole_though_bins_are_cut_on_a_sample(
     for _ in range(2):
         with duck() as connection:
             side = files_relation(connection, str(tmp_path / "a.parquet"))
-            found.append(compare_relations(connection, side, side, n_bins=10, floor=1e-4)[0])
+            pair = pair_of(connection, side, side)
+            found.append(compare_rows(pair.rows(0), pair.rows(1), n_bins=10, floor=1e-4))
     assert found[0] == found[1]
     column = found[0].columns[0]
     assert (found[0].reference_rows, column.psi) == (n, 0.0)
@@ -138,7 +144,7 @@ def test_a_long_reference_is_counted_whole_though_bins_are_cut_on_a_sample(
 @pytest.mark.parametrize(
     ("before", "now", "message"),
     [
-        ({"x": [1.0] * 20}, {"y": [1.0] * 20}, "have no column in common that can be compared: the first has x"),
+        ({"x": [1.0] * 20}, {"y": [1.0] * 20}, "have no column in common that can be compared: the first has x;"),
         ({"x": [1.0] * 20}, {"x": ["a"] * 20}, "x: numeric in {folder}/a.parquet, categorical in {folder}/b.parquet"),
         ({"x": [[1.0]] * 20}, {"x": [[1.0, 2.0]] * 20}, "x: its lists hold 1 or 2 values; all must be equally long"),
         ({"x": [1.0] * 20}, {"x": [1.0] * 3}, "The live side holds 3 rows for 10 bins"),
@@ -195,3 +201,101 @@ def test_wrong_options_are_refused(arguments: list[str], code: int, message: str
     answer = asked(*[str(tmp_path / "a.parquet")] * 2, *arguments)
     assert answer[0] == code
     assert message in answer[2]
+
+
+def write_window(window: DriftWindow, path: Path) -> None:
+    """Rows with the date and the episode of each."""
+    numbers = {n: c.values for n, c in window.columns.items() if c.kind in ("numeric", "boolean")}
+    nights = window.nights[window.episode_of_row]
+    episodes = [f"{night}-{episode}" for night, episode in zip(nights, window.episode_of_row, strict=True)]
+    pq.write_table(pa.table({**numbers, "date": nights, "episode": episodes}), path)
+
+
+@pytest.mark.parametrize(("n_nights", "unit"), [(16, "16 reference nights"), (8, "320 reference clusters, optimistic")])
+def test_nights_and_clusters_of_files_tell_how_far_chance_goes(n_nights: int, unit: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    windows = {
+        "before": window_of_nights(rng, n_nights=n_nights, episodes_per_night=40),
+        "same": window_of_nights(rng, n_nights=1, episodes_per_night=40, first_night=40),
+        "moved": window_of_nights(rng, n_nights=1, episodes_per_night=40, first_night=40, shift=1.5),
+    }
+    files = {name: tmp_path / f"{name}.parquet" for name in windows}
+    for name, window in windows.items():
+        write_window(window, files[name])
+
+    for live, drifted in (("same", set()), ("moved", {"x0"})):
+        code, out, err = asked(
+            str(files["before"]), str(files[live]), "--night", "date", "--cluster", "episode", "--json"
+        )
+        assert code == 0, err
+        found = json.loads(out)
+        assert found["basis"].startswith(unit)
+        assert {column["name"] for column in found["columns"] if column["status"] == "drifted"} == drifted
+        assert {"date", "episode"}.isdisjoint(column["name"] for column in found["columns"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--night", "date"], "the reference holds 1 clusters of 2 nights, and it takes 10 clusters or 14 nights"),
+        (["--night", "day"], "a.parquet has no column day. There are x0, x9, date"),
+        (["--night", "date", "--cluster", "x9"], "x9 is missing in 1 rows, and what they depend on is not known"),
+        (["--cluster", "episode"], "--cluster wants --night too"),
+        (["--night", "date", "--independent-rows"], "--independent-rows contradicts nights"),
+    ],
+)
+def test_nights_that_cannot_tell_are_refused(options: list[str], message: str, tmp_path: Path) -> None:
+    window = window_of_nights(np.random.default_rng(0), n_nights=2, episodes_per_night=5)
+    values = np.where(np.arange(window.n_rows) == 3, np.nan, 1.0)
+    x9 = pa.array(values, mask=np.isnan(values))
+    for name, first in (("a", 0), ("b", 5)):
+        dates = window.nights[window.episode_of_row] + first
+        pq.write_table(
+            pa.table({"x0": window.columns["x0"].values, "x9": x9, "date": dates}), tmp_path / f"{name}.parquet"
+        )
+    code, out, err = asked(str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet"), *options)
+    assert message in " ".join((out + err).split())
+    assert code == (0 if "takes 10 clusters" in message else 2 if message.startswith("--") else 1)
+
+
+def test_nights_of_the_lake_are_compared_as_the_nightly_check_reads_them(fresh: Workspace, run: Run) -> None:
+    for night, traffic in ((1, 1.0), (2, 1.0), (3, 1.5)):
+        stages.simulate(fresh, night=night, n_episodes=30, traffic=traffic)
+    stages.ingest(fresh)
+    lake = fresh.open_lake()
+    replay = read_episodes(lake, fresh.config.snapshot, as_of=fresh.as_of(lake))
+    assert replay is not None
+    nights = np.unique(replay.nights)
+    windows = [window_from_replay(replay.subset(np.isin(replay.nights, kept))) for kept in (nights[:2], nights[2:])]
+
+    answer = run(fresh, "drift", "compare", "--reference", f":{nights[1]}", "--live", f"{nights[2]}:", "--json")
+
+    assert answer.code == 0, answer.err
+    found = answer.json
+    assert (found["reference_rows"], found["live_rows"]) == tuple(window.n_rows for window in windows)
+    assert found["basis"].startswith("60 reference clusters, optimistic before 14 nights")
+    columns = {column["name"]: column for column in found["columns"]}
+    assert columns["observation.request_rate"]["status"] == "drifted"
+    for name in ("observation.request_rate", "observation.cpu", "observation.zone", "action", "reward"):
+        before, now = (window.columns[name] for window in windows)
+        bins = column_bins(before, n_bins=fresh.config.drift.n_bins)
+        counts = bins.counts(before)
+        wanted = divergences(before, now, bins, counts / counts.sum(), None, floor=fresh.config.drift.floor)
+        assert columns[name]["psi"] == pytest.approx(wanted["psi"], abs=1e-12), name
+
+    shared = run(fresh, "drift", "compare", "--reference", f":{nights[1]}", "--live", f"{nights[1]}:")
+    assert (shared.code, f"1 nights are on both sides, first {nights[1]}" in shared.err) == (1, True)
+    nothing = run(fresh, "drift", "compare", "--reference", "2031-01-01", "--live", f"{nights[1]}:")
+    assert (nothing.code, "nights 2031-01-01: " in nothing.err, "holds no row" in nothing.err) == (1, False, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("last week", "'last week' is no range of nights; write 2026-01-01:2026-01-14"),
+        ("2026-01-14:2026-01-01", "The range of nights 2026-01-14:2026-01-01 ends before it begins"),
+    ],
+)
+def test_what_is_no_range_of_nights_is_refused(text: str, message: str, fresh: Workspace, run: Run) -> None:
+    answer = run(fresh, "drift", "compare", "--reference", text, "--live", "2026-02-01:")
+    assert (answer.code, message in answer.err) == (1, True)
