@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from drift.config import DriftConfig
+from drift.decision import Cause
 from pipelines import stages
 from pipelines.drift_history import erase_from_history, read_drift_history, record_check
 from pipelines.flow import nightly
 from pipelines.workspace import Workspace
 from tests.pipelines.conftest import Run
 
+PAGE = Path(__file__).parents[2] / "docs" / "drift.md"
 FIRST = datetime(2026, 1, 5, 23, 50, tzinfo=UTC)
 
 
@@ -133,6 +137,34 @@ def test_the_view_has_a_row_per_night_and_column(fresh: Workspace) -> None:
 
     record_check(fresh.drift_path, outcome(psi=0.5), as_of=FIRST + timedelta(days=2), champion=3)
     assert fresh.query("SELECT max(psi), count(*) FROM drift_history").rows == ((0.5, 5),)
+
+
+def test_the_questions_of_the_page_are_answered(fresh: Workspace) -> None:
+    stages.simulate(fresh, n_episodes=12)
+    stages.ingest(fresh)
+    for n in range(40):
+        drifted = n > 37
+        found = outcome("drift" if drifted else "none", retrain=drifted, psi=0.2 if drifted else 0.001 * n)
+        found["report"]["columns"][0]["status"] = "drifted" if drifted else "stable"
+        record_check(fresh.drift_path, found, as_of=FIRST + timedelta(days=n), champion=3)
+    nearest, decided = re.findall(r"^```sql\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+
+    rows = fresh.query(nearest).rows
+    assert rows[0] == ("observation.cpu", 40, 2, 4.0, date(2026, 2, 12))
+    assert [row[0] for row in rows] == ["observation.cpu", "action"]
+    last = fresh.query(decided).rows
+    assert len(last) == 31
+    assert last[0] == (date(2026, 2, 13), "drift", True, 3, 1, "observation.cpu", "It is drift.")
+    assert last[2][1:6] == ("none", False, 3, 0, None)
+
+
+def test_the_page_lists_every_setting_with_its_default_and_every_cause() -> None:
+    page = PAGE.read_text()
+    listed = re.findall(r"^\| `(\w+)` \| (\S+) \| ", page, re.MULTILINE)
+    known = DriftConfig.model_fields.items()
+    assert [(name, json.loads(default)) for name, default in listed] == [(name, f.default) for name, f in known]
+    causes = re.findall(r"^\| `([a-z -]+)` \| [^|]+ \| [^|]+ \|$", page.partition("## The decision")[2], re.MULTILINE)
+    assert set(get_args(Cause)) <= set(causes)
 
 
 def test_before_the_first_night_the_view_is_empty(fresh: Workspace) -> None:
