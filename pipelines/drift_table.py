@@ -16,7 +16,7 @@ from reports.drift_words import (
     folded_words,
     joint_words,
     ranked,
-    slow_words,
+    slow_lines,
     times_allowed,
     unjudged,
     verdict_of,
@@ -24,7 +24,7 @@ from reports.drift_words import (
 from reports.formatting import visible
 from reports.night_checks import NightCheck
 
-_COLUMNS = 20
+_COLUMNS, _EFFECTS = 20, 3
 _MOST_TIMES = 2.0
 """A bar ends here; the mark of what is allowed is in its middle."""
 _NARROWEST_BAR, _WIDEST_BAR = 9, 31
@@ -42,7 +42,7 @@ def print_check(check: NightCheck, out: Console, *, page: str) -> None:
     verdict = verdict_of(check)
     style = {"calm": "green", "moved": "red", "unknown": "yellow"}[verdict.tone]
     out.print(Text(_safe(verdict.headline, out), style=f"bold {style}"))
-    out.print(Text(_safe(check.decision.sentence, out)))
+    out.print(Text(_safe(verdict.sentence, out)))
     report = check.report
     if report is not None:
         out.print()
@@ -129,9 +129,9 @@ def _unjudged(report: DriftReport) -> Iterator[str]:
 def _beyond(report: DriftReport) -> Iterator[tuple[str, str, bool]]:
     """What was found beyond single columns and nights: its kind, in words, and whether it alarms."""
     yield from (("suspicious", one.sentence, True) for one in report.suspicions)
-    yield from (("effect", one.sentence, False) for one in report.effects)
+    yield from (("effect", one.sentence, False) for one in report.effects[:_EFFECTS])
     yield from (("together", joint_words(one), one.drifted) for one in report.joint)
-    yield from (("slowly", slow_words(one), True) for one in report.slow)
+    yield from (("slowly", line, True) for line in slow_lines(report))
 
 
 def _short(value: float | None) -> str:

@@ -21,7 +21,7 @@ from reports.drift_words import (
     joint_words,
     ranked,
     since_of,
-    slow_words,
+    slow_lines,
     times_words,
     verdict_of,
 )
@@ -81,7 +81,7 @@ def drift_view(checks: NightlyChecks) -> DriftView:
         older_nights=_has_older_nights(checks),
         distributions=distribution_panels(report) if report else (),
         joint=tuple((test.drifted, joint_words(test)) for test in report.joint) if report else (),
-        slow=tuple(slow_words(slow) for slow in report.slow) if report else (),
+        slow=slow_lines(report) if report else (),
         timeline=timeline(row, changes),
         nights=tuple((check, night_words(check, changes.get(check.night, ""))) for check in reversed(row)),
         since_then=changes.get("", ""),

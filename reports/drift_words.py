@@ -9,7 +9,7 @@ from typing import Literal
 
 from drift.binning import UNSEEN_LABEL
 from drift.decision import RetrainDecision
-from drift.findings import changed_since, has_drifted
+from drift.findings import changed_since, drift_clause, has_drifted
 from drift.records import ColumnDrift, DriftReport, JointDrift, SlowDrift
 from reports.formatting import apart, counted, number, share
 from reports.night_checks import NightCheck
@@ -19,6 +19,8 @@ Tone = Literal["calm", "moved", "unknown"]
 _MISSING_JUMP = 0.05
 """Rise of the missing share, or share of unseen labels, from which on the logging itself is the first suspect."""
 _MANY = 3
+_ADVICE = " Look at where these rows come from."
+"""Where the advice begins in the sentence of a held retrain: what to do stands on lines of its own."""
 
 _BADGES: dict[str, tuple[Tone, str]] = {
     "no champion": ("unknown", "First champion"),
@@ -48,11 +50,18 @@ _HEADLINES = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """A night's decision at a glance: tone, badge, headline, and what a person should do, the first thing first."""
+    """A night's decision at a glance.
+
+    Attributes:
+        tone, badge, headline: what a person sees first.
+        sentence: the decision's own, with the drift in it made short.
+        to_do: what a person should do, the first thing first.
+    """
 
     tone: Tone
     badge: str
     headline: str
+    sentence: str
     to_do: tuple[str, ...]
 
 
@@ -62,7 +71,28 @@ def verdict_of(check: NightCheck) -> Verdict:
     tone, badge = _BADGES.get(decision.cause, ("unknown", decision.cause))
     if tone == "calm" and report is not None and has_drifted(report):
         tone = "moved"
-    return Verdict(tone, badge, _headline(decision, report), tuple(_to_do(decision, report)))
+    sentence = decision.sentence
+    if report is not None and has_drifted(report):
+        sentence = sentence.replace(drift_clause(report), _short_clause(report))
+    if decision.cause == "suspicious":
+        sentence = sentence.partition(_ADVICE)[0]
+    return Verdict(tone, badge, _headline(decision, report), sentence, tuple(_to_do(decision, report)))
+
+
+def _short_clause(report: DriftReport) -> str:
+    """What drifted, without the numbers of each column: those stand in the table and the pictures."""
+    columns = ranked(report)
+    n_drifted = sum(column.drifted for column in columns)
+    together = ", also together" if any(test.drifted for test in report.joint) else ""
+    slowly = f", {counted(len(report.slow), 'column')} over several nights" if report.slow else ""
+    if not n_drifted:
+        return f"none of {counted(len(columns), 'column')} drifted tonight{together.replace('also', 'but')}{slowly}"
+    since = since_of(report)[0]
+    since = f" since {since}" if since else ""
+    return (
+        f"{n_drifted} of {counted(len(columns), 'column')} drifted{since}{together}{slowly}; "
+        f"furthest is {columns[0].name}, at {times_words(times_allowed(columns[0], report.min_psi))} what is allowed"
+    )
 
 
 def ranked(report: DriftReport) -> tuple[ColumnDrift, ...]:
@@ -144,6 +174,18 @@ def slow_words(slow: SlowDrift) -> str:
     )
 
 
+def slow_lines(report: DriftReport, most: int = _MANY) -> tuple[str, ...]:
+    """Slow drift in sentences: the columns that the live window alone does not show, then a count of the others."""
+    drifted = {column.name for column in report.drifted_columns}
+    alone = [slow for slow in report.slow if slow.name not in drifted]
+    lines = [slow_words(slow) for slow in alone[:most]]
+    if len(alone) > most:
+        lines.append(f"{counted(len(alone) - most, 'further column')} moved over several nights, too.")
+    if len(alone) < len(report.slow):
+        lines.append(f"{counted(len(report.slow) - len(alone), 'drifted column')} moved over several nights, too.")
+    return tuple(lines)
+
+
 def since_of(report: DriftReport | None) -> tuple[str, str]:
     """First night of the new world, an ISO date, and what moved first; both "" where no night is told."""
     since = changed_since(report) if report is not None else None
@@ -179,8 +221,7 @@ def _moved(report: DriftReport | None) -> str:
 
 def _to_do(decision: RetrainDecision, report: DriftReport | None) -> Iterator[str]:
     if decision.cause == "suspicious" and report is not None:
-        for one in report.suspicions:
-            yield f"Look at where these rows come from: {one.sentence}"
+        yield "Look at where the rows come from that the sentence above names."
         yield "If they are as they should be: `offline-dqn nightly --force-train` trains."
         yield "If not: stop their source, and take them out with `offline-dqn erase --episode ID`."
         return

@@ -163,6 +163,7 @@ def page_environment() -> Environment:
         instant=formatting.instant,
         setting=_setting,
         prose=_prose,
+        breakable=_breakable,
         shortened=charts.shortened,
         first_choice=change_pictures.first_choice,
         moved_actions=change_pictures.moved_actions,
@@ -191,6 +192,12 @@ def _prose(text: str, most: int = _LONGEST_TEXT) -> Markup:
     parts = re.split(r"`([^`]+)`", charts.shortened(text, most))
     shown = [Markup("<code>{}</code>").format(p) if i % 2 else escape(_MINUS.sub("−", p)) for i, p in enumerate(parts)]
     return Markup("").join(shown)
+
+
+def _breakable(text: str) -> Markup:
+    """A headline that may break within names, behind their dots and underscores."""
+    shown = str(escape(charts.shortened(text, _LONGEST_TEXT)))  # of Markup `sub` would escape its own tag
+    return Markup(re.sub(r"(?<=\w)([._])(?=\w)", r"\1<wbr>", shown))
 
 
 def _slice_margin(evaluation: Evaluation) -> float:

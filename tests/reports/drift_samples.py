@@ -7,7 +7,8 @@ from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from drift.decision import RetrainDecision
+from drift.config import DriftConfig
+from drift.decision import RetrainDecision, decide_retrain
 from drift.records import (
     ColumnDrift,
     DriftEffect,
@@ -141,8 +142,9 @@ def held_check() -> NightCheck:
         kind="few sources", column="request_rate", where=("logs/steps/eu.jsonl",), share=0.04,
         sentence="request_rate moved in 1 of 25 sources alone (logs/steps/eu.jsonl, 4% of the episodes).",
     )  # fmt: skip
-    held = decision("suspicious", f"Wait for a person: {suspicion.sentence}", retrain=False)
-    return drifted_check(decision=held, report=drift_report(suspicions=(suspicion,)))
+    report = drift_report(suspicions=(suspicion,))
+    held = decide_retrain(has_champion=True, report=report, champion_age_days=3.0, config=DriftConfig())
+    return drifted_check(decision=held, report=report)
 
 
 def past(n: int = 13) -> tuple[NightCheck, ...]:

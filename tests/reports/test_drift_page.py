@@ -27,13 +27,19 @@ def said(picture: object) -> list[str]:
 
 
 def test_the_first_screen_says_what_moved_since_when_what_it_does_and_what_to_do() -> None:
-    text = Page(page_of(samples.drifted_check())).text
+    text = Page(page_of(samples.drifted_check()).replace("<wbr>", "")).text
     top = text[: text.index("What moved?")]
     for words in (
         "Retrain: zone and 2 more moved", "Rule out the logging first", "3 of 6", "1 could not be judged",
         "over 100 times", "2024-05-18", "request_rate, which moved first", "12%", "moved by request_rate",
     ):  # fmt: skip
         assert words in top
+
+
+def test_long_names_of_a_headline_may_break_behind_dots_and_underscores() -> None:
+    column = samples.column("observation.request_rate", 0.3, 0.02, status="drifted")
+    text = page_of(samples.drifted_check(report=samples.drift_report(columns=(column,), slow=())))
+    assert "<h1>Retrain: observation.<wbr>request_<wbr>rate moved</h1>" in text
 
 
 def test_a_calm_night_says_so_and_that_there_is_nothing_to_do() -> None:

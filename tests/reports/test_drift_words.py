@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from drift.findings import drift_clause
 from drift.records import JointDrift
 from reports.drift_words import (
     column_words,
@@ -14,6 +15,7 @@ from reports.drift_words import (
     joint_words,
     ranked,
     since_of,
+    slow_lines,
     slow_words,
     times_allowed,
     times_words,
@@ -83,6 +85,35 @@ def test_rare_labels_that_the_reference_has_as_often_are_no_fault_of_the_logging
     assert not any("logging" in says for says in verdict.to_do)
 
 
+def test_the_verdict_makes_the_drift_short_and_leaves_the_rest_of_the_sentence() -> None:
+    report = samples.drift_report()
+    said = f"Keep the champion: cooling down until the night of 2024-05-22, although {drift_clause(report)}."
+    waits = samples.drifted_check(decision=samples.decision("cool-down", said, retrain=False))
+    assert verdict_of(waits).sentence == (
+        "Keep the champion: cooling down until the night of 2024-05-22, although 3 of 6 columns drifted since "
+        "2024-05-18, also together, 1 column over several nights; furthest is zone, at over 100 times what is allowed."
+    )
+
+
+def test_a_drift_that_only_stretches_of_nights_show_says_so() -> None:
+    report = samples.drift_report(columns=(samples.column("cpu"),), status="stable", joint=())
+    retrain = samples.decision("drift", f"Retrain: {drift_clause(report)}.")
+    assert verdict_of(samples.drifted_check(report=report, decision=retrain)).sentence == (
+        "Retrain: none of 1 column drifted tonight, 1 column over several nights."
+    )
+
+
+def test_slow_drift_of_columns_that_drifted_anyway_is_only_counted() -> None:
+    (cpu,) = samples.drift_report().slow
+    also = (replace(cpu, name="zone"), replace(cpu, name="request_rate"))
+    alone = tuple(replace(cpu, name=f"feature_{i}") for i in range(4))
+    lines = slow_lines(samples.drift_report(slow=(*also, cpu, *alone)))
+    assert [line.split()[0] for line in lines[:3]] == ["cpu", "feature_0", "feature_1"]
+    assert lines[3:] == (
+        "2 further columns moved over several nights, too.", "2 drifted columns moved over several nights, too."
+    )  # fmt: skip
+
+
 def test_one_drifted_column_is_named_with_its_first_night() -> None:
     column = samples.column("cpu", 0.3, 0.02, status="drifted", since="2024-05-19")
     report = samples.drift_report(columns=(column,), slow=())
@@ -93,8 +124,13 @@ def test_a_held_retrain_names_the_suspicion_first_and_both_ways_out() -> None:
     verdict = verdict_of(samples.held_check())
     assert (verdict.tone, verdict.badge) == ("moved", "Held for a person")
     assert verdict.headline == "A person must look: request_rate moved in a suspicious way"
+    assert verdict.sentence == (
+        "Wait for a person: request_rate moved in 1 of 25 sources alone (logs/steps/eu.jsonl, 4% of the episodes). "
+        "Held: 3 of 6 columns drifted since 2024-05-18, also together, 1 column over several nights; furthest is zone, "
+        "at over 100 times what is allowed."
+    )
     look, right, wrong = verdict.to_do
-    assert look.startswith("Look at where these rows come from: request_rate moved in 1 of 25 sources alone")
+    assert look == "Look at where the rows come from that the sentence above names."
     assert "`offline-dqn nightly --force-train`" in right
     assert "`offline-dqn erase --episode ID`" in wrong
 

@@ -31,7 +31,7 @@ from reports.render import ReportData, render_report
 from tests.reports import drift_samples
 from tests.reports import report_samples as samples
 
-VOID = {"meta", "br", "hr", "img", "link", "input", "col", "base"}
+VOID = {"meta", "br", "hr", "img", "link", "input", "col", "base", "wbr"}
 TERMS = [term for group in GLOSSARY for term in group.terms]
 
 
