@@ -34,8 +34,8 @@ def measure_drift(
     show any drift) and at least `min_psi`. Windows must not share episodes.
 
     Args:
-        references: where there are several, a column is compared with the last one that has it: what an action moves
-            with nights that the same policy acted in, what it does not move with all nights.
+        references: where there are several, an exogenous column is compared with the first one that has it, and what
+            actions move with the last one: nights in which the same policy acted as in the live ones.
         live: the newest nights.
         recent: all nights since the references up to the newest live one, for changes that come slowly and to say
             since when; None looks at the live ones alone.
@@ -126,7 +126,9 @@ def _pairs(windows: Sequence[DriftWindow], live: DriftWindow) -> dict[str, _Pair
     now = scalars(live.columns)
     before: dict[str, tuple[int, DriftColumn]] = {}
     for place, window in enumerate(windows):
-        before |= {name: (place, column) for name, column in scalars(window.columns).items()}
+        for name, column in scalars(window.columns).items():
+            if not (column.exogenous and name in before):
+                before[name] = place, column
     for name in before.keys() & now.keys():
         kind, live_kind = before[name][1].kind, now[name].kind
         if kind != live_kind:

@@ -44,7 +44,7 @@ def drift_effects(
     Args:
         policy: the champion, along the live episodes' actions.
         live: the newest nights.
-        references: as in `measure_drift`: a feature is put back to the last one that has it, with its weights.
+        references: as in `measure_drift`: a feature is put back to the one that it is compared with, with its weights.
         drifted: columns that drifted, the furthest first.
         seed: of the draws.
     """
@@ -113,9 +113,10 @@ def _effect(name: str, live: Replay, now: _Seen, back: _Seen) -> DriftEffect:
     most = int(np.abs(shares - old_shares).argmax())
     action = live.contract.actions.names[most]
     parts = [
-        f"the champion takes '{action}' in {share(shares[most])} instead of {share(old_shares[most])} of decisions"
+        f"{name} makes the champion take '{action}' in {share(shares[most])} instead of {share(old_shares[most])} of "
+        "decisions"
         if change >= _HARDLY
-        else "the champion hardly acts differently"
+        else f"{name} hardly changes what the champion does"
     ]
     if value is not None:
         parts.append(f"its estimated value {'falls' if value < 0 else 'rises'} by {number(abs(value))}")
@@ -127,7 +128,7 @@ def _effect(name: str, live: Replay, now: _Seen, back: _Seen) -> DriftEffect:
         share_change=change,
         value_change=value,
         overlap_change=overlap,
-        sentence=f"Because of {name} {listed}.",
+        sentence=f"{listed}.",
     )
 
 
@@ -145,13 +146,14 @@ def _some_episodes(live: Replay, rng: np.random.Generator) -> Replay:
 
 
 def _reference_of(name: str, references: Sequence[DriftWindow]) -> tuple[DriftColumn, Floats | None] | None:
-    for window in reversed(references):
+    found = None
+    for window in references:
         for whole, column in window.columns.items():
             if name == whole or name.startswith((f"{whole}[", f"{whole}.")):
                 part = scalar_columns(whole, column).get(name)
-                if part is not None:
-                    return part, window.weights_of(part)
-    return None
+                if part is not None and not (part.exogenous and found is not None):
+                    found = part, window.weights_of(part)
+    return found
 
 
 def _put_back(

@@ -13,7 +13,6 @@ from datasets.replay import Replay
 from drift.config import DriftConfig
 from drift.detection import measure_drift
 from drift.windows import DriftWindow, window_from_replay
-from pipelines.drift_windows import moved_by_actions
 from pipelines.live_nights import weights_to
 from reports.drift_columns import dynamics_columns, episode_columns, policy_columns
 from reports.dynamics_models import DynamicsModels, fit_dynamics
@@ -57,7 +56,7 @@ class PromotionCell:
         references = [_window(gate, models, 3 * seed, weights_to(_PROMOTED, gate))]
         if self.own_nights:
             own = logged(rng, _PROMOTED, n_nights=self.own_nights, first_night=first, version="1", **shape)
-            references.append(moved_by_actions(_window(own, models, 3 * seed + 1)))
+            references.append(_window(own, models, 3 * seed + 1))
         live = logged(
             rng, _PROMOTED, n_nights=1, first_night=first + self.own_nights, version="1", push=self.push, **shape
         )

@@ -52,7 +52,7 @@ def test_effect_is_what_putting_the_feature_back_takes_away() -> None:
     assert abs(effect.value_change - (first_value(live) - first_value(unchanged))) < 0.1
     assert effect.value_change < -0.4
     assert effect.overlap_change is not None
-    assert effect.sentence.startswith("Because of observation.load the champion takes 'down' in ")
+    assert effect.sentence.startswith("observation.load makes the champion take 'down' in ")
     assert "instead of" in effect.sentence
     assert "its estimated value falls by" in effect.sentence
 
@@ -66,7 +66,7 @@ def test_feature_that_the_champion_does_not_look_at_has_no_effect_and_the_larges
     assert [effect.column for effect in effects] == ["observation.load", "observation.weather"]
     assert effects[1].share_change == 0.0
     assert effects[1].value_change == 0.0
-    assert "hardly acts differently" in effects[1].sentence
+    assert "hardly changes what the champion does" in effects[1].sentence
 
 
 def test_labels_and_flags_are_put_back() -> None:
