@@ -33,7 +33,7 @@ def drift_clause(report: DriftReport) -> str:
     parts = []
     if report.drifted_columns:
         parts.append(_columns(report.drifted_columns, report))
-    parts += [_joint(test) for test in report.joint if test.drifted]
+    parts += [joint_clause(test) for test in report.joint if test.drifted]
     named = {column.name for column in report.drifted_columns}
     slow = [found for found in report.slow if found.name not in named]
     if slow:
@@ -92,7 +92,8 @@ def _columns(columns: Sequence[ColumnDrift], report: DriftReport) -> str:
     return f"{len(columns)} of {judged} columns drifted: {', '.join(named)}{more}"
 
 
-def _joint(test: JointDrift) -> str:
+def joint_clause(test: JointDrift) -> str:
+    """What a joint test found, as a clause without a full stop."""
     by = f", most by {', '.join(name for name, _ in test.columns[:MOST_NAMED])}" if test.columns else ""
     if test.method == "classifier":
         return (
@@ -100,7 +101,7 @@ def _joint(test: JointDrift) -> str:
             f"{test.statistic:.3f} ({test.threshold:.3f} allowed){by}"
         )
     return (
-        f"all columns together differ: squared maximum mean discrepancy {test.statistic:.3g} "
+        f"what pairs of columns do together differs: squared maximum mean discrepancy {test.statistic:.3g} "
         f"({test.threshold:.3g} allowed){by}"
     )
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from datasets.encoding import fit_encoder
 from datasets.replay import GATE, TRAIN, Replay
 from drift.detection import measure_drift
+from drift.joint import with_joint
 from drift.records import ColumnDrift, DriftReport
 from drift.windows import DriftWindow, window_from_replay
 from offline_dqn.policy import AnyPolicy
@@ -32,8 +33,8 @@ class ChampionWindows:
     """What a champion is compared on.
 
     Attributes:
-        references: its `gate` episodes; and once it has acted long enough, its own first nights for all that its
-            actions move. A column is compared with the last of them that has it.
+        references: its `gate` episodes; and once it has acted long enough, its own first nights, for all that its
+            actions move.
         live: the newest nights.
         recent: the unbroken run of nights up to those in which the same policy acted, as far as they are no reference.
         unweighable: whether the reference cannot be weighted to what acts now, as its log does not know with what
@@ -56,6 +57,7 @@ def drift_of_champion(
     config = workspace.config.drift
     windows = champion_windows(workspace, champion, trained_on, since, live, frozen_at)
     report = measure_drift(windows.references, windows.live, config, recent=windows.recent)
+    report = with_joint(report, windows.references[-1], windows.live, config)
     if windows.unweighable:
         report = replace(report, columns=tuple(_with_cause(column) for column in report.columns))
     gate, lake = trained_on.of_split(GATE), workspace.open_lake()
@@ -101,7 +103,7 @@ def champion_windows(
     references = [view.window(gate, 0, weights)]
     if len(own_nights):
         own = since.subset(np.isin(since.nights, own_nights) & (since.policy_versions == str(champion)))
-        references.append(moved_by_actions(view.window(own, 1)))
+        references.append(view.window(own, 1))
     now = recent.subset(np.isin(recent.nights, live.nights))
     return ChampionWindows(tuple(references), now, recent, unweighable and not len(own_nights))
 
@@ -183,8 +185,3 @@ def split_nights(
     run = nights[(nights > others.max()) & (nights <= last_live)] if len(others) else nights[nights <= last_live]
     most = max(MOST_NIGHTS, len(np.unique(live.nights)))
     return own, np.setdiff1d(run, own)[-most:]
-
-
-def moved_by_actions(window: DriftWindow) -> DriftWindow:
-    """Without the columns that keep the old reference."""
-    return replace(window, columns={name: column for name, column in window.columns.items() if not column.exogenous})
