@@ -33,11 +33,11 @@ class ColumnBins:
             return self.bins.assign(column.values)
         return self.bins.assign(*_labelled(column))
 
-    def counts(self, column: DriftColumn, weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-        """(K,) summed weight of the entries in each slot; without weights, their number."""
-        if weights is None and isinstance(self.bins, NumericBins):
+    def counts(self, column: DriftColumn) -> NDArray[np.float64]:
+        """(K,) entries in each slot."""
+        if isinstance(self.bins, NumericBins):
             return self.bins.counts(column.values)
-        return histogram(self.assign(column), len(self.labels), weights)
+        return histogram(self.assign(column), len(self.labels))
 
 
 def column_bins(

@@ -98,9 +98,11 @@ def compare(
         console.print_json({**found.to_json(), "left_out": pair.left_out})
         return
     _print(names, found, config)
-    for name, why in pair.left_out.items():
-        if name not in named:
-            console.warn(f"{name} was left out: {why}")
+    for why in dict.fromkeys(pair.left_out.values()):
+        left_out = [name for name, reason in pair.left_out.items() if reason == why and name not in named]
+        if left_out:
+            more = f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""
+            console.warn(f"left out, {why}: {', '.join(left_out[:5])}{more}")
 
 
 def _of_lake(files: tuple[str | None, str | None], ranges: tuple[str | None, str | None]) -> bool:

@@ -210,7 +210,7 @@ def shared_fields(
     for side, other in ((reference, live), (live, reference)):
         for name in side.fields:
             if name not in other.fields and name not in left_out:
-                left_out[name] = f"only {side.name} has it"
+                left_out[name] = f"only in {side.name}"
     both = [name for name in reference.fields if name in live.fields]
     if not both:
         raise DriftDataError(

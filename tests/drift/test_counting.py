@@ -43,15 +43,6 @@ def test_counts_do_not_depend_on_how_rows_come_in_blocks(seed: int, size: int, n
         np.testing.assert_array_equal(whole[0], table.sum(axis=0))
 
 
-def test_weights_count_by_cell() -> None:
-    columns = {"x": numeric(np.array([0.0, 1.0, 1.0, np.nan]))}
-    bins = {"x": column_bins(columns["x"], n_bins=2)}
-    block = Block(columns, np.array([0, 0, 1, 1]), np.array([0.5, 2.0, 3.0, 4.0]))
-    one = bins["x"].labels.index("1")
-    assert count_blocks([block], bins, n_cells=2)["x"][:, one].tolist() == [2.0, 3.0]
-    assert count_blocks([block], bins)["x"][0, -1] == 4.0
-
-
 def test_labels_are_counted_by_name_whatever_the_vocabulary_of_a_block() -> None:
     bins = {"zone": column_bins(DriftColumn("categorical", np.array([0, 0, 1]), ("a", "b")), n_bins=2)}
     blocks = [
