@@ -112,8 +112,9 @@ def wasserstein_distance(
     values = np.concatenate([ordered, in_order(live)])
     steps = np.concatenate([weights, np.full(len(live), -1.0 / len(live))])
     order = np.argsort(values, kind="stable")  # merges two sorted runs
-    gaps = np.diff(values[order])
-    return float(np.abs(np.cumsum(steps[order])[:-1]) @ gaps)
+    half_gaps = np.diff(values[order] / 2.0)  # the whole gap between two wild values may be no float
+    half = float(np.abs(np.cumsum(steps[order])[:-1]) @ half_gaps)
+    return min(2.0 * half, float(np.finfo(np.float64).max))
 
 
 def _checked(

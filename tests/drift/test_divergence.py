@@ -109,6 +109,14 @@ def test_wasserstein_agrees_with_scipy_weighted_and_not() -> None:
     assert wasserstein_distance(reference, live, reference_weights=weights) == pytest.approx(wanted)
 
 
+def test_wasserstein_of_the_wildest_values_is_a_number() -> None:
+    # Half of the mass has the way from the smallest to the largest float before it: as far as half of that is a float.
+    largest = np.finfo(np.float64).max
+    assert wasserstein_distance(np.array([-largest, -largest]), np.array([-largest, largest])) == pytest.approx(largest)
+    assert wasserstein_distance(np.array([-largest, largest]), np.array([-largest, largest])) == 0.0
+    assert wasserstein_distance(np.array([-largest]), np.array([largest])) == largest
+
+
 def test_wasserstein_refuses_what_it_cannot_order() -> None:
     with pytest.raises(ValueError, match="both sides, found 0 and 2"):
         wasserstein_distance(np.empty(0), np.zeros(2))
