@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import date
 
 import numpy as np
 import pyarrow as pa
@@ -59,7 +60,8 @@ def guarded(
 
 def _groupings(lake: Lake, gate: Replay, live: Replay, n_references: int) -> list[Grouping]:
     """By file, first without the numbers in its name, as yesterday's has others; by batch; and by who acted."""
-    files, batches = _origins(lake, np.concatenate([gate.episode_ids, live.episode_ids]).astype(str))
+    since = np.concatenate([gate.nights, live.nights]).min().astype(date)
+    files, batches = _origins(lake, np.concatenate([gate.episode_ids, live.episode_ids]).astype(str), since)
     numberless = np.array([re.sub(r"\d+", "#", name) for name in files], dtype=str)
     versions = np.concatenate([gate.policy_versions, live.policy_versions]).astype(str)
     n, others = gate.n_episodes, (None,) * (n_references - 1)
@@ -70,14 +72,18 @@ def _groupings(lake: Lake, gate: Replay, live: Replay, n_references: int) -> lis
     return [*sources, Grouping("one policy version", versions[n:], (versions[:n], *others))]
 
 
-def _origins(lake: Lake, episodes: Labels) -> tuple[Labels, Labels]:
-    """(N,) log file and batch of each episode's first row; "" where the lake no longer has it."""
+def _origins(lake: Lake, episodes: Labels, since: date) -> tuple[Labels, Labels]:
+    """(N,) log file and batch of each episode's first row; "" where the lake no longer has it.
+
+    Args:
+        since: night on which the first of them started; the lake's files of earlier nights are not opened.
+    """
     wanted = pa.table({"episode_id": episodes, "place": np.arange(len(episodes))})
     with duck() as connection:
         connection.register("wanted", wanted)
         found = connection.sql(
             f"""SELECT place, arg_min(source, source_line) AS source, arg_min(batch_id, source_line) AS batch
-            FROM {lake.scan("steps")} JOIN wanted USING (episode_id) GROUP BY place"""
+            FROM {lake.scan("steps")} JOIN wanted USING (episode_id) WHERE log_date >= DATE '{since}' GROUP BY place"""
         ).to_arrow_table()
     files, batches = np.full(len(episodes), "", dtype=object), np.full(len(episodes), "", dtype=object)
     files[found["place"].to_numpy()] = found["source"].to_numpy(zero_copy_only=False)
