@@ -102,14 +102,14 @@ def _facts(column: ColumnDrift, report: DriftReport) -> Iterator[tuple[str, str,
 
 
 def heat_of(
-    report: DriftReport, past: Sequence[NightCheck] = (), *, columns: int = _COLUMNS, nights: int = _NIGHTS
+    report: DriftReport, checks: Sequence[NightCheck] = (), *, columns: int = _COLUMNS, nights: int = _NIGHTS
 ) -> Heat | None:
     """The columns that were furthest from what they are allowed, on the newest nights; None where there is no night.
 
     Nights that the report does not compare any more, because its reference is newer, stand as their own check found
     them, against the reference of their time.
     """
-    cells = {**_past_cells(past), **_nightly_cells(report)}
+    cells = {**_cells_of_checks(checks), **_nightly_cells(report)}
     if not cells:
         return None
     shown = sorted(cells)[-nights:]
@@ -149,14 +149,14 @@ def _nightly_cells(report: DriftReport) -> dict[str, _NightCells]:
     }
 
 
-def _past_cells(past: Sequence[NightCheck]) -> dict[str, _NightCells]:
+def _cells_of_checks(checks: Sequence[NightCheck]) -> dict[str, _NightCells]:
     """Checks of one live night each; several nights together are no night of the calendar."""
     return {
         check.live_nights[-1]: _NightCells(
             check.report.live_episodes,
             {c.name: (c.psi or 0.0, c.allowed(check.report.min_psi) or 0.0) for c in ranked(check.report)},
         )
-        for check in past
+        for check in checks
         if check.report is not None and check.live_nights is not None and check.live_nights[0] == check.live_nights[-1]
     }
 

@@ -77,7 +77,7 @@ def drift_view(checks: NightlyChecks) -> DriftView:
         n_judged=len(ranked(report)) if report else 0,
         furthest=(name, times_words(times)) if times is not None else ("", "none"),
         since=since_of(report),
-        heat=heat_of(report, checks.past) if report else None,
+        heat=heat_of(report, row) if report else None,
         older_nights=_has_older_nights(checks),
         distributions=distribution_panels(report) if report else (),
         joint=tuple((test.drifted, joint_words(test)) for test in report.joint) if report else (),

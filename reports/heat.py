@@ -25,7 +25,7 @@ class HeatCell:
 
 @dataclass(frozen=True)
 class HeatNight:
-    """Head of a night; where `n_missing` is not 0, of so many nights without an episode, in one narrow place."""
+    """Head of a night; where `n_missing` is not 0, of so many nights that are not there, in one narrow place."""
 
     label: str
     said: str
@@ -60,7 +60,7 @@ def heat(
     heads: list[HeatNight] = []
     for night, n, gap in zip(nights, n_episodes, missing, strict=True):
         if gap:
-            heads.append(HeatNight("", f"{counted(gap, 'night')} without an episode", gap))
+            heads.append(HeatNight("", f"{counted(gap, 'night')} not measured", gap))
         heads.append(HeatNight(night[5:], f"{night}: {counted(n, 'episode')}"))
     rows = []
     for name, found, limits in zip(columns, psi, allowed, strict=True):

@@ -152,7 +152,7 @@ def past(n: int = 13) -> tuple[NightCheck, ...]:
     days = [date.fromisoformat(NIGHT) - timedelta(n - i) for i in range(n)]
     checks = [calm_check(day.isoformat(), 5 if i < 5 else 6) for i, day in enumerate(days)]
     checks[2] = unknown_check(checks[2].night, 5)
-    checks[4] = drifted_check(night=checks[4].night, champion=5)
+    checks[4] = drifted_check(night=checks[4].night, champion=5, live_nights=checks[4].live_nights)
     return tuple(check for i, check in enumerate(checks) if i != 8)
 
 

@@ -92,7 +92,7 @@ def test_heatmap_shows_nights_missing_from_the_calendar_as_one_gap() -> None:
     assert heat is not None
     # Nights 8, 9 and 10 of May, then 14 to 21: the 11th to the 13th are missing.
     assert [night.label for night in heat.nights[:5]] == ["05-08", "05-09", "05-10", "", "05-14"]
-    assert (heat.nights[3].n_missing, heat.nights[3].said) == (3, "3 nights without an episode")
+    assert (heat.nights[3].n_missing, heat.nights[3].said) == (3, "3 nights not measured")
     rows = dict(heat.rows)
     assert all(cells[3] is None for cells in rows.values())
     # request_rate: .06, .09, .13, .187 of .0414 are 1.4, 2.2, 3.1 and 4.5 times what is allowed.
