@@ -74,10 +74,7 @@ def test_three_nights(fresh: Workspace) -> None:
     assert (third.drift, third.decision, third.release) == ("drifted", "drift", 2)
     assert third.gate in {"passed", "refused"}
     assert third.drift_page == "drift/2026-01-07.html"
-    page = (fresh.root / third.drift_page).read_text()
-    assert "drift check of 2026-01-07" in page
-    assert "2026-01-06: kept the champion (none)" in page  # the night before is in its timeline
-    assert third.drift_page in newest_artifact("verdict-autoscaler")
+    assert "2026-01-06: kept the champion (none)" in (fresh.root / third.drift_page).read_text()  # the night before
     report = (fresh.root / str(third.report)).read_text()
     assert "The night of 2026-01-07" in report  # the check that led to the training
     assert "2026-01-06: kept the champion (none)" in report
@@ -109,6 +106,11 @@ def test_a_night_with_nothing_new_keeps_the_champion(workspace: Workspace, run: 
     found = {key: answer.json[key] for key in ("status", "n_in", "decision", "release", "gate")}
     assert found == {"status": "nothing new", "n_in": 0, "decision": "not enough data", "release": None, "gate": None}
     assert "no complete episode has begun since 2026-01-05 23:50 UTC" in answer.json["reason"]
+    page = workspace.root / answer.json["drift_page"]
+    assert page == workspace.drift_path / "2026-01-05.html"
+    assert "Keep the champion: too little data to judge drift" in page.read_text()
+    assert str(page) in newest_artifact("verdict-autoscaler")
+    assert str(page) in "".join(run(workspace, "nights").out.split())
 
 
 def test_a_forced_night_trains_with_the_new_settings(workspace: Workspace, run: Run) -> None:
