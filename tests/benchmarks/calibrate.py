@@ -42,6 +42,8 @@ _FAMILIES: dict[str, tuple[str, str, Callable[[Any, Sequence[dict[str, Any]]], l
     "learned": ("learned_cells", "learned_cells", gate_rows),
     "autoscaler": ("autoscaler_cells", "autoscaler_cells", gate_rows),
     "drift": ("drift_cells", "drift_cells", drift_rows),
+    "joint": ("joint_cells", "joint_cells", drift_rows),
+    "promotion": ("promotion_cells", "promotion_cells", drift_rows),
 }
 
 
