@@ -151,18 +151,27 @@ def joint_words(joint: JointDrift) -> str:
     name = "A classifier" if joint.method == "classifier" else "The mean discrepancy of all columns (MMD)"
     if joint.status == "not enough data" or joint.statistic is None:
         return f"{name} was not asked: {joint.reason or 'not enough data'}."
-    found = f"{joint.statistic:.3f}" if joint.method == "classifier" else number(joint.statistic, 3)
-    usual = "" if joint.threshold is None else f"; an unchanged night stays below {number(joint.threshold, 3)}"
     chance = "" if joint.p_value is None else f" (p {number(joint.p_value, 2)})"
     if joint.method == "classifier":
-        does = "tells live rows from the reference" if joint.drifted else "cannot tell live rows from the reference"
-        said = f"{name} {does}: area under its curve {found}{usual}{chance}."
+        better = "better than it tells" if joint.drifted else "no better than it tells"
+        does = f"tells live rows from the reference {better} unchanged nights"
+        found = f"area under its curve {joint.statistic:.3f}{_usual(joint, most=1.0)}"
     else:
         does = "is beyond chance" if joint.drifted else "is within chance"
-        said = f"{name} {does}: {found}{usual}{chance}."
+        found = f"{number(joint.statistic, 3)}{_usual(joint)}"
+    said = f"{name} {does}: {found}{chance}."
     if joint.drifted and joint.columns:
         said += f" Most telling: {', '.join(f'{column} ({share(part)})' for column, part in joint.columns[:_MANY])}."
     return said
+
+
+def _usual(joint: JointDrift, most: float = math.inf) -> str:
+    """What an unchanged night shows beside it; `most` is what no night can exceed."""
+    if joint.threshold is None:
+        return ""
+    if joint.threshold >= most:
+        return f", and so few unchanged nights are known that not even {number(most)} would be beyond chance"
+    return f"; an unchanged night stays below {number(joint.threshold, 3)}"
 
 
 def slow_words(slow: SlowDrift) -> str:

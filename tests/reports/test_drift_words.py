@@ -176,10 +176,15 @@ def test_a_shift_that_only_the_joint_tests_show_is_not_given_to_a_column() -> No
 def test_joint_tests_in_words() -> None:
     classifier, mmd = samples.drift_report().joint
     assert joint_words(classifier) == (
-        "A classifier tells live rows from the reference: area under its curve 0.713; an unchanged night stays below "
-        "0.541 (p 0.0005). Most telling: zone (62%), request_rate (21%)."
+        "A classifier tells live rows from the reference better than it tells unchanged nights: area under its curve "
+        "0.713; an unchanged night stays below 0.541 (p 0.0005). Most telling: zone (62%), request_rate (21%)."
     )
     assert joint_words(mmd) == "The mean discrepancy of all columns (MMD) was not asked: fewer than 100 live rows."
+    blind = replace(classifier, status="stable", statistic=0.912, threshold=1.23, p_value=0.029)
+    assert joint_words(blind) == (
+        "A classifier tells live rows from the reference no better than it tells unchanged nights: area under its "
+        "curve 0.912, and so few unchanged nights are known that not even 1 would be beyond chance (p 0.029)."
+    )
     calm = JointDrift(method="mmd", status="stable", reason="", statistic=0.00012, threshold=0.0009, p_value=0.4)
     assert joint_words(calm) == (
         "The mean discrepancy of all columns (MMD) is within chance: 0.00012; an unchanged night stays below 0.0009 "
