@@ -201,7 +201,7 @@ def night_words(check: NightCheck, change: str = "") -> str:
     """A night of the timeline in a sentence."""
     name, times = furthest_of(check)
     furthest = "" if times is None else f", furthest {name} at {times_words(times)} what is allowed"
-    decided = "trained" if check.decision.retrain else "kept the champion"
+    decided = "asked for a training" if check.decision.retrain else "kept the champion"
     return f"{check.night}: {decided} ({check.decision.cause}){furthest}{f'; {change}' if change else ''}"
 
 

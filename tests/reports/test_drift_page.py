@@ -186,7 +186,7 @@ def test_timeline_says_each_night_and_leaves_days_without_one_empty() -> None:
     nights = said(drawn)
     assert len(nights) == len(row) == 13  # of fourteen days: the 16th is missing
     assert nights[2] == "2024-05-10: kept the champion (not enough data)"
-    assert nights[4] == "2024-05-12: trained (drift), furthest zone at over 100 times what is allowed"
+    assert nights[4] == "2024-05-12: asked for a training (drift), furthest zone at over 100 times what is allowed"
     assert nights[5].endswith("; release 6 promoted by Grace")
     assert "Drift checks of 13 nights from 2024-05-08 to 2024-05-21: drift in 2, training asked for in 2" in str(drawn)
     assert re.findall(r"<title>(release \d)</title>", str(drawn)) == ["release 5", "release 6"]
