@@ -18,7 +18,7 @@ from reports.drift_columns import dynamics_columns, episode_columns, policy_colu
 from reports.dynamics_models import DynamicsModels, fit_dynamics
 from tests.reports.promotion_world import Leaning, logged
 
-_LOGGER, _PROMOTED = Leaning(-0.3), Leaning(-1.1, 0.15)
+_LOGGER, _PROMOTED = Leaning(-0.3), Leaning(-1.1, 0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +83,8 @@ CELLS = (
     PromotionCell(world="promotion, unchanged traffic, 21 gate nights with shocks of .2 sd", gate_nights=21,
                   night_sd=0.2),
     PromotionCell(world="promotion, unchanged traffic, 21 gate and 14 own nights", gate_nights=21, own_nights=14),
-    PromotionCell(world="promotion, actions move the load by .25 in place of .5, 21 gate nights", gate_nights=21,
-                  push=0.25, promised=False, logs=0.2),
+    PromotionCell(world="promotion, actions no longer move the load, 7 gate nights", gate_nights=7, push=0.0,
+                  promised=False, logs=0.2),
+    PromotionCell(world="promotion, actions no longer move the load, 21 gate nights", gate_nights=21, push=0.0,
+                  promised=False, logs=0.2),
 )  # fmt: skip

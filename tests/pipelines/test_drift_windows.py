@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 
+from datasets.contract import Behavior
+from datasets.freezing import read_episodes
 from datasets.replay import Replay
+from datasets.snapshot import open_snapshot
 from pipelines import stages
-from pipelines.drift_windows import split_nights
-from pipelines.workspace import Workspace
+from pipelines.drift_windows import champion_windows, drift_of_champion, split_nights
+from pipelines.readings import snapshot_of
+from pipelines.workspace import Workspace, open_workspace
+from tests.pipelines.conftest import edit
 from tests.reports.promotion_world import Leaning, logged
 
 
@@ -66,3 +73,59 @@ def test_check_compares_what_the_champion_does_and_what_follows(workspace: Works
     assert roles["td_error"] == "dynamics"
     assert roles["reward.residual"] == "dynamics"
     assert {column.name for column in report.columns if column.exogenous} >= {"reward.residual"}
+
+
+def second_night(workspace: Workspace) -> tuple[Replay, Replay, datetime]:
+    """The champion's snapshot, the night that it wrote since, and when the snapshot was frozen."""
+    stages.simulate(workspace, n_episodes=200)
+    stages.ingest(workspace)
+    trained_on, summary = open_snapshot(snapshot_of(workspace, 1))
+    lake = workspace.open_lake()
+    frozen_at = datetime.fromisoformat(summary.as_of)
+    since = read_episodes(lake, workspace.config.snapshot, as_of=workspace.as_of(lake), started_after=frozen_at)
+    assert since is not None
+    return trained_on, since, frozen_at
+
+
+def test_reference_whose_log_knows_no_probabilities_leaves_what_no_action_moves(workspace: Workspace) -> None:
+    trained_on, since, frozen_at = second_night(workspace)
+    unknown = replace(trained_on, behavior_prob=np.full(trained_on.n_steps, np.nan))
+    report = drift_of_champion(workspace, 1, unknown, since, since, frozen_at)
+    columns = {column.name: column for column in report.columns}
+    assert columns["action"].status == "not enough data"
+    assert "lacks the probabilities to weight it to what acts now" in columns["action"].reason
+    assert columns["reward.residual"].psi is not None
+    assert all(column.psi is not None for column in report.columns if column.exogenous)
+    assert all(test.status == "not enough data" for test in report.joint)
+
+
+def test_estimated_probabilities_weight_the_reference(workspace: Workspace) -> None:
+    trained_on, since, frozen_at = second_night(workspace)
+    contract = trained_on.contract.model_copy(update={"behavior": Behavior(propensity="estimated")})
+    unknown = replace(trained_on, contract=contract, behavior_prob=np.full(trained_on.n_steps, np.nan))
+    windows = champion_windows(workspace, 1, unknown, since, since, frozen_at)
+    assert not windows.unweighable
+    weights = windows.references[0].weights
+    assert weights is not None
+    assert weights.any()
+    known = champion_windows(workspace, 1, trained_on, since, since, frozen_at).references[0].weights
+    assert known is not None
+    assert np.corrcoef(weights, known)[0, 1] > 0.5
+
+
+def test_own_nights_are_the_reference_of_what_actions_move(workspace: Workspace) -> None:
+    edit(workspace.root / "offline_dqn.toml", "[gate]\n", "[drift]\nmin_nights = 4\n[gate]\n")
+    workspace = open_workspace(workspace.root)
+    trained_on, since, frozen_at = second_night(workspace)
+    n = since.n_episodes
+    nights = since.nights.min() + np.arange(n) // 20  # ten nights of twenty episodes
+    spread = replace(since, nights=nights)
+    live = spread.subset(nights >= nights.max() - 1)
+    windows = champion_windows(workspace, 1, trained_on, spread, live, frozen_at)
+    gate, own = windows.references
+    assert own.weights is None
+    assert own.n_nights == 4
+    assert own.nights.max() < windows.recent.nights.min()
+    assert windows.recent.n_nights == 6
+    assert windows.live.n_nights == 2
+    assert gate.weights is not None
