@@ -10,6 +10,7 @@ import numpy as np
 
 from drift.comparison import ColumnBins, divergences
 from drift.config import DriftConfig
+from drift.divergence import psi_of_rows
 from drift.night_null import Stretch, night_kinds
 from drift.null import BinnedColumn, PsiNull, joined
 from drift.records import ColumnDrift, DriftReport, NightlyDrift, SlowDrift, Status
@@ -71,12 +72,13 @@ def measure_drift(
         else _unjudged(pair, reasons[name])
         for name, pair in pairs.items()
     )
-    null = nulls[0] if nulls else None
+    told = any(column.status != "not enough data" for column in columns)
+    null = nulls[0] if nulls and (told or slow) else None
     status: Status = "not enough data"
     if null is not None:
         status = "drifted" if slow or any(column.drifted for column in columns) else "stable"
     main = windows[0]
-    problem = next(filter(None, reasons.values()), "") if null is None else ""
+    problem = "" if null is not None else next((column.reason for column in columns if column.reason), "")
     return DriftReport(
         columns=columns,
         status=status,
@@ -214,15 +216,27 @@ def _verdicts(judged: Sequence[_Compared], null: PsiNull | None, config: DriftCo
     verdicts = {}
     for found, p_value, bound, typical in zip(judged, p_values, bounds, null.typical_psi, strict=True):
         beyond, matters = p_value <= rate, found.numbers["psi"] >= config.min_psi
+        status: Status = "drifted" if beyond and matters else "stable"
+        reason = f"beyond chance, but PSI is below {config.min_psi:g}" if beyond and not matters else ""
+        if not beyond and bound >= _attainable(found.numbers["reference_probs"], config.floor) > config.min_psi:
+            # Or "stable" would be said of whatever comes.
+            units = f"{null.n_units} reference {null.unit}s"
+            status, reason = "not enough data", f"the {units} differ so much that no shift of it could stand out"
         verdicts[found.name] = ColumnDrift(
             **found.numbers,
-            status="drifted" if beyond and matters else "stable",
-            reason=f"beyond chance, but PSI is below {config.min_psi:g}" if beyond and not matters else "",
+            status=status,
+            reason=reason,
             typical_psi=float(typical),
             threshold=float(bound),
             p_value=float(p_value),
         )
     return verdicts
+
+
+def _attainable(reference_probs: Sequence[float], floor: float) -> float:
+    """Largest PSI of a live window whose entries all fall into one bin that the reference holds."""
+    probs = np.array(reference_probs)
+    return float(psi_of_rows(probs, np.eye(len(probs))[probs > 0], floor=floor).max())
 
 
 def _slow(
@@ -316,7 +330,9 @@ def _sentence(
     parts = [_listed(shown, f"{len(shown)} of {len(judged)} columns drifted")] if shown else []
     parts += [_listed(slowly, f"{len(slowly)} moved slowly")] if slowly else []
     if not parts:
-        return f"None of {len(judged)} columns drifted {basis}."
+        untold = sum(column.status == "not enough data" and column.psi is not None for column in columns)
+        more = f"; {untold} more vary too much from night to night to tell" if untold else ""
+        return f"None of {len(judged)} columns drifted{more} {basis}."
     return f"{'; '.join(parts)} {basis}."
 
 

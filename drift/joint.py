@@ -187,6 +187,9 @@ def _verdict(
 ) -> JointDrift:
     p_value = expected.p_value(max(value, _TINY))
     beyond = p_value <= rate
+    threshold = max(expected.bound(rate), matters)
+    if method == "classifier" and threshold >= 1.0:  # "stable" would be said of whatever comes
+        return _unjudged(method, "the reference's nights differ so much among themselves that nothing could stand out")
     notes = [] if by_night else [_OPTIMISTIC]
     if beyond and value < matters:
         notes.insert(0, f"beyond chance, but below {matters:.3g}, the smallest that matters")
@@ -196,7 +199,7 @@ def _verdict(
         reason="; ".join(notes),
         statistic=value,
         typical=expected.typical,
-        threshold=max(expected.bound(rate), matters),
+        threshold=threshold,
         p_value=p_value,
         rows=rows,
     )

@@ -75,8 +75,9 @@ def champion_windows(
     """The windows of tonight's check.
 
     The `gate` episodes were written by an earlier policy, most often. Columns that actions move are weighted to what
-    acts in the live nights; features declared exogenous, and what follows a step given its observation and action, are
-    not. Models of the latter are fitted on the champion's `train` episodes, so they saw neither window.
+    acts in the live nights, features declared exogenous are not. The models of what follows a step are fitted on the
+    champion's `train` episodes, so they saw neither window; residuals are weighted too, for a policy that visits other
+    steps meets other errors of the models.
 
     Args:
         trained_on: the champion's snapshot, all splits.

@@ -61,12 +61,13 @@ def policy_columns(policy: Policy, replay: Replay, *, acting: Policy | None) -> 
 def dynamics_columns(models: DynamicsModels, replay: Replay, *, seed: int) -> dict[str, DriftColumn]:
     """`reward.residual` and `next.<feature>.residual`: where what followed fell, given observation and action.
 
-    A right model places it uniformly whatever a policy visits, so weights do not apply.
+    A right model places it uniformly whatever a policy visits. A fitted one errs here and there, and a policy that
+    visits other steps meets other errors: so the reference is weighted to what acts, as for all that actions move.
     """
     names = {"reward": "reward.residual"}
     return {
         names.get(name, f"next.{name}.residual"): DriftColumn(
-            "numeric", placed.values, exogenous=True, role="dynamics", rows=placed.rows
+            "numeric", placed.values, role="dynamics", rows=placed.rows
         )
         for name, placed in place_outcomes(models, replay, seed=seed).items()
     }

@@ -193,6 +193,34 @@ def test_weights_that_leave_too_little_are_not_enough_data() -> None:
     assert "episodes are worth 1.0, and it takes 30" in report.sentence
 
 
+def test_nights_that_differ_beyond_measure_cannot_tell_and_say_so() -> None:
+    # Every night has a level of its own, as far from the others' as its episodes are from each other: of 14 such nights
+    # the fifteenth could be anything.
+    rng = np.random.default_rng(19)
+    night = np.repeat(np.arange(14), 40)
+    wild = numeric(rng.normal(size=14)[night] + rng.standard_normal(560))
+    calm = numeric(rng.standard_normal(560))
+    days = np.datetime64("2026-03-01") + night
+    reference = DriftWindow({"wild": wild, "calm": calm}, np.arange(560), np.arange(560), days)
+    one = numeric(3.0 + rng.standard_normal(40)), numeric(rng.standard_normal(40))
+    nobody = np.arange(40)
+    live = DriftWindow({"wild": one[0], "calm": one[1]}, nobody, nobody, np.full(40, days[-1] + 1))
+
+    report = measure_drift(reference, live, CONFIG)
+
+    wild_one, calm_one = report.columns
+    assert wild_one.status == "not enough data"
+    assert wild_one.reason == "the 14 reference nights differ so much that no shift of it could stand out"
+    assert wild_one.threshold is not None
+    assert wild_one.threshold > 9.0  # all in one of ten bins: about .9 ln(1e4) + ln 10
+    assert (calm_one.status, report.status) == ("stable", "stable")
+    assert report.sentence.startswith("None of 1 columns drifted; 1 more vary too much from night to night to tell")
+    gone = {"wild": numeric(np.full(40, np.nan)), "calm": one[1]}
+    assert measure_drift(reference, replace(live, columns=gone), CONFIG).columns[0].drifted  # that is no shift of it
+    alone = measure_drift(replace(reference, columns={"wild": wild}), replace(live, columns={"wild": one[0]}), CONFIG)
+    assert alone.sentence.startswith("Not enough data: the 14 reference nights differ so much")
+
+
 def test_config_explains_itself() -> None:
     assert DriftConfig(max_age="36h").max_age_days == 1.5
     with pytest.raises(SettingsError, match="did you mean 'min_psi'"):
