@@ -58,6 +58,12 @@ class DriftConfig(Settings):
                 f"n_replicates = {self.n_replicates} is too few for false_alarm_rate = {self.false_alarm_rate}; "
                 f"it takes {int(np.ceil(5 / self.false_alarm_rate))}"
             )
+        n_slots = 2 * self.n_bins + 2  # ties give a numeric column up to two slots a bin
+        if self.floor * n_slots > 1.0:
+            raise ValueError(
+                f"floor = {self.floor:g} leaves nothing for {n_slots} slots, which n_bins = {self.n_bins} may come to; "
+                f"it may be {1.0 / n_slots:.2g} at most"
+            )
         return self
 
     @property

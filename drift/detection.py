@@ -15,7 +15,7 @@ from drift.night_null import Stretch, night_kinds
 from drift.null import BinnedColumn, PsiNull, joined
 from drift.records import ColumnDrift, DriftReport, NightlyDrift, SlowDrift, Status
 from drift.reference import Reference, scalars
-from drift.stretches import NightCounts, furthest_since, night_counts, nightly, stretches_of
+from drift.stretches import NightCounts, NightlyColumn, furthest_since, night_counts, nightly, stretches_of
 from drift.windows import DriftColumn, DriftWindow
 
 COLUMNS_SHARE, SLOW_SHARE, JOINT_SHARE = 0.5, 0.25, 0.25
@@ -53,18 +53,21 @@ def measure_drift(
     known = [Reference.of(window, config) if window.n_episodes else None for window in windows]
     problems = [_too_little(reference, live, live_kinds, config) for reference in known]
     counts = night_counts(live, recent)
-    stretches = stretches_of(counts, config)
-    reasons = {name: pair.why_not(known, problems) for name, pair in pairs.items()}
+    usable = [reference for reference, problem in zip(known, problems, strict=True) if reference and not problem]
+    stretches = stretches_of(counts, usable, config)
+    reasons = {name: pair.why_not(known, problems, live_kinds) for name, pair in pairs.items()}
+    recent_columns = scalars(recent.columns)
     judged = [
-        _compare(pair, known[pair.reference], stretches[0], counts, recent, config)  # type: ignore[arg-type]  # it is known
+        _compare(pair, known[pair.reference], stretches[0], counts, recent, recent_columns, config)  # type: ignore[arg-type]  # it is known
         for name, pair in pairs.items()
         if not reasons[name]
     ]
     nulls = _nulls(judged, known, stretches, counts, config)
-    verdicts = _verdicts(judged, nulls[0] if nulls else None, config)
+    verdicts = _verdicts(judged, nulls[0] if nulls else None, stretches, counts, config)
     slow = _slow(judged, nulls, counts, stretches, config)
     since = {
-        found.name: furthest_since(found.binned, found.reference, found.by_night, counts, config) for found in judged
+        found.name: furthest_since(found.binned, found.reference, found.nightly.entries, counts, config)
+        for found in judged
     }
     columns = tuple(
         replace(verdicts[name], since=since[name] if verdicts[name].drifted else None)
@@ -107,7 +110,7 @@ class _Pair:
     before: DriftColumn | None
     now: DriftColumn | None
 
-    def why_not(self, known: Sequence[Reference | None], problems: Sequence[str]) -> str:
+    def why_not(self, known: Sequence[Reference | None], problems: Sequence[str], live_kinds: Any) -> str:
         """Why it cannot be judged; "" if it can."""
         if problems[self.reference]:
             return problems[self.reference]
@@ -117,9 +120,10 @@ class _Pair:
             return "the live window holds no entry of it"
         reference = known[self.reference]
         assert reference is not None  # else there is a problem
-        weights = reference.window.weights_of(self.before)
-        if not len(self.before.values) or (weights is not None and not weights.any()):
-            return "the reference holds no entry of it"
+        if not reference.has_entries(self.before, live_kinds):
+            return "the reference holds no entry of it" + (
+                "" if reference.config.seasonality == "none" else " on days like the live ones"
+            )
         return reference.too_light(self.before)
 
 
@@ -150,19 +154,32 @@ def _too_little(reference: Reference | None, live: DriftWindow, live_kinds: Any,
 
 @dataclass(frozen=True)
 class _Compared:
-    """A column's numbers, as keyword arguments of `ColumnDrift`, and its entries by cell and by live night."""
+    """A column's numbers, as keyword arguments of `ColumnDrift`, and its entries by cell, and by night since."""
 
     name: str
     place: int
     reference: Reference
     bins: ColumnBins
     binned: BinnedColumn
-    by_night: Any
+    nightly: NightlyColumn
     numbers: Mapping[str, Any]
+
+    def judged_psi(self, stretch: Stretch, counts: NightCounts, config: DriftConfig, n_columns: int) -> float:
+        """PSI of a stretch, without slots that the reference hardly holds and chance may fill."""
+        return counts.judged_psi(
+            self.nightly, self.binned, self.reference.shares(self.binned, stretch), stretch.n_nights,
+            floor=config.floor, rate=COLUMNS_SHARE * config.false_alarm_rate / n_columns,
+        )  # fmt: skip
 
 
 def _compare(
-    pair: _Pair, reference: Reference, stretch: Stretch, counts: NightCounts, recent: DriftWindow, config: DriftConfig
+    pair: _Pair,
+    reference: Reference,
+    stretch: Stretch,
+    counts: NightCounts,
+    recent: DriftWindow,
+    recent_columns: Mapping[str, DriftColumn],
+    config: DriftConfig,
 ) -> _Compared:
     before, now = pair.before, pair.now
     assert before is not None  # else it is not judged
@@ -181,8 +198,8 @@ def _compare(
             floor=config.floor,
         ),
     }  # fmt: skip
-    by_night = counts.by_night(recent, scalars(recent.columns)[pair.name], bins)
-    return _Compared(pair.name, pair.reference, reference, bins, binned, by_night, numbers)
+    nightly_column = counts.of_column(recent, recent_columns[pair.name], bins)
+    return _Compared(pair.name, pair.reference, reference, bins, binned, nightly_column, numbers)
 
 
 def _nulls(
@@ -195,29 +212,41 @@ def _nulls(
     """The null of each stretch, over the judged columns in their order; empty without any."""
     rng = np.random.default_rng(config.seed)
     n_clusters = [counts.n_clusters(stretch.n_nights) for stretch in stretches]
+    per_night = counts.n_cells(counts.n_live) / max(1, counts.n_live)
     parts: list[tuple[list[int], list[PsiNull]]] = []
     for place, reference in enumerate(known):
         own = [j for j, found in enumerate(judged) if found.place == place]
         if own and reference is not None:
-            parts.append((own, reference.nulls([judged[j].binned for j in own], stretches, n_clusters, rng)))
+            columns = [judged[j].binned for j in own]
+            parts.append((own, reference.nulls(columns, stretches, n_clusters, per_night, rng)))
     if not parts:
         return []
     order = np.argsort(np.concatenate([own for own, _ in parts]), kind="stable")
     return [joined([nulls[s] for _, nulls in parts]).of_columns(order) for s in range(len(stretches))]
 
 
-def _verdicts(judged: Sequence[_Compared], null: PsiNull | None, config: DriftConfig) -> dict[str, ColumnDrift]:
+def _verdicts(
+    judged: Sequence[_Compared],
+    null: PsiNull | None,
+    stretches: Sequence[Stretch],
+    counts: NightCounts,
+    config: DriftConfig,
+) -> dict[str, ColumnDrift]:
     """The judged columns by name."""
     if null is None:
         return {}
     rate = COLUMNS_SHARE * config.false_alarm_rate
-    p_values = null.p_values(np.array([found.numbers["psi"] for found in judged]))
-    bounds = null.thresholds(rate)
+    psi = np.array([found.judged_psi(stretches[0], counts, config, len(judged)) for found in judged])
+    p_values, bounds = null.p_values(psi), null.stepped_thresholds(psi, rate)
     verdicts = {}
-    for found, p_value, bound, typical in zip(judged, p_values, bounds, null.typical_psi, strict=True):
-        beyond, matters = p_value <= rate, found.numbers["psi"] >= config.min_psi
+    for found, without_rare, p_value, bound, typical in zip(
+        judged, psi, p_values, bounds, null.typical_psi, strict=True
+    ):
+        beyond, matters = p_value <= rate, without_rare >= config.min_psi
         status: Status = "drifted" if beyond and matters else "stable"
         reason = f"beyond chance, but PSI is below {config.min_psi:g}" if beyond and not matters else ""
+        if status == "stable" and found.numbers["psi"] >= max(float(bound), config.min_psi):
+            reason = "only beyond what is allowed by values so rare that chance may bring them"
         if not beyond and bound >= _attainable(found.numbers["reference_probs"], config.floor) > config.min_psi:
             # Or "stable" would be said of whatever comes.
             units = f"{null.n_units} reference {null.unit}s"
@@ -252,7 +281,7 @@ def _slow(
     rate = SLOW_SHARE * config.false_alarm_rate
     null = joined(nulls[1:])
     psi = np.array([
-        counts.psi(found.by_night, found.reference.shares(found.binned, stretch), stretch.n_nights, config.floor)
+        found.judged_psi(stretch, counts, config, len(judged))
         for stretch in stretches[1:] for found in judged
     ])  # fmt: skip
     shape = len(stretches) - 1, len(judged)
@@ -286,7 +315,7 @@ def _nightly(
         columns=tuple(found.name for found in judged),
         nights=counts.names,
         n_episodes=tuple(counts.n_episodes.tolist()),
-        psi=tuple(nightly(found.binned, found.reference, found.by_night, counts, config) for found in judged),
+        psi=tuple(nightly(found.binned, found.reference, found.nightly.entries, counts, config) for found in judged),
         threshold=tuple(allowed[found.name] for found in judged),
     )
 

@@ -58,15 +58,18 @@ def reference_shares(
 ) -> NDArray[np.float64]:
     """(K,) shares of the reference, its nights of each kind in the proportions of `mixture`.
 
+    Kinds in which it holds no entry of the column are left out.
+
     Raises:
-        ValueError: it holds no entry of a kind that the mixture has.
+        ValueError: it holds none in any kind that the mixture has.
     """
     by_kind = np.zeros((len(mixture), column.by_cell.shape[1]))
     np.add.at(by_kind, kind_of_cell, column.by_cell)
     totals = by_kind.sum(axis=1)
-    if (totals[mixture > 0] == 0).any():
-        raise ValueError("the reference holds no entry of a kind of night that the live window has")
-    shares: NDArray[np.float64] = mixture @ (by_kind / np.where(totals > 0, totals, 1.0)[:, None])
+    held = np.where(totals > 0, mixture, 0.0)
+    if not held.any():
+        raise ValueError("the reference holds no entry in any kind of night that the live window has")
+    shares: NDArray[np.float64] = (held / held.sum()) @ (by_kind / np.where(totals > 0, totals, 1.0)[:, None])
     return shares
 
 

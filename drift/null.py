@@ -52,6 +52,17 @@ class BinnedColumn:
         pooled: NDArray[np.float64] = total / total.sum()
         return pooled
 
+    @property
+    def n_cells(self) -> int:
+        """Cells with any entry."""
+        return int((self.n_entries > 0).sum())
+
+    @cached_property
+    def cells_by_slot(self) -> NDArray[np.int64]:
+        """(K,) cells with any entry in each slot."""
+        filled: NDArray[np.int64] = (self.by_cell > 0).sum(axis=0)
+        return filled
+
 
 def binned_column(
     slots: NDArray[np.int64],
@@ -96,12 +107,26 @@ class PsiNull:
 
     def thresholds(self, rate: float) -> NDArray[np.float64]:
         """(J,) PSI above which a column alarms, whatever the others do. All columns share the rate."""
-        n_allowed = int(rate * (1.0 + len(self.scores)) + 1e-9)
-        if n_allowed < 1:
-            raise ValueError(f"{len(self.scores)} replicates cannot resolve a rate of {rate}")
-        largest = np.partition(self.scores.max(axis=1), -n_allowed)[-n_allowed]
-        bounds: NDArray[np.float64] = (self.center + largest * self.scale).clip(min=0.0) ** 3
+        bounds: NDArray[np.float64] = (self.center + self._largest(self.scores, rate) * self.scale).clip(min=0.0) ** 3
         return bounds
+
+    def stepped_thresholds(self, psi: NDArray[np.float64], rate: float) -> NDArray[np.float64]:
+        """(J,) the same, where a column that `p_values` names at the rate is judged among those that were left."""
+        bounds, p_values = self.thresholds(rate), self.p_values(psi)
+        order = np.argsort(-(np.cbrt(psi) - self.center) / self.scale, kind="stable")
+        for place, j in enumerate(order):
+            if p_values[j] > rate:
+                break
+            largest = self._largest(self.scores[:, order[place:]], rate)
+            bounds[j] = max(float(self.center[j] + largest * self.scale[j]), 0.0) ** 3
+        return bounds
+
+    def _largest(self, scores: NDArray[np.float64], rate: float) -> float:
+        """What the largest of some columns' scores exceeds at a rate."""
+        n_allowed = int(rate * (1.0 + len(scores)) + 1e-9)
+        if n_allowed < 1:
+            raise ValueError(f"{len(scores)} replicates cannot resolve a rate of {rate}")
+        return float(np.partition(scores.max(axis=1), -n_allowed)[-n_allowed])
 
     def of_columns(self, order: NDArray[np.int64]) -> PsiNull:
         """The same null of some columns, or of all in another order."""

@@ -169,14 +169,14 @@ class NightlyDrift:
     Attributes:
         columns: (C,) names; nights: (M,) ISO dates, ascending, nights without an episode left out.
         n_episodes: (M,) that started in each.
-        psi: (C, M) in nats.
+        psi: (C, M) in nats; None where the night, or the reference for such a night, holds no entry.
         threshold: (C,) PSI from which a night of this many episodes would be called drifted; None where none is known.
     """
 
     columns: tuple[str, ...]
     nights: tuple[str, ...]
     n_episodes: tuple[int, ...]
-    psi: tuple[tuple[float, ...], ...]
+    psi: tuple[tuple[float | None, ...], ...]
     threshold: tuple[float | None, ...]
 
 

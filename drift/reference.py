@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,15 +64,40 @@ class Reference:
                 f"the reference holds {window.n_clusters} clusters of {window.n_nights} nights, and it takes "
                 f"{MIN_CLUSTERS} clusters or {config.min_nights} nights"
             )
-        there = np.bincount(night_kinds(np.unique(window.day_numbers), config.seasonality), minlength=7)
-        wanted = 2 if self.by_nights else 1
-        missing = [kind for kind in np.unique(live_kinds).tolist() if there[kind] < wanted]
-        if missing:
-            return (
-                f"the reference holds {there[missing[0]]} {_WEEKDAYS[missing[0]]}, it takes {wanted}, and with "
-                "seasonality = 'weekday' a night is compared with the same day of the week alone"
-            )
+        missing = np.unique(live_kinds)[~self.knows(np.unique(live_kinds))]
+        alone = "seasonality = 'weekday' compares a night with the same day of the week alone"
+        if len(missing):
+            there, wanted = self._nights_by_kind[missing[0]], self._nights_wanted
+            return f"the reference holds {there} {_WEEKDAYS[missing[0]]}, it takes {wanted}, and {alone}"
+        if not self.by_nights:
+            used = np.isin(self.kind_of_cell, live_kinds)
+            n_clusters = len(np.unique(self.cells.clusters[used]))
+            if n_clusters < MIN_CLUSTERS:
+                return (
+                    f"the reference holds {n_clusters} clusters on days like the live ones, it takes {MIN_CLUSTERS} "
+                    f"(or {config.min_nights} nights), and {alone}"
+                )
         return ""
+
+    @cached_property
+    def _nights_by_kind(self) -> NDArray[np.int64]:
+        return np.bincount(night_kinds(np.unique(self.window.day_numbers), self.config.seasonality), minlength=7)
+
+    @property
+    def _nights_wanted(self) -> int:
+        return 2 if self.by_nights else 1  # a night of its own to be compared with another one
+
+    def knows(self, kinds: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Of each kind of night whether it holds enough of them to say what chance does there."""
+        enough: NDArray[np.bool_] = self._nights_by_kind[kinds] >= self._nights_wanted
+        return enough
+
+    def has_entries(self, column: DriftColumn, kinds: NDArray[np.int64]) -> bool:
+        """Whether any entry of a column that counts lies in a night of such kinds."""
+        kind_of_entry = self.kind_of_cell[self.cells.of_episode[self.window.episodes_of(column)]]
+        weights = self.window.weights_of(column)
+        counts = np.isin(kind_of_entry, kinds) if weights is None else np.isin(kind_of_entry, kinds) & (weights > 0)
+        return bool(counts.any())
 
     def too_light(self, column: DriftColumn) -> str:
         """Why a column cannot be compared with it as weighted; "" if it can."""
@@ -116,6 +142,7 @@ class Reference:
         columns: Sequence[BinnedColumn],
         stretches: Sequence[Stretch],
         n_live_clusters: Sequence[int],
+        live_clusters_per_night: float,
         rng: np.random.Generator,
     ) -> list[PsiNull]:
         """The null of each stretch: from nights if there are enough of them, else from clusters.
@@ -124,12 +151,13 @@ class Reference:
             columns: J columns of this reference.
             stretches: S of them, the live window first.
             n_live_clusters: (S,) distinct clusters of each.
+            live_clusters_per_night: of the live window, on average.
         """
         config = self.config
         if self.by_nights:
             return night_nulls(
                 columns, self.cells, stretches, seasonality=config.seasonality,
-                live_clusters_per_night=n_live_clusters[0] / stretches[0].n_nights,
+                live_clusters_per_night=live_clusters_per_night,
                 n_replicates=config.n_replicates, floor=config.floor, rng=rng,
             )  # fmt: skip
         kept = np.isin(self.kind_of_cell, stretches[0].kinds)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from drift.binning import histograms_by_unit
+from drift.cells import dense
 from drift.comparison import ColumnBins
 from drift.config import DriftConfig
 from drift.divergence import psi_of_rows
 from drift.night_null import Stretch, night_kinds
 from drift.null import BinnedColumn
+from drift.rare import has_a_say
 from drift.reference import Reference
 from drift.windows import DriftColumn, DriftWindow
 
@@ -48,19 +52,67 @@ class NightCounts:
         return self.names[-n_nights]
 
     def n_clusters(self, n_nights: int) -> int:
-        """Distinct clusters of the newest `n_nights`, a cluster counted once in each of them."""
-        newest = self.night_of_episode >= len(self.nights) - n_nights
-        return len(np.unique(np.stack([self.night_of_episode[newest], self.clusters[newest]]), axis=1).T)
+        """Distinct clusters of the newest `n_nights`."""
+        return len(np.unique(self.clusters[self.night_of_episode >= len(self.nights) - n_nights]))
 
-    def by_night(self, window: DriftWindow, column: DriftColumn, bins: ColumnBins) -> NDArray[np.float64]:
-        """(M, K) entries of a column in each night and slot."""
-        night = self.night_of_episode[window.episodes_of(column)]
-        return histograms_by_unit(bins.assign(column), len(bins.labels), night, len(self.nights))
+    def n_cells(self, n_nights: int) -> int:
+        """The same, a cluster counted once in each night."""
+        return len(np.unique(self._cells[self.night_of_episode >= len(self.nights) - n_nights]))
 
-    def psi(self, by_night: NDArray[np.float64], probs: NDArray[np.float64], n_nights: int, floor: float) -> float:
-        """PSI of the newest `n_nights` together against (K,) `probs`; 0 where they hold no entry."""
-        sums = by_night[-n_nights:].sum(axis=0)
+    @cached_property
+    def _cells(self) -> NDArray[np.int64]:
+        clusters = dense(self.clusters)
+        return dense(self.night_of_episode * (int(clusters.max(initial=0)) + 1) + clusters)
+
+    def of_column(self, window: DriftWindow, column: DriftColumn, bins: ColumnBins) -> NightlyColumn:
+        """A column of all the nights, by night."""
+        episodes, slots, n_slots = window.episodes_of(column), bins.assign(column), len(bins.labels)
+        nights = self.night_of_episode[episodes]
+        filled = np.unique(self._cells[episodes] * n_slots + slots)  # each cell and slot once
+        night_of_cell = np.zeros(int(self._cells.max(initial=0)) + 1, dtype=np.int64)
+        night_of_cell[self._cells] = self.night_of_episode
+        return NightlyColumn(
+            histograms_by_unit(slots, n_slots, nights, len(self.nights)),
+            histograms_by_unit(filled % n_slots, n_slots, night_of_cell[filled // n_slots], len(self.nights)),
+        )
+
+    def judged_psi(
+        self,
+        column: NightlyColumn,
+        binned: BinnedColumn,
+        probs: NDArray[np.float64],
+        n_nights: int,
+        *,
+        floor: float,
+        rate: float,
+    ) -> float:
+        """PSI of the newest `n_nights` together against (K,) `probs`, without slots that chance fills at `rate`.
+
+        0 where they hold no entry.
+        """
+        sums = column.entries[-n_nights:].sum(axis=0)
+        known = has_a_say(
+            column.cells[-n_nights:].sum(axis=0).astype(np.int64),
+            binned.cells_by_slot,
+            n_live=self.n_cells(n_nights),
+            n_reference=binned.n_cells,
+            rate=rate,
+        )
+        sums = np.where(known, sums, 0.0)
         return float(psi_of_rows(probs, sums / sums.sum(), floor=floor)) if sums.sum() else 0.0
+
+
+@dataclass(frozen=True)
+class NightlyColumn:
+    """A column's entries in M nights and K slots.
+
+    Attributes:
+        entries: (M, K) how many.
+        cells: (M, K) how many clusters hold any.
+    """
+
+    entries: NDArray[np.float64]
+    cells: NDArray[np.float64]
 
 
 def night_counts(live: DriftWindow, recent: DriftWindow) -> NightCounts:
@@ -78,18 +130,23 @@ def night_counts(live: DriftWindow, recent: DriftWindow) -> NightCounts:
     )
 
 
-def stretches_of(counts: NightCounts, config: DriftConfig) -> list[Stretch]:
-    """The live window, then the longer stretches that are tested, as far as there are nights."""
+def stretches_of(counts: NightCounts, references: Sequence[Reference], config: DriftConfig) -> list[Stretch]:
+    """The live window, then the longer stretches that are tested, as far as there are nights of kinds that every
+    reference holds often enough."""
     kinds = night_kinds(counts.nights, config.seasonality)
-    most = min(config.slow_nights, len(kinds))
+    known = np.ones(len(kinds), dtype=bool)
+    for reference in references:
+        known &= reference.knows(kinds)
+    unknown = np.flatnonzero(~known)
+    most = min(config.slow_nights, len(kinds) - (int(unknown[-1]) + 1 if len(unknown) else 0))
     lengths = [n for n in sorted({*_LENGTHS, most}) if counts.n_live < n <= most]
     return [Stretch(kinds[-n:]) for n in (counts.n_live, *lengths) if n]
 
 
 def nightly(
     binned: BinnedColumn, reference: Reference, by_night: NDArray[np.float64], counts: NightCounts, config: DriftConfig
-) -> tuple[float, ...]:
-    """(M,) PSI of each night against the reference's nights of its kind."""
+) -> tuple[float | None, ...]:
+    """(M,) PSI of each night against the reference's nights of its kind; None where a side holds no entry."""
     return tuple(
         _psi(binned, reference, by_night[m], np.array([kind]), config)
         for m, kind in enumerate(night_kinds(counts.nights, config.seasonality))
@@ -109,7 +166,7 @@ def furthest_since(
     kinds = night_kinds(counts.nights, config.seasonality)
     lengths = range(1, min(config.slow_nights, len(kinds)) + 1)
     relative = [
-        _psi(binned, reference, by_night[-n:].sum(axis=0), kinds[-n:], config) / (1.0 / n + 1.0 / n_reference)
+        (_psi(binned, reference, by_night[-n:].sum(axis=0), kinds[-n:], config) or 0.0) / (1.0 / n + 1.0 / n_reference)
         for n in lengths
     ]
     return counts.first_of(lengths[int(np.argmax(relative))])
@@ -121,10 +178,10 @@ def _psi(
     live_counts: NDArray[np.float64],
     kinds: NDArray[np.int64],
     config: DriftConfig,
-) -> float:
+) -> float | None:
     total = live_counts.sum()
     there = reference.has_kinds(kinds)
     if not total or not there.any():
-        return 0.0
+        return None
     probs = reference.shares(binned, Stretch(kinds[there]))
     return float(psi_of_rows(probs, live_counts / total, floor=config.floor))

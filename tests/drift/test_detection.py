@@ -227,6 +227,8 @@ def test_config_explains_itself() -> None:
         build_settings(DriftConfig, {"min_psy": 0.1}, "[drift]")
     with pytest.raises(SettingsError, match="it takes 5000"):
         build_settings(DriftConfig, {"false_alarm_rate": 0.001}, "[drift]")
+    with pytest.raises(SettingsError, match=r"floor = 0.005 leaves nothing for 202 slots.* may be 0.005 at most"):
+        build_settings(DriftConfig, {"floor": 0.005, "n_bins": 100}, "[drift]")
 
 
 def _policy_window(rng: np.random.Generator, n: int, share: float) -> DriftWindow:

@@ -32,8 +32,9 @@ def test_reference_has_the_kinds_of_the_live_nights() -> None:
     kinds = np.array([0, 1, 1])
     assert reference_shares(column, np.array([1.0, 0.0]), kinds).tolist() == [0.8, 0.2]
     assert reference_shares(column, np.array([0.5, 0.5]), kinds) == pytest.approx([0.5, 0.5])
-    with pytest.raises(ValueError, match="no entry of a kind"):
-        reference_shares(column, np.array([0.5, 0.0, 0.5]), kinds)
+    assert reference_shares(column, np.array([0.5, 0.0, 0.5]), kinds) == pytest.approx([0.8, 0.2])  # none of kind 2
+    with pytest.raises(ValueError, match="no entry in any kind"):
+        reference_shares(column, np.array([0.0, 0.0, 1.0]), kinds)
 
 
 def _nights(rng: np.random.Generator, n: int, probs: np.ndarray) -> tuple[BinnedColumn, Cells]:

@@ -9,7 +9,7 @@ import pytest
 
 from drift.config import DriftConfig
 from drift.detection import measure_drift
-from drift.windows import DriftWindow
+from drift.windows import DriftColumn, DriftWindow
 from tests.drift.worlds import Change, newest_night, window_of_nights
 
 
@@ -100,3 +100,57 @@ def test_weekdays_without_a_reference_are_not_enough_data() -> None:
     report = measure_drift(reference, live, DriftConfig(seasonality="weekday"))
     assert report.status == "not enough data"
     assert "the reference holds 0 Fridays, it takes 1" in report.sentence
+
+
+def days(rng: np.random.Generator, weekdays: list[int], first: str, per_day: int = 30) -> DriftWindow:
+    """One column on days of the calendar, given as days after `first`."""
+    night = np.repeat(np.array(weekdays), per_day)
+    n = len(night)
+    columns = {"x": DriftColumn("numeric", rng.standard_normal(n))}
+    return DriftWindow(columns, np.arange(n), np.arange(n), np.datetime64(first) + night)
+
+
+@pytest.mark.parametrize(
+    "reference_days",
+    [
+        list(range(5)),  # Monday to Friday: clusters are the unit
+        [d for d in range(21) if d % 7 < 5],  # three weeks of working days: nights are
+        [d for d in range(19) if d % 7 < 5 or d == 5],  # and one Saturday among them
+    ],
+)
+def test_days_of_the_week_that_the_reference_lacks_end_a_stretch(reference_days: list[int]) -> None:
+    rng = np.random.default_rng(6)
+    reference = days(rng, reference_days, "2026-03-02")
+    recent = days(rng, [27, 28, 29, 30, 31], "2026-03-02")  # Sunday to Thursday, after the reference
+    report = measure_drift(reference, newest_night(recent), DriftConfig(seasonality="weekday"), recent=recent)
+    assert report.status == "stable"
+    assert report.nightly is not None
+    assert report.nightly.psi[0][0] is None  # a Sunday has nothing to be compared with
+    assert None not in report.nightly.psi[0][1:]
+
+
+def test_few_clusters_on_days_like_the_live_ones_are_not_enough_data() -> None:
+    rng = np.random.default_rng(7)
+    reference = _one_after_the_other(days(rng, [0], "2026-03-02", per_day=2), days(rng, [1, 2, 3, 4, 5], "2026-03-02"))
+    monday = days(rng, [7], "2026-03-02")
+    report = measure_drift(reference, monday, DriftConfig(seasonality="weekday"))
+    assert report.sentence.startswith("Not enough data: the reference holds 2 clusters on days like the live ones, it")
+
+
+def test_users_who_live_on_for_nights_are_counted_once() -> None:
+    # Twenty users with a level of their own in each of 7 nights are 20 clusters, not 140: few alarm although these say
+    # little of all users.
+    rng = np.random.default_rng(8)
+
+    def users(n: int, n_nights: int, first: int, offset: int) -> DriftWindow:
+        level = rng.standard_normal(n)
+        user, night = np.tile(np.arange(n), n_nights), np.repeat(np.arange(n_nights), n)
+        value = level[user] + 0.3 * rng.standard_normal(len(user))
+        nights = np.datetime64("2026-03-01") + first + night
+        return DriftWindow({"x": DriftColumn("numeric", value)}, np.arange(len(user)), user + offset, nights)
+
+    alarms = 0
+    for _ in range(40):
+        reference, live = users(100, 12, 0, 0), users(20, 7, 12, 1000)
+        alarms += measure_drift(reference, live, DriftConfig(live_nights=7)).status == "drifted"
+    assert alarms <= 3  # nominal .75 %; counted by the night 10 of 40 alarmed
