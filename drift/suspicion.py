@@ -29,6 +29,7 @@ from drift.config import DriftConfig
 from drift.divergence import psi_of_rows
 from drift.records import ColumnDrift, DriftReport, Suspicion
 from drift.reference import scalars
+from drift.which_reference import reference_of, scalar_of
 from drift.windows import DriftColumn, DriftWindow
 
 LARGEST_SHARE = 0.2
@@ -124,8 +125,10 @@ def confined_shifts(
     now = scalars(live.columns)
     found: list[_Confined] = []
     for column in report.drifted_columns[:MOST_COLUMNS]:
-        place = max(p for p, window in enumerate(windows) if column.name in scalars(window.columns))
-        before = scalars(windows[place].columns)[column.name]
+        place = reference_of(column.name, windows)
+        before = None if place is None else scalar_of(column.name, windows[place])
+        if place is None or before is None:
+            raise ValueError(f"column '{column.name}' drifted, and no reference has it")
         sides = _Sides.of(column, windows[place], before, live, now[column.name], config)
         confined = _few_groups(sides, groups, place, rng)
         if confined is None and column.role in LOGGED:

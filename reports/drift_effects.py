@@ -11,7 +11,8 @@ from datasets.contract import ImageFeature
 from datasets.observations import MISSING_CODE, Observations
 from datasets.replay import Replay
 from drift.records import ColumnDrift, DriftEffect
-from drift.windows import DriftColumn, DriftWindow, scalar_columns
+from drift.which_reference import reference_of, scalar_of
+from drift.windows import DriftColumn, DriftWindow
 from offline_dqn.policy import Policy
 from offline_dqn.shield import shielded_probs
 from reports.estimators import Floats, Ints
@@ -57,10 +58,13 @@ def drift_effects(
     for column in drifted:
         if len(effects) == MOST_COLUMNS:
             break
-        reference = _reference_of(column.name, references)
-        if column.role != "feature" or reference is None:
+        place = reference_of(column.name, references)
+        if column.role != "feature" or place is None:
             continue
-        observations = _put_back(live, column.name, *reference, rng)
+        window = references[place]
+        known = scalar_of(column.name, window)
+        assert known is not None  # else it would have no place
+        observations = _put_back(live, column.name, known, window.weights_of(known), rng)
         if observations is not None:
             effects.append(_effect(column.name, live, before, _Seen.of(policy, live, observations)))
     return tuple(sorted(effects, key=lambda effect: -effect.share_change))
@@ -143,17 +147,6 @@ def _some_episodes(live: Replay, rng: np.random.Generator) -> Replay:
     kept = np.zeros(live.n_episodes, dtype=bool)
     kept[order[np.cumsum(live.lengths[order]) <= max(MOST_STEPS, int(live.lengths[order[0]]))]] = True
     return live.subset(kept)
-
-
-def _reference_of(name: str, references: Sequence[DriftWindow]) -> tuple[DriftColumn, Floats | None] | None:
-    found = None
-    for window in references:
-        for whole, column in window.columns.items():
-            if name == whole or name.startswith((f"{whole}[", f"{whole}.")):
-                part = scalar_columns(whole, column).get(name)
-                if part is not None and not (part.exogenous and found is not None):
-                    found = part, window.weights_of(part)
-    return found
 
 
 def _put_back(
