@@ -317,6 +317,7 @@ def _nightly(
         n_episodes=tuple(counts.n_episodes.tolist()),
         psi=tuple(nightly(found.binned, found.reference, found.nightly.entries, counts, config) for found in judged),
         threshold=tuple(allowed[found.name] for found in judged),
+        relative=counts.relative(judged[0].reference.cells.n_cells),
     )
 
 

@@ -170,7 +170,8 @@ class NightlyDrift:
         columns: (C,) names; nights: (M,) ISO dates, ascending, nights without an episode left out.
         n_episodes: (M,) that started in each.
         psi: (C, M) in nats; None where the night, or the reference for such a night, holds no entry.
-        threshold: (C,) PSI from which a night of this many episodes would be called drifted; None where none is known.
+        threshold: (C,) PSI from which the live window would be called drifted; None where none is known.
+        relative: (M,) how much further than the live window chance takes a night of its size, about; empty for alike.
     """
 
     columns: tuple[str, ...]
@@ -178,6 +179,7 @@ class NightlyDrift:
     n_episodes: tuple[int, ...]
     psi: tuple[tuple[float | None, ...], ...]
     threshold: tuple[float | None, ...]
+    relative: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,6 +59,19 @@ class NightCounts:
         """The same, a cluster counted once in each night."""
         return len(np.unique(self._cells[self.night_of_episode >= len(self.nights) - n_nights]))
 
+    def relative(self, n_reference: int) -> tuple[float, ...]:
+        """(M,) how much larger chance makes PSI of each night than of the live window: 1 / n + 1 / n_reference of its
+        cells over that of the live ones."""
+        by_night = np.bincount(self._cell_nights, minlength=len(self.nights))
+        spread = 1.0 / np.maximum(by_night, 1) + 1.0 / n_reference
+        return tuple((spread / (1.0 / max(1, self.n_cells(self.n_live)) + 1.0 / n_reference)).tolist())
+
+    @cached_property
+    def _cell_nights(self) -> NDArray[np.int64]:
+        nights = np.zeros(int(self._cells.max(initial=-1)) + 1, dtype=np.int64)
+        nights[self._cells] = self.night_of_episode
+        return nights
+
     @cached_property
     def _cells(self) -> NDArray[np.int64]:
         clusters = dense(self.clusters)
@@ -69,11 +82,9 @@ class NightCounts:
         episodes, slots, n_slots = window.episodes_of(column), bins.assign(column), len(bins.labels)
         nights = self.night_of_episode[episodes]
         filled = np.unique(self._cells[episodes] * n_slots + slots)  # each cell and slot once
-        night_of_cell = np.zeros(int(self._cells.max(initial=0)) + 1, dtype=np.int64)
-        night_of_cell[self._cells] = self.night_of_episode
         return NightlyColumn(
             histograms_by_unit(slots, n_slots, nights, len(self.nights)),
-            histograms_by_unit(filled % n_slots, n_slots, night_of_cell[filled // n_slots], len(self.nights)),
+            histograms_by_unit(filled % n_slots, n_slots, self._cell_nights[filled // n_slots], len(self.nights)),
         )
 
     def judged_psi(

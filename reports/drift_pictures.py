@@ -140,13 +140,15 @@ def _nightly_cells(report: DriftReport) -> dict[str, _NightCells]:
     found = report.nightly
     if found is None:
         return {}
-    allowed = [max(threshold or 0.0, report.min_psi) for threshold in found.threshold]
-    return {
-        night: _NightCells(
-            found.n_episodes[m], {name: (found.psi[c][m], allowed[c]) for c, name in enumerate(found.columns)}
+    relative = found.relative or (1.0,) * len(found.nights)
+    cells = {}
+    for m, night in enumerate(found.nights):
+        allowed = [max(relative[m] * (threshold or 0.0), report.min_psi) for threshold in found.threshold]
+        row = zip(found.columns, found.psi, allowed, strict=True)
+        cells[night] = _NightCells(
+            found.n_episodes[m], {name: (value, bound) for name, psi, bound in row if (value := psi[m]) is not None}
         )
-        for m, night in enumerate(found.nights)
-    }
+    return cells
 
 
 def _cells_of_checks(checks: Sequence[NightCheck]) -> dict[str, _NightCells]:

@@ -66,6 +66,7 @@ def test_a_drifted_column_says_since_which_night() -> None:
     assert report.nightly is not None
     assert report.nightly.nights[0] == "2026-03-22"
     assert report.nightly.n_episodes == (60,) * 9
+    assert report.nightly.relative == (1.0,) * 9  # as many episodes in each
     beyond = np.array(report.nightly.psi[0]) > report.nightly.threshold[0]
     assert beyond.tolist() == [False] * 6 + [True] * 3
 
@@ -154,3 +155,13 @@ def test_users_who_live_on_for_nights_are_counted_once() -> None:
         reference, live = users(100, 12, 0, 0), users(20, 7, 12, 1000)
         alarms += measure_drift(reference, live, DriftConfig(live_nights=7)).status == "drifted"
     assert alarms <= 3  # nominal .75 %; counted by the night 10 of 40 alarmed
+
+
+def test_small_nights_are_allowed_more_than_a_large_live_one() -> None:
+    rng = np.random.default_rng(9)
+    small, large = days(rng, [12, 13], "2026-03-02", per_day=40), days(rng, [14], "2026-03-02", per_day=400)
+    reference = days(rng, list(range(12)), "2026-03-02", per_day=100)
+    report = measure_drift(reference, large, DriftConfig(), recent=_one_after_the_other(small, large))
+    assert report.nightly is not None
+    once = (1 / 40 + 1 / 1200) / (1 / 400 + 1 / 1200)
+    assert report.nightly.relative == pytest.approx((once, once, 1.0))
