@@ -18,6 +18,7 @@ SLACK = 1.5
 
 DRIFT = "drift: columns and stretches of nights"
 DRIFT_POWER = 0.8
+DRIFT_POWER_WORK = "power: a changed night alarms"
 Kind = Literal["promise", "comparison"]
 
 
@@ -210,7 +211,7 @@ def drift_rows(cell: Any, outcomes: Sequence[Outcome]) -> list[CalibrationRow]:
     share, upper = sum(alarmed) / len(alarmed), upper_limit(sum(alarmed), len(alarmed))
     kind: Kind = "promise" if cell.promised and not cell.changed else "comparison"
     level = DRIFT_POWER if cell.changed else cell.false_alarm_rate
-    work = "power: a changed night alarms" if cell.changed else "false alarm of an unchanged night"
+    work = DRIFT_POWER_WORK if cell.changed else "false alarm of an unchanged night"
     met = share >= level if cell.changed else upper <= SLACK * level
     return [
         CalibrationRow(

@@ -13,12 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it ships no types
 
+from datasets.durable import write_durably
 from datasets.snapshot import open_snapshot
 from offline_dqn.devices import threads
 from pipelines import readings, stages
 from pipelines.replaying import replay_decision
 from pipelines.training import StageError, train
 from pipelines.workspace import Workspace, open_workspace
+from reports.crossfit import NothingToFitError
+from reports.episode_columns import EPISODES
 from reports.evaluation import evaluate_candidate
 from reports.ledger import YEAR, ErrorSpentError
 from reports.manifest import read_manifest
@@ -122,6 +125,46 @@ def test_a_kill_gives_no_free_look_and_costs_none(
     assert own.evaluations == {2: readings.digest_of((waiting.release_path(2) / "evaluation.json").read_bytes())}
     assert repeated.repeated
     assert repeated.evaluation == outcome.evaluation
+
+
+def test_a_kill_while_the_table_of_episodes_is_written_leaves_a_reading_that_goes_on(
+    waiting: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_half(path: Path, content: bytes) -> None:
+        if path.name == EPISODES:
+            path.write_bytes(content[: len(content) // 2])
+            raise Killed
+        write_durably(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("reports.registry.write_durably", write_half)
+        with pytest.raises(Killed):
+            stages.evaluate(waiting, 2)
+
+    outcome = stages.evaluate(open_workspace(waiting.root), 2)
+
+    assert not outcome.repeated  # what was half written stood for nothing
+    assert n_spent(waiting) == 2
+    assert pq.read_table(waiting.release_path(2) / EPISODES).num_rows == outcome.evaluation.counts.n_episodes
+    assert replay_decision(waiting, 2).same
+
+
+def test_a_gate_that_nothing_can_be_fitted_beside_spends_one_reading_however_often_it_is_tried(
+    waiting: Workspace, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one_cluster(*_: object, **__: object) -> None:
+        raise NothingToFitError("The snapshot holds one cluster of gate episodes and nothing beside it.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.readings.evaluate_candidate", one_cluster)
+        answers = [run(waiting, "evaluate", 2) for _ in range(2)]
+
+    assert [answer.code for answer in answers] == [1, 1]
+    assert "one cluster of gate episodes" in answers[0].err
+    assert n_spent(waiting) == 2
+    assert readings.ledger_of(waiting).readings()[-1].verdict is None
+    stages.evaluate(open_workspace(waiting.root), 2)  # with something to fit on, the same reading goes on
+    assert n_spent(waiting) == 2
 
 
 def test_a_reading_that_was_killed_is_not_resumed_under_other_settings(
