@@ -83,7 +83,9 @@ def _drift_part(rows: Sequence[CalibrationRow]) -> Iterator[str]:
     yield "## Drift"
     yield (
         "Counted are nights called drifted, by a column of the night or by a stretch of nights up to it, with the "
-        "smallest size that matters set to 0. Where nothing changed, each would have cost a training."
+        "smallest size that matters set to 0. Where nothing changed, each would have cost a training. The level is "
+        "that of the whole check. Only rows that name it run the joint tests too; the others leave out a quarter of "
+        "the rate, and stretches with another one where a single night was judged."
     )
     for heading, shown in (("Nothing changed: false alarms", [r for r in rows if r not in power]), ("Power", power)):
         yield f"### {heading}"

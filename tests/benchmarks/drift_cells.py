@@ -10,6 +10,7 @@ import numpy as np
 
 from drift.config import DriftConfig
 from drift.detection import measure_drift
+from drift.joint import with_joint
 from tests.drift.worlds import UNCHANGED, Change, newest_night, window_of_nights
 
 
@@ -32,6 +33,9 @@ class DriftCell:
     false_alarm_rate: float = 0.05
     min_psi: float = 0.0
     """0 tests the null alone: a smallest size that matters only takes alarms away."""
+    joint: bool = False
+    """Whether the joint tests are run too: then the whole rate is used, and else half of it, or three quarters where
+    nights since the reference make stretches."""
     promised: bool = True
     """False where the report itself calls the null optimistic, in a world shown as a limit, or with a change."""
     logs: float = 1.0
@@ -57,7 +61,10 @@ class DriftCell:
         config = DriftConfig(
             false_alarm_rate=self.false_alarm_rate, min_psi=self.min_psi, seasonality=self.seasonality, seed=seed
         )
-        report = measure_drift(reference, newest_night(recent), config, recent=recent)
+        live = newest_night(recent)
+        report = measure_drift(reference, live, config, recent=recent)
+        if self.joint:
+            report = with_joint(report, reference, live, config)
         return {"alarmed": report.status == "drifted"}
 
 
@@ -110,4 +117,8 @@ CELLS = (
     _changed("mean + .5 sd, for 14 nights", Change(shift=0.5), live_nights=14),
     _changed("mean + .03 sd more each night, for 14 nights", Change(trend=0.03), live_nights=14),
     _changed("mean + .06 sd more each night, for 14 nights", Change(trend=0.06), live_nights=14),
+    DriftCell(world="7 reference nights, no night shocks, cluster null; the whole check, 14 nights since",
+              reference_nights=7, live_nights=14, joint=True, logs=0.6),
+    DriftCell(world=f"{_N21}; the whole check, 14 nights since", reference_nights=21, night_sd=0.2, live_nights=14,
+              joint=True, logs=0.6),
 )  # fmt: skip
