@@ -33,11 +33,13 @@ class LiveCells:
 
     Attributes:
         nights: (M,) day numbers, ascending.
-        n_clusters: distinct clusters of each night, added up.
+        n_clusters: distinct clusters.
+        n_clusters_by_night: distinct clusters of each night, added up.
     """
 
     nights: NDArray[np.int64]
     n_clusters: int
+    n_clusters_by_night: int
 
 
 def judged_by_cells(
@@ -93,7 +95,7 @@ def _null(
         )  # fmt: skip
     return night_nulls(
         binned, cells, [Stretch(np.zeros_like(live.nights))], seasonality="none",
-        live_clusters_per_night=live.n_clusters / len(live.nights),
+        live_clusters_per_night=live.n_clusters_by_night / len(live.nights),
         n_replicates=config.n_replicates, floor=floor, rng=rng,
     )[0]  # fmt: skip
 

@@ -125,7 +125,7 @@ def compare_nights(pair: Pair, night: str, cluster: str | None, config: DriftCon
     index = np.flatnonzero(held)
     cells = Cells(before.nights[index // per_night], dense(index % per_night), index[:0], before.n_clusters)
     kept = {name: table[held] for name, table in counts.items()}
-    return judged_by_cells(found, kept, cells, LiveCells(now.nights, now.n_clusters_by_night), config)
+    return judged_by_cells(found, kept, cells, LiveCells(now.nights, now.n_clusters, now.n_clusters_by_night), config)
 
 
 @dataclass(frozen=True)
