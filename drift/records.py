@@ -198,6 +198,7 @@ class DriftReport:
         slow: columns that moved over several nights, the furthest first.
         effects: what the drifted columns do to the champion, the largest first.
         suspicions: signs of poisoned or gamed data.
+        not_looked_for: which of these could not be looked for and why, as a clause; "" where all could.
         nightly: night by night since the reference; None where nothing was compared.
         reference_episodes, reference_nights, live_episodes, live_nights: sizes of the windows.
         effective_reference_episodes: what the weighted reference is worth in episodes.
@@ -220,6 +221,7 @@ class DriftReport:
     slow: tuple[SlowDrift, ...] = ()
     effects: tuple[DriftEffect, ...] = ()
     suspicions: tuple[Suspicion, ...] = ()
+    not_looked_for: str = ""
     nightly: NightlyDrift | None = None
 
     @property

@@ -17,7 +17,7 @@ from datasets.replay import Replay
 from datasets.step_rules import Judged
 from drift.config import DriftConfig
 from drift.gaming import DeclaredOutcome, StepRate, reward_against_outcomes
-from drift.records import DriftReport
+from drift.records import DriftReport, Suspicion
 from drift.suspicion import Grouping, confined_shifts
 from drift.windows import DriftWindow
 from reports.outcomes import outcomes_of
@@ -30,7 +30,7 @@ def guarded(
     references: DriftWindow | Sequence[DriftWindow],
     live_window: DriftWindow,
     *,
-    gate: Replay,
+    compared_with: Sequence[Replay],
     live: Replay,
     lake: Lake,
     config: DriftConfig,
@@ -38,38 +38,50 @@ def guarded(
     """A drift report with what looks suspicious about it.
 
     Args:
-        references: the windows that live nights were compared with; the first is that of `gate`.
+        references: the windows that live nights were compared with. Reward and outcomes are what actions move, so they
+            are held against the last one.
         live_window: that of `live`.
-        gate, live: the episodes themselves.
+        compared_with, live: the episodes themselves, of each reference and of the live nights.
 
     Raises:
         ConstraintError: a condition of the contract fails on a step.
     """
     windows = [references] if isinstance(references, DriftWindow) else list(references)
-    suspicions = reward_against_outcomes(
-        windows[0], live_window, (_reward(gate), _reward(live)), _declared(gate, live), config
-    )
+    reference, before, wanted = windows[-1], compared_with[-1], config.min_live_episodes
+    outcomes, worth = _declared(before, live), reference.effective_episodes
+    suspicions: tuple[Suspicion, ...] = ()
+    not_looked_for = ""
+    if outcomes and worth < wanted:
+        not_looked_for = (
+            "whether the reward rose while an outcome fell was not looked for: weighted to the acting policy, the "
+            f"reference's {reference.n_episodes} episodes are worth {worth:.1f}, and it takes {wanted}"
+        )
+    else:
+        rewards = _reward(before), _reward(live)
+        suspicions = reward_against_outcomes(reference, live_window, rewards, outcomes, config)
     if report.drifted_columns:
-        groupings = _groupings(lake, gate, live, len(windows))
+        groupings = _groupings(lake, compared_with, live)
         rng = np.random.default_rng([config.seed, 1])
         suspicions += confined_shifts(
             windows, live_window, report, config, groups=groupings, episodes=live.episode_ids.astype(str), rng=rng
         )
-    return replace(report, suspicions=suspicions)
+    return replace(report, suspicions=suspicions, not_looked_for=not_looked_for)
 
 
-def _groupings(lake: Lake, gate: Replay, live: Replay, n_references: int) -> list[Grouping]:
+def _groupings(lake: Lake, compared_with: Sequence[Replay], live: Replay) -> list[Grouping]:
     """By file, first without the numbers in its name, as yesterday's has others; by batch; and by who acted."""
-    since = np.concatenate([gate.nights, live.nights]).min().astype(date)
-    files, batches = _origins(lake, np.concatenate([gate.episode_ids, live.episode_ids]).astype(str), since)
+    replays = [*compared_with, live]
+    since = np.concatenate([replay.nights for replay in replays]).min().astype(date)
+    files, batches = _origins(lake, np.concatenate([replay.episode_ids for replay in replays]).astype(str), since)
     numberless = np.array([re.sub(r"\d+", "#", name) for name in files], dtype=str)
-    versions = np.concatenate([gate.policy_versions, live.policy_versions]).astype(str)
-    n, others = gate.n_episodes, (None,) * (n_references - 1)
-    sources = [
-        Grouping("few sources", labels[n:], (labels[:n] if (labels[:n] != "").all() else None, *others))
-        for labels in (numberless, files, batches)
-    ]
-    return [*sources, Grouping("one policy version", versions[n:], (versions[:n], *others))]
+    ends = np.cumsum([replay.n_episodes for replay in replays])[:-1]
+    found = []
+    for labels in (numberless, files, batches):
+        *references, now = np.split(labels, ends)
+        known = tuple(reference if (reference != "").all() else None for reference in references)
+        found.append(Grouping("few sources", now, known))
+    *before, now = (replay.policy_versions.astype(str) for replay in replays)
+    return [*found, Grouping("one policy version", now, tuple(before))]
 
 
 def _origins(lake: Lake, episodes: Labels, since: date) -> tuple[Labels, Labels]:
@@ -95,9 +107,9 @@ def _reward(replay: Replay) -> StepRate:
     return StepRate(replay.rewards, np.ones(replay.n_steps, dtype=bool))
 
 
-def _declared(gate: Replay, live: Replay) -> list[DeclaredOutcome]:
+def _declared(reference: Replay, live: Replay) -> list[DeclaredOutcome]:
     """What both contracts declare, charged as the gate does: unanswered is breached, and no success."""
-    before, now = outcomes_of(gate), outcomes_of(live)
+    before, now = outcomes_of(reference), outcomes_of(live)
     found = []
     if before.success is not None and now.success is not None:
         found.append(

@@ -129,6 +129,8 @@ def _unjudged(report: DriftReport) -> Iterator[str]:
 def _beyond(report: DriftReport) -> Iterator[tuple[str, str, bool]]:
     """What was found beyond single columns and nights: its kind, in words, and whether it alarms."""
     yield from (("suspicious", one.sentence, True) for one in report.suspicions)
+    if report.not_looked_for:
+        yield ("not known", report.not_looked_for, False)
     yield from (("effect", one.sentence, False) for one in report.effects[:_EFFECTS])
     yield from (("together", joint_words(one), one.drifted) for one in report.joint)
     yield from (("slowly", line, True) for line in slow_lines(report))

@@ -35,6 +35,7 @@ class ChampionWindows:
     Attributes:
         references: its `gate` episodes; and once it has acted long enough, its own first nights, for all that its
             actions move.
+        replays: the episodes of each.
         live: the newest nights.
         recent: the unbroken run of nights up to those in which the same policy acted, as far as they are no reference.
         unweighable: whether the reference cannot be weighted to what acts now, as its log does not know with what
@@ -42,6 +43,7 @@ class ChampionWindows:
     """
 
     references: tuple[DriftWindow, ...]
+    replays: tuple[Replay, ...]
     live: DriftWindow
     recent: DriftWindow
     unweighable: bool
@@ -60,8 +62,15 @@ def drift_of_champion(
     report = with_joint(report, windows.references[-1], windows.live, config)
     if windows.unweighable:
         report = replace(report, columns=tuple(_with_cause(column) for column in report.columns))
-    gate, lake = trained_on.of_split(GATE), workspace.open_lake()
-    report = guarded(report, windows.references, windows.live, gate=gate, live=live, lake=lake, config=config)
+    report = guarded(
+        report,
+        windows.references,
+        windows.live,
+        compared_with=windows.replays,
+        live=live,
+        lake=workspace.open_lake(),
+        config=config,
+    )
     if not report.drifted_columns:
         return report
     policy = load_release(workspace, champion, live.contract)
@@ -101,12 +110,14 @@ def champion_windows(
         since, live, acting, min_nights=workspace.config.drift.min_nights, frozen_on=frozen_on, champion=champion
     )
     recent = view.window(since.subset(np.isin(since.nights, run)), 2)
-    references = [view.window(gate, 0, weights)]
+    references, replays = [view.window(gate, 0, weights)], [gate]
     if len(own_nights):
         own = since.subset(np.isin(since.nights, own_nights) & (since.policy_versions == str(champion)))
         references.append(view.window(own, 1))
+        replays.append(own)
     now = recent.subset(np.isin(recent.nights, live.nights))
-    return ChampionWindows(tuple(references), now, recent, unweighable and not len(own_nights))
+    unweighable = unweighable and not len(own_nights)
+    return ChampionWindows(tuple(references), tuple(replays), now, recent, unweighable)
 
 
 _UNWEIGHABLE = (

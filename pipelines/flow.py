@@ -225,7 +225,7 @@ def _record(
         report=str(report) if report else None,
         seconds=clock.total(),
         live_from=drift.live_nights[0].isoformat() if drift and drift.live_nights else None,
-        warnings=[*_warnings(ingested), *_still_held(workspace, batch), *_suspicions(drift)],
+        warnings=[*_warnings(ingested), *_still_held(workspace, batch), *warnings_of_drift(drift)],
         review=review,
         drift_page=str(page.relative_to(workspace.root)) if drift and page.is_file() else None,
     )
@@ -264,9 +264,12 @@ def _still_held(workspace: Workspace, tonight: Batch | None) -> list[str]:
     ]
 
 
-def _suspicions(drift: DriftOutcome | None) -> list[str]:
-    found = drift.report.suspicions if drift is not None and drift.report is not None else ()
-    return [f"suspicious: {suspicion.sentence}" for suspicion in found]
+def warnings_of_drift(drift: DriftOutcome | None) -> list[str]:
+    """What a person should look at: what is suspicious, and what could not be looked for."""
+    if drift is None or drift.report is None:
+        return []
+    unknown = [drift.report.not_looked_for] if drift.report.not_looked_for else []
+    return [*(f"suspicious: {suspicion.sentence}" for suspicion in drift.report.suspicions), *unknown]
 
 
 def _warnings(ingested: IngestReport) -> list[str]:

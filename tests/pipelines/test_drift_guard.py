@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from datasets.freezing import read_episodes
+from datasets.snapshot import open_snapshot
+from drift.records import DriftReport
 from pipelines import stages
-from pipelines.flow import nightly
+from pipelines.drift_windows import drift_of_champion
+from pipelines.flow import nightly, warnings_of_drift
+from pipelines.readings import snapshot_of
 from pipelines.workspace import Workspace
 from tests.pipelines.conftest import Run, edit
 
@@ -94,3 +102,40 @@ def test_a_reward_that_rises_while_the_objective_is_missed_is_suspicious(workspa
     assert "the mean reward of a step rose from -" in by_outcome["the success rate"].sentence
     assert (found.decision.retrain, found.decision.cause) == (False, "suspicious")
     assert "while the success rate fell from " in found.decision.sentence
+
+
+def gamed_after(n_own: int, workspace: Workspace) -> DriftReport:
+    """A check of a night in which the reward rose and the success fell, after own nights; the reference's log knows no
+    probabilities."""
+    stages.simulate(workspace, n_episodes=200)
+    stages.ingest(workspace)
+    trained_on, summary = open_snapshot(snapshot_of(workspace, 1))
+    lake, frozen_at = workspace.open_lake(), datetime.fromisoformat(summary.as_of)
+    since = read_episodes(lake, workspace.config.snapshot, as_of=workspace.as_of(lake), started_after=frozen_at)
+    assert since is not None
+    nights = since.nights.min() + np.arange(since.n_episodes) * (n_own + 1) // since.n_episodes
+    is_live = (nights == nights.max())[since.episode_of_step]
+    seen_live = np.repeat(nights == nights.max(), since.lengths + 1)  # the last observation of each is of no step
+    slower = np.where(seen_live, 10.0, 1.0) * since.observations.columns["p95_ms"]
+    columns = {**since.observations.columns, "p95_ms": slower}
+    observations = replace(since.observations, columns=columns)
+    rewards = since.rewards + 5.0 * is_live
+    since = replace(since, nights=nights, rewards=rewards, observations=observations)
+    trained_on = replace(trained_on, behavior_prob=np.full(trained_on.n_steps, np.nan))
+    live = since.subset(nights == nights.max())
+    return drift_of_champion(workspace, 1, trained_on, since, live, frozen_at)
+
+
+def test_reward_and_outcomes_can_be_held_against_the_champions_own_nights(workspace: Workspace) -> None:
+    edit(workspace.root / "offline_dqn.toml", "[gate]\n", "[drift]\nmin_nights = 4\n[gate]\n")
+    report = gamed_after(4, Workspace(workspace.root))
+    assert report.not_looked_for == ""
+
+
+def test_a_reward_that_nothing_is_known_of_is_said_to_be_not_looked_for(workspace: Workspace) -> None:
+    report = gamed_after(0, workspace)
+    assert "reward against outcome" not in {one.kind for one in report.suspicions}
+    assert "whether the reward rose while an outcome fell was not looked for" in report.not_looked_for
+    assert "episodes are worth 0.0, and it takes 30" in report.not_looked_for
+    outcome = stages.DriftOutcome(report, stages.measure(workspace).decision, None)
+    assert report.not_looked_for in warnings_of_drift(outcome)
