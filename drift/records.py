@@ -150,6 +150,7 @@ class Suspicion:
     Attributes:
         kind: what it is confined to, or the reward that rises while an outcome falls.
         column: what shifted.
+        also: other columns that shifted with mostly the same episodes.
         where: the sources, policy versions or episodes it is confined to, or the outcome that falls.
         share: of the live episodes, that these are.
         sentence: what was found, in words and numbers.
@@ -160,6 +161,7 @@ class Suspicion:
     where: tuple[str, ...]
     share: float
     sentence: str
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

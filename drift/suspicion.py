@@ -376,6 +376,7 @@ def _suspicion(one: _Confined, others: Sequence[str], report: DriftReport, live:
     return Suspicion(
         kind=one.kind,
         column=one.column.name,
+        also=tuple(others),
         where=one.where,
         share=share,
         sentence=(

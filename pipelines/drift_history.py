@@ -201,7 +201,10 @@ def _rows(check: DriftCheck) -> Iterator[dict[str, Any]]:
     }
     slow = {found["name"]: _day(found["since"]) for found in report.get("slow", ())}
     effects = {found["column"]: found for found in report.get("effects", ())}
-    suspicions = {found["column"]: found["sentence"] for found in report.get("suspicions", ())}
+    suspicions: dict[str, list[str]] = {}
+    for found in report.get("suspicions", ()):
+        for name in (found["column"], *found.get("also", ())):
+            suspicions.setdefault(name, []).append(found["sentence"])
     for column in report.get("columns", ()):
         effect = effects.get(column["name"], {})
         own = {field: column.get(field) for field in SCHEMA.names if field in column}
@@ -212,7 +215,7 @@ def _rows(check: DriftCheck) -> Iterator[dict[str, Any]]:
             "since": _day(column.get("since")),
             "slow_since": slow.get(column["name"]),
             **{name: effect.get(name) for name in ("share_change", "value_change", "overlap_change")},
-            "suspicion": suspicions.get(column["name"]),
+            "suspicion": "; ".join(suspicions.get(column["name"], ())) or None,
         }
     if not report.get("columns"):
         yield of_night

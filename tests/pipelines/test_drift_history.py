@@ -13,7 +13,7 @@ import pytest
 from drift.config import DriftConfig
 from drift.decision import Cause
 from pipelines import stages
-from pipelines.drift_history import erase_from_history, read_drift_history, record_check
+from pipelines.drift_history import drift_history_view, erase_from_history, read_drift_history, record_check
 from pipelines.flow import nightly
 from pipelines.workspace import Workspace
 from tests.pipelines.conftest import Run
@@ -192,3 +192,15 @@ def test_a_night_is_recorded_once_and_a_look_by_hand_is_not(workspace: Workspace
     )  # fmt: skip
     assert answer.code == 0
     assert {row["column_name"] for row in answer.json["rows"]} >= {"observation.cpu", "action", "reward"}
+
+
+def test_every_column_of_a_suspicion_and_every_suspicion_of_a_column_is_told(tmp_path: Path) -> None:
+    found = outcome()
+    found["report"]["suspicions"] = [
+        {"column": "action", "also": ["observation.cpu"], "where": ["a"], "sentence": "confined to a"},
+        {"column": "action", "where": ["the success rate"], "sentence": "the success rate fell"},
+    ]
+    record_check(tmp_path, found, as_of=FIRST, champion=3)
+    table = drift_history_view(tmp_path).tables["drift_history"]()
+    told = dict(zip(table["column_name"].to_pylist(), table["suspicion"].to_pylist(), strict=True))
+    assert told == {"observation.cpu": "confined to a", "action": "confined to a; the success rate fell"}
