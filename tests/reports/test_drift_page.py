@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from drift.records import NightlyDrift
+from drift.records import JointDrift, NightlyDrift
 from reports.drift_page import render_drift_page
 from reports.drift_pictures import column_picture, distribution_panels, heat_of, timeline
 from reports.night_checks import NightCheck, NightlyChecks
@@ -198,3 +198,15 @@ def test_what_happened_after_the_check_is_told_too() -> None:
     past = tuple(replace(check, champion=5) for check in samples.past())
     checks = NightlyChecks(newest=newest, past=past, promotions=samples.promotions())
     assert "Since then: release 6 promoted by Grace." in Page(render_drift_page(checks, "autoscaler")).text
+
+
+def test_decisions_are_as_before_only_where_nothing_drifted_at_all() -> None:
+    calm = samples.calm_report()
+    slow = samples.drift_report().slow
+    joint = JointDrift(method="classifier", status="drifted", reason="", statistic=0.8, threshold=0.6, p_value=0.001)
+    assert slow
+    for report in (replace(calm, slow=slow), replace(calm, joint=(joint,))):
+        text = page_of(samples.drifted_check(report=report))
+        assert "not weighed<small>" in text
+        assert "no column drifted</small>" not in text
+    assert "as before<small>no column drifted" in page_of(samples.calm_check())
