@@ -61,7 +61,7 @@ def drift_of_champion(
     report = measure_drift(windows.references, windows.live, config, recent=windows.recent)
     report = with_joint(report, windows.references[-1], windows.live, config)
     if windows.unweighable:
-        report = replace(report, columns=tuple(_with_cause(column) for column in report.columns))
+        report = replace(report, columns=tuple(with_cause(column) for column in report.columns))
     report = guarded(
         report,
         windows.references,
@@ -126,9 +126,10 @@ _UNWEIGHABLE = (
 )
 
 
-def _with_cause(column: ColumnDrift) -> ColumnDrift:
-    moved = column.status == "not enough data" and not column.exogenous and column.reference_rows
-    return replace(column, reason=_UNWEIGHABLE) if moved else column
+def with_cause(column: ColumnDrift) -> ColumnDrift:
+    """With the cause where the weights, of which none is left, are the reason; other reasons stand."""
+    weightless = column.reason == "the reference holds no entry of it" and column.reference_rows
+    return replace(column, reason=_UNWEIGHABLE) if weightless and not column.exogenous else column
 
 
 def _with_probs(workspace: Workspace, gate: Replay, train: Replay) -> Replay:

@@ -10,8 +10,9 @@ from datasets.contract import Behavior
 from datasets.freezing import read_episodes
 from datasets.replay import Replay
 from datasets.snapshot import open_snapshot
+from drift.records import ColumnDrift
 from pipelines import stages
-from pipelines.drift_windows import champion_windows, drift_of_champion, split_nights
+from pipelines.drift_windows import champion_windows, drift_of_champion, split_nights, with_cause
 from pipelines.readings import snapshot_of
 from pipelines.workspace import Workspace, open_workspace
 from tests.pipelines.conftest import edit
@@ -130,3 +131,12 @@ def test_own_nights_are_the_reference_of_what_actions_move(workspace: Workspace)
     assert windows.recent.n_nights == 6
     assert windows.live.n_nights == 2
     assert gate.weights is not None
+
+
+def test_only_where_the_weights_are_the_reason_are_they_the_cause() -> None:
+    few = ColumnDrift(
+        name="action", kind="categorical", exogenous=False, status="not enough data", reference_rows=9, live_rows=9,
+        reason="the live window holds 12 episodes, and it takes 30",
+    )  # fmt: skip
+    assert with_cause(few) == few
+    assert "lacks the probabilities" in with_cause(replace(few, reason="the reference holds no entry of it")).reason
