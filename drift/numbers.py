@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drift.windows import DriftColumn
+from drift.windows import DriftColumn, row_norms
 
 MOST_LABELS = 12
 """Labels of a column, the reference's most frequent ones, that get a number of their own; the others share one."""
@@ -34,7 +34,6 @@ def as_numbers(column: DriftColumn, rows: NDArray[np.int64], labels: tuple[str, 
             missing.
         seed: of the projections of a long vector.
     """
-    """(rows, P) what a column's values become."""
     values: NDArray[Any] = column.values[rows]
     if column.kind == "categorical":
         slot = {label: i for i, label in enumerate(labels)}
@@ -45,5 +44,5 @@ def as_numbers(column: DriftColumn, rows: NDArray[np.int64], labels: tuple[str, 
     if column.kind == "vector" and values.shape[1] > MOST_COMPONENTS:
         length = values.shape[1]
         directions = np.random.default_rng([seed, 1, length]).standard_normal((length, MOST_COMPONENTS))
-        return np.column_stack([np.linalg.norm(values, axis=1), values @ directions / np.sqrt(length)])
+        return np.column_stack([row_norms(values), values @ directions / np.sqrt(length)])
     return values.reshape(len(rows), -1).astype(np.float64)

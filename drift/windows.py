@@ -205,12 +205,12 @@ def scalar_columns(name: str, column: DriftColumn) -> dict[str, DriftColumn]:
     """
     if column.kind != "vector":
         return {name: column}
-    parts = {f"{name}.norm": _norms(column.values)}
+    parts = {f"{name}.norm": row_norms(column.values)}
     parts |= {f"{name}[{i}]": column.values[:, i] for i in range(column.values.shape[1])}
     return {part: replace(column, kind="numeric", values=values) for part, values in parts.items()}
 
 
-def _norms(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def row_norms(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """(entries,) Euclidean norm of each row, largest float at most: the plain square of a wild value would be infinite.
 
     Scaled by a power of two, which leaves every bit of an ordinary norm as it is.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from datasets.replay import Replay
 from drift.numbers import as_numbers, frequent_labels
-from drift.windows import DriftColumn, feature_columns
+from drift.windows import DriftColumn, feature_columns, row_norms
 from reports.estimators import Floats, Ints
 
 MOST_STEPS = 50_000
@@ -27,6 +27,9 @@ MOST_TARGETS = 40
 
 _STEPS_IN_ALL = 400_000  # of all models together: twice as many features take twice as long to predict, not to fit
 _FEWEST_STEPS = 200
+_LARGEST = float(np.finfo(np.float32).max)
+_LARGEST_TARGET = 1e30
+"""Boosting holds gradients, sums and differences of targets, in float32."""
 _MOST_LEAVES, _SMALLEST_LEAF = 32, 100
 _NOTHING = 0.05
 """Residuals within this share of the target's spread are one: they are the model's own error, which differs from
@@ -57,7 +60,7 @@ class _NumberModel:
 
     def place(self, inputs: Floats, values: Floats, noise: Floats) -> Floats:
         """(n,) share of like residuals below each one's, those that tie with it in part."""
-        residuals = _without_small(values - self.mean.predict(inputs), self.nothing)
+        residuals = _without_small(_tamed(values) - self.mean.predict(inputs), self.nothing)
         leaves = self.sizes.apply(inputs.astype(np.float32))
         placed = np.empty(len(values))
         for leaf, known in self.residuals.items():
@@ -174,16 +177,15 @@ def _table(columns: Mapping[str, DriftColumn], names: Iterable[str], labels: Map
     """(rows, P) the numbers that a model sees."""
     everything = np.arange(len(columns[_ACTION].values))
     parts = [as_numbers(columns[name], everything, labels.get(name, ()), 0) for name in names]
-    return np.concatenate(parts, axis=1)
+    # Trees compare in float32, where a larger number is infinite and refused.
+    return np.concatenate(parts, axis=1).clip(-_LARGEST, _LARGEST)
 
 
 def _following(replay: Replay, steps: Ints) -> dict[str, DriftColumn]:
     """The features after the given steps, all of which something is known to follow."""
     columns = feature_columns(replay.contract, replay.observations, replay.next_row[steps])
     return {
-        name: replace(column, kind="numeric", values=np.linalg.norm(column.values, axis=1))
-        if column.kind == "vector"
-        else column
+        name: replace(column, kind="numeric", values=row_norms(column.values)) if column.kind == "vector" else column
         for name, column in columns.items()
     }
 
@@ -202,6 +204,7 @@ def _fit_numbers(inputs: Floats, target: Floats) -> _NumberModel:
     from sklearn.tree import DecisionTreeRegressor
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it ships no types
 
+    target = _tamed(target)
     mean = HistGradientBoostingRegressor(
         max_iter=60, learning_rate=0.15, max_leaf_nodes=15, min_samples_leaf=20, early_stopping=False, random_state=0
     )
@@ -231,6 +234,10 @@ def _fit_labels(inputs: Floats, target: NDArray[Any]) -> _LabelModel:
     )
     with threadpool_limits(limits=1):
         return _LabelModel(model.fit(inputs, target))
+
+
+def _tamed(targets: Floats) -> Floats:
+    return targets.clip(-_LARGEST_TARGET, _LARGEST_TARGET)
 
 
 def _without_small(residuals: Floats, nothing: float) -> Floats:

@@ -80,3 +80,17 @@ def test_log_that_is_too_short_has_no_models() -> None:
     models = fit_dynamics(short, seed=0)
     assert models.reward is None
     assert place_outcomes(models, short, seed=0) == {}
+
+
+@pytest.mark.filterwarnings("error")
+def test_finite_values_beyond_what_trees_can_hold_are_placed(models: DynamicsModels) -> None:
+    live = logged(np.random.default_rng(3), LOGGER, n_nights=1, per_night=50)
+    columns = dict(live.observations.columns)
+    columns["load"] = columns["load"].copy()
+    columns["load"][::7] = 1e40
+    wild = replace(live, observations=Observations(columns, live.observations.vocabularies))
+    for found in (
+        *place_outcomes(models, wild, seed=0).values(),
+        *place_outcomes(fit_dynamics(wild, seed=0), wild, seed=0).values(),
+    ):
+        assert ((found.values >= 0) & (found.values <= 1)).all()
