@@ -552,7 +552,8 @@ GLOSSARY: tuple[TermGroup, ...] = (
             Term(
                 "drift_since",
                 "since",
-                "Of a drifted column the first night of the unbroken run up to the newest in which it stands out.",
+                "Of a drifted column the first night of that stretch up to the newest whose nights together differ "
+                "most from the reference, in units of chance.",
                 "drift.records.ColumnDrift",
             ),
             Term(
@@ -566,7 +567,8 @@ GLOSSARY: tuple[TermGroup, ...] = (
                 "joint_test",
                 "joint test",
                 "Whether the columns moved together in a way that none of them need show alone: can a classifier tell"
-                " live rows from the reference, and how far apart are the two windows in all columns at once (MMD).",
+                " live rows from the reference, and how far apart are the windows in what pairs of columns do together "
+                "(MMD).",
                 "drift.records.JointDrift",
             ),
             Term(
