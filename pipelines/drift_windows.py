@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.encoding import fit_encoder
 from datasets.replay import GATE, TRAIN, Replay
 from drift.detection import measure_drift
 from drift.joint import with_joint
@@ -17,9 +16,8 @@ from drift.windows import DriftWindow, window_from_replay
 from offline_dqn.policy import AnyPolicy
 from pipelines.acting import load_release
 from pipelines.drift_guard import guarded
-from pipelines.live_nights import acting_release, weights_to
+from pipelines.live_nights import UNWEIGHABLE, acting_release, weights_to, with_probs
 from pipelines.workspace import Workspace
-from reports.crossfit import estimated_probs
 from reports.drift_columns import dynamics_columns, episode_columns, policy_columns
 from reports.drift_effects import drift_effects
 from reports.dynamics_models import DynamicsModels, fit_dynamics
@@ -102,7 +100,7 @@ def champion_windows(
     view = _View(workspace, champion, acting, fit_dynamics(train, seed=seed), seed)
     weights, unweighable = None, False
     if acting is not None and not (gate.policy_versions == str(acting)).mean() > 0.5:
-        weights = weights_to(view.policy(acting, gate), _with_probs(workspace, gate, train))
+        weights = weights_to(view.policy(acting, gate), with_probs(workspace, gate, train))
         unweighable = weights is None
         weights = np.zeros(gate.n_steps) if weights is None else weights
     frozen_on = np.datetime64(frozen_at.astimezone(UTC).date())
@@ -120,26 +118,10 @@ def champion_windows(
     return ChampionWindows(tuple(references), tuple(replays), now, recent, unweighable)
 
 
-_UNWEIGHABLE = (
-    "another policy wrote the reference, and its log lacks the probabilities to weight it to what acts now; log "
-    "behavior_prob, or wait for the champion's own nights"
-)
-
-
 def with_cause(column: ColumnDrift) -> ColumnDrift:
     """With the cause where the weights, of which none is left, are the reason; other reasons stand."""
     weightless = column.reason == "the reference holds no entry of it" and column.reference_rows
-    return replace(column, reason=_UNWEIGHABLE) if weightless and not column.exogenous else column
-
-
-def _with_probs(workspace: Workspace, gate: Replay, train: Replay) -> Replay:
-    """The `gate` episodes with behavior probabilities that are estimated on `train`, where the contract says so."""
-    if gate.contract.behavior.propensity == "logged" or not train.n_episodes:
-        return gate
-    config = workspace.config
-    encoder = fit_encoder(train.contract, train.observations)
-    estimated = estimated_probs(train, gate, encoder, config.evaluate.propensity, config.drift.seed)
-    return replace(gate, behavior_prob=estimated)
+    return replace(column, reason=UNWEIGHABLE) if weightless and not column.exogenous else column
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 import numpy as np
 
 from datasets.batches import list_batches
+from datasets.encoding import fit_encoder
 from datasets.freezing import read_episodes
-from datasets.replay import GATE, Replay
+from datasets.replay import GATE, TRAIN, Replay
 from datasets.snapshot import SnapshotError, SnapshotSummary, current_snapshot, open_snapshot
 from datasets.splits import last_night_over
 from drift.detection import measure_drift
@@ -19,7 +21,7 @@ from drift.windows import window_from_replay
 from offline_dqn.policy import Policy
 from pipelines.acting import ReleaseError, load_release
 from pipelines.workspace import Workspace
-from reports.crossfit import step_probs
+from reports.crossfit import estimated_probs, step_probs
 from reports.estimators import cumulative_log_weights
 from reports.formatting import counted
 from reports.records import Freshness
@@ -79,6 +81,28 @@ def weights_to(policy: Policy, gate: Replay) -> Any:
     return np.exp(log_weights - largest) if np.isfinite(largest) else np.zeros(gate.n_steps)
 
 
+UNWEIGHABLE = (
+    "another policy wrote the reference, and its log lacks the probabilities to weight it to what acts now; log "
+    "behavior_prob, or wait for the champion's own nights"
+)
+
+
+_UNKNOWN = (
+    "another policy wrote the gate episodes, and their log lacks the probabilities to weight them to what acts now; "
+    "log behavior_prob"
+)
+
+
+def with_probs(workspace: Workspace, gate: Replay, train: Replay) -> Replay:
+    """The `gate` episodes with behavior probabilities that are estimated on `train`, where the contract says so."""
+    if gate.contract.behavior.propensity == "logged" or not train.n_episodes:
+        return gate
+    config = workspace.config
+    encoder = fit_encoder(train.contract, train.observations)
+    estimated = estimated_probs(train, gate, encoder, config.evaluate.propensity, config.drift.seed)
+    return replace(gate, behavior_prob=estimated)
+
+
 def freshness(workspace: Workspace, replay: Replay, summary: SnapshotSummary) -> Freshness:
     """Whether the newest nights since a snapshot are like its `gate` episodes.
 
@@ -98,9 +122,11 @@ def freshness(workspace: Workspace, replay: Replay, summary: SnapshotSummary) ->
         return _without("no newer nights", f"no night is over that began after the snapshot of {summary.as_of[:16]}")
     gate = replay.of_split(GATE)
     try:
-        weights = _weights_to_the_acting(workspace, live, gate)
+        weights, weighable = _weights_to_the_acting(workspace, live, gate, replay.of_split(TRAIN))
     except ReleaseError as error:
         return _without("not enough data", f"what acted in the newest nights is not known: {error}", live)
+    if not weighable:
+        return _without("not enough data", _UNKNOWN, live)
     report = measure_drift(window_from_replay(gate, weights), window_from_replay(live), workspace.config.drift)
     return _found(report, live)
 
@@ -121,11 +147,14 @@ def acting_release(workspace: Workspace, live: Replay) -> int | None:
     return int(name) if known and counts.max() > live.n_episodes / 2 else None
 
 
-def _weights_to_the_acting(workspace: Workspace, live: Replay, gate: Replay) -> Any:
+def _weights_to_the_acting(workspace: Workspace, live: Replay, gate: Replay, train: Replay) -> tuple[Any, bool]:
+    """(T,) weights, None where all steps count alike; and False where the log cannot say how they should."""
     acting = acting_release(workspace, live)
     if acting is None or (gate.policy_versions == str(acting)).mean() > 0.5:
-        return None
-    return weights_to(load_release(workspace, acting, gate.contract), gate)
+        return None, True
+    policy = load_release(workspace, acting, gate.contract)
+    weights = weights_to(policy, with_probs(workspace, gate, train))
+    return weights, weights is not None
 
 
 def _without(status: Any, why: str, live: Replay | None = None) -> Freshness:

@@ -13,6 +13,7 @@ from datasets.snapshot import open_snapshot
 from drift.records import ColumnDrift
 from pipelines import stages
 from pipelines.drift_windows import champion_windows, drift_of_champion, split_nights, with_cause
+from pipelines.live_nights import freshness
 from pipelines.readings import snapshot_of
 from pipelines.workspace import Workspace, open_workspace
 from tests.pipelines.conftest import edit
@@ -140,3 +141,16 @@ def test_only_where_the_weights_are_the_reason_are_they_the_cause() -> None:
     )  # fmt: skip
     assert with_cause(few) == few
     assert "lacks the probabilities" in with_cause(replace(few, reason="the reference holds no entry of it")).reason
+
+
+def test_freshness_does_not_compare_a_gate_that_cannot_be_weighted_and_estimates_where_the_contract_does(
+    workspace: Workspace,
+) -> None:
+    trained_on, _, _ = second_night(workspace)
+    _, summary = open_snapshot(snapshot_of(workspace, 1))
+    unknown = replace(trained_on, behavior_prob=np.full(trained_on.n_steps, np.nan))
+    found = freshness(workspace, unknown, summary)
+    assert found.status == "not enough data"
+    assert "their log lacks the probabilities to weight them" in found.sentence
+    contract = trained_on.contract.model_copy(update={"behavior": Behavior(propensity="estimated")})
+    assert freshness(workspace, replace(unknown, contract=contract), summary).psi is not None
