@@ -86,6 +86,12 @@ def joint_drift(
         rows = joint_rows(reference, live, most_rows=MOST_ROWS, seed=config.seed)
     except ValueError as error:
         return _unjudged("classifier", str(error)), _unjudged("mmd", str(error))
+    drawn = min(len(np.unique(side.cluster_of_cell)) for side in (rows.reference, rows.live))
+    if drawn < _FEWEST_CLUSTERS:
+        problem = (
+            f"the rows drawn of a window are of {drawn} clusters, and it takes {_FEWEST_CLUSTERS} to tell any apart"
+        )
+        return _unjudged("classifier", problem), _unjudged("mmd", problem)
     enough_nights = reference.n_nights >= config.min_nights
     windows = _windows(rows.reference, rows.live.n_nights) if enough_nights else []
     if len(windows) < FEWEST_WINDOWS:

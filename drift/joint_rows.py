@@ -16,6 +16,9 @@ ROLES = ("feature", "action", "reward")
 N_PLACES = 32
 """Of a number for a classifier."""
 
+_ENOUGH_CELLS = 200
+"""So many cells are drawn where a window holds them, whatever the size of the largest."""
+
 _FURTHEST = 8.0
 """Spreads from the median at which a value is cut off: one outlier shall not hide how the others moved."""
 
@@ -71,14 +74,18 @@ class JointRows:
 def joint_rows(reference: DriftWindow, live: DriftWindow, *, most_rows: int, seed: int) -> JointRows:
     """Features, action and reward that both windows have, on at most about `most_rows` rows of each.
 
-    Rows are drawn by whole cells: a cluster's rows of one night. A reference's weights go with its rows, in exogenous
-    columns too: those are not moved by the weights, and all columns of a row must stay together.
+    Rows are drawn by cells: a cluster's rows of one night, whole unless one would leave too few others. Then so many of
+    its rows are drawn, in both windows alike: a heavy user must not count for more in one than in the other.
+
+    A reference's weights go with its rows, in exogenous columns too: those are not moved by the weights, and all
+    columns of a row must stay together.
 
     Raises:
         ValueError: the windows share no such column.
     """
     rng = np.random.default_rng([seed, 0])
-    chosen = _draw_cells(reference, most_rows, rng), _draw_cells(live, most_rows, rng)
+    most = min(_most_of_a_cell(reference, most_rows), _most_of_a_cell(live, most_rows))
+    chosen = _draw_cells(reference, most_rows, most, rng), _draw_cells(live, most_rows, most, rng)
     names: list[str] = []
     is_label: list[bool] = []
     parts: tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]] = ([], [])
@@ -145,19 +152,39 @@ _Chosen = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 """Rows of the window; episode of each cell's first row; cell of each row."""
 
 
-def _draw_cells(window: DriftWindow, most_rows: int, rng: np.random.Generator) -> _Chosen:
-    """As many whole cells, by chance, as stay within `most_rows`, and at least one."""
+def _cells(window: DriftWindow) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """(cells,) first episode of each; (rows,) cell of each row; (cells,) rows of each."""
     _, first, cell_of_episode = np.unique(
         np.stack([window.day_numbers, window.clusters]), axis=1, return_index=True, return_inverse=True
     )
     cell_of_row = cell_of_episode.reshape(-1)[window.episode_of_row]
-    sizes = np.bincount(cell_of_row, minlength=len(first))
+    return first, cell_of_row, np.bincount(cell_of_row, minlength=len(first))
+
+
+def _most_of_a_cell(window: DriftWindow, most_rows: int) -> int:
+    """Rows of a cell that leave room for enough others; all of them where the window is within `most_rows`."""
+    if window.n_rows <= most_rows:
+        return most_rows
+    sizes = _cells(window)[2]
+    return max(1, most_rows // min(int((sizes > 0).sum()), _ENOUGH_CELLS))
+
+
+def _draw_cells(window: DriftWindow, most_rows: int, most_of_a_cell: int, rng: np.random.Generator) -> _Chosen:
+    """As many cells, by chance, as stay within `most_rows`, and at least one; of each at most so many rows."""
+    first, cell_of_row, sizes = _cells(window)
+    largest = int(sizes.max(initial=0))
+    sizes = np.minimum(sizes, most_of_a_cell)
     order = rng.permutation(len(first))
     within = np.cumsum(sizes[order]) <= max(most_rows, int(sizes[order[:1]].sum()))
     kept = np.sort(order[within & (sizes[order] > 0)])
     place = np.full(len(first), -1, dtype=np.int64)
     place[kept] = np.arange(len(kept))
     rows = np.flatnonzero(place[cell_of_row] >= 0)
+    if largest > most_of_a_cell:
+        by_cell = np.lexsort((rng.random(len(rows)), cell_of_row[rows]))
+        in_order = cell_of_row[rows[by_cell]]
+        rank = np.arange(len(rows)) - np.searchsorted(in_order, in_order)
+        rows = np.sort(rows[by_cell[rank < most_of_a_cell]])
     return rows, first[kept], place[cell_of_row[rows]]
 
 

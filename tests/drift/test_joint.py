@@ -117,6 +117,22 @@ def test_missing_values_new_labels_and_long_vectors_are_compared() -> None:
     assert joint_drift(reference, made(("b", "c"), 0.5), CONFIG, 0.05)[0].drifted
 
 
+def test_large_cells_leave_room_for_the_others() -> None:
+    # 60 clusters, one of 41,000 rows: of the 41,590 rows over the limit of 40,000 each cell gives at most 40,000 / 60.
+    def made(sizes: list[int], seed: int) -> DriftWindow:
+        n = sum(sizes)
+        column = DriftColumn("numeric", np.random.default_rng(seed).standard_normal(n))
+        night = np.full(len(sizes), np.datetime64("2026-03-01"))
+        return DriftWindow({"a": column}, np.repeat(np.arange(len(sizes)), sizes), np.arange(len(sizes)), night)
+
+    reference, live = made([41_000] + [10] * 59, 0), made([2_000] + [10] * 59, 1)
+    rows = joint_rows(reference, live, most_rows=40_000, seed=0)
+    for side in (rows.reference, rows.live):
+        assert np.bincount(side.cell).tolist() == [666] + [10] * 59
+    whole = joint_rows(live, live, most_rows=40_000, seed=0)
+    assert np.array_equal(whole.reference.values[:, 0], live.columns["a"].values)
+
+
 def test_too_little_is_said(week: DriftWindow) -> None:
     few = week.subset(np.arange(week.n_episodes) < 10)
     assert "the live window holds 10 episodes, and it takes 30" in joint_drift(week, few, CONFIG, 0.05)[0].reason
