@@ -69,11 +69,22 @@ def drift_of_champion(
         lake=workspace.open_lake(),
         config=config,
     )
-    if not report.drifted_columns:
+    moved = moved_columns(report)
+    if not moved:
         return report
     policy = load_release(workspace, champion, live.contract)
-    effects = drift_effects(policy, live, windows.references, report.drifted_columns, seed=config.seed)
+    effects = drift_effects(policy, live, windows.references, moved, seed=config.seed)
     return replace(report, effects=effects)
+
+
+def moved_columns(report: DriftReport) -> tuple[ColumnDrift, ...]:
+    """What may have changed the champion's decisions: drifted columns, then those that moved slowly, then those that
+    tell most where all columns together drifted."""
+    names = [column.name for column in report.drifted_columns]
+    names += [found.name for found in report.slow]
+    names += [name for test in report.joint if test.drifted for name, _ in test.columns]
+    by_name = {column.name: column for column in report.columns if column.psi is not None}
+    return tuple(by_name[name] for name in dict.fromkeys(names) if name in by_name)
 
 
 def champion_windows(

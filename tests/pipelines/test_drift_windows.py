@@ -10,13 +10,14 @@ from datasets.contract import Behavior
 from datasets.freezing import read_episodes
 from datasets.replay import Replay
 from datasets.snapshot import open_snapshot
-from drift.records import ColumnDrift
+from drift.records import ColumnDrift, JointDrift
 from pipelines import stages
-from pipelines.drift_windows import champion_windows, drift_of_champion, split_nights, with_cause
+from pipelines.drift_windows import champion_windows, drift_of_champion, moved_columns, split_nights, with_cause
 from pipelines.live_nights import freshness
 from pipelines.readings import snapshot_of
 from pipelines.workspace import Workspace, open_workspace
 from tests.pipelines.conftest import edit
+from tests.reports import drift_samples as samples
 from tests.reports.promotion_world import Leaning, logged
 
 
@@ -154,3 +155,16 @@ def test_freshness_does_not_compare_a_gate_that_cannot_be_weighted_and_estimates
     assert "their log lacks the probabilities to weight them" in found.sentence
     contract = trained_on.contract.model_copy(update={"behavior": Behavior(propensity="estimated")})
     assert freshness(workspace, replace(unknown, contract=contract), summary).psi is not None
+
+
+def test_columns_that_moved_slowly_or_together_are_weighed_too() -> None:
+    calm = samples.calm_report()
+    slow, last = calm.columns[0].name, calm.columns[-1].name
+    moved = replace(samples.drift_report().slow[0], name=slow)
+    joint = JointDrift(
+        method="classifier", status="drifted", reason="", columns=((last, 0.7), (slow, 0.2), ("no", 0.1))
+    )
+    assert moved_columns(calm) == ()
+    assert [c.name for c in moved_columns(replace(calm, slow=(moved,), joint=(joint,)))] == [slow, last]
+    drifted = samples.drift_report(slow=(), joint=())
+    assert moved_columns(drifted) == drifted.drifted_columns
