@@ -148,18 +148,25 @@ def folded_words(report: DriftReport, shown: int) -> str:
 
 def joint_words(joint: JointDrift) -> str:
     """A test of all columns at once in a sentence."""
-    name = "A classifier" if joint.method == "classifier" else "The mean discrepancy of all columns (MMD)"
+    name = (
+        "A classifier"
+        if joint.method == "classifier"
+        else "The mean discrepancy of what pairs of columns do together (MMD)"
+    )
     if joint.status == "not enough data" or joint.statistic is None:
         return f"{name} was not asked: {joint.reason or 'not enough data'}."
     chance = "" if joint.p_value is None else f" (p {number(joint.p_value, 2)})"
+    small = not joint.drifted and joint.threshold is not None and joint.statistic > joint.threshold
     if joint.method == "classifier":
-        better = "better than it tells" if joint.drifted else "no better than it tells"
+        better = "better than it tells" if joint.drifted or small else "no better than it tells"
         does = f"tells live rows from the reference {better} unchanged nights"
         found = f"area under its curve {joint.statistic:.3f}{_usual(joint, most=1.0)}"
     else:
-        does = "is beyond chance" if joint.drifted else "is within chance"
+        does = "is beyond chance" if joint.drifted or small else "is within chance"
         found = f"{number(joint.statistic, 3)}{_usual(joint)}"
-    said = f"{name} {does}: {found}{chance}."
+    said = f"{name} {does}{', but too little to matter' if small else ''}: {found}{chance}."
+    if joint.reason:
+        said += f" {joint.reason[:1].upper()}{joint.reason[1:]}."
     if joint.drifted and joint.columns:
         said += f" Most telling: {', '.join(f'{column} ({share(part)})' for column, part in joint.columns[:_MANY])}."
     return said

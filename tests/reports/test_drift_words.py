@@ -179,7 +179,10 @@ def test_joint_tests_in_words() -> None:
         "A classifier tells live rows from the reference better than it tells unchanged nights: area under its curve "
         "0.713; an unchanged night stays below 0.541 (p 0.0005). Most telling: zone (62%), request_rate (21%)."
     )
-    assert joint_words(mmd) == "The mean discrepancy of all columns (MMD) was not asked: fewer than 100 live rows."
+    assert (
+        joint_words(mmd)
+        == "The mean discrepancy of what pairs of columns do together (MMD) was not asked: fewer than 100 live rows."
+    )
     blind = replace(classifier, status="stable", statistic=0.912, threshold=1.23, p_value=0.029)
     assert joint_words(blind) == (
         "A classifier tells live rows from the reference no better than it tells unchanged nights: area under its "
@@ -187,9 +190,13 @@ def test_joint_tests_in_words() -> None:
     )
     calm = JointDrift(method="mmd", status="stable", reason="", statistic=0.00012, threshold=0.0009, p_value=0.4)
     assert joint_words(calm) == (
-        "The mean discrepancy of all columns (MMD) is within chance: 0.00012; an unchanged night stays below 0.0009 "
+        "The mean discrepancy of what pairs of columns do together (MMD) is within chance: 0.00012; "
+        "an unchanged night stays below 0.0009 "
         "(p 0.4)."
     )
+    small = joint_words(replace(calm, statistic=0.001, p_value=1e-9, reason="optimistic: few nights"))
+    assert "is beyond chance, but too little to matter: 0.001" in small
+    assert small.endswith(" Optimistic: few nights.")
 
 
 def test_slow_drift_in_words_tells_psi_from_what_is_allowed() -> None:
