@@ -64,7 +64,9 @@ def measure_drift(
     ]
     nulls = _nulls(judged, known, stretches, counts, config)
     verdicts = _verdicts(judged, nulls[0] if nulls else None, stretches, counts, config)
-    slow = _slow(judged, nulls, counts, stretches, config)
+    slow = tuple(
+        one for one in _slow(judged, nulls, counts, stretches, config) if not verdicts[one.name].drifted
+    )  # of the others `since` tells when it began
     since = {
         found.name: furthest_since(found.binned, found.reference, found.nightly.entries, counts, config)
         for found in judged

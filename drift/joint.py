@@ -105,6 +105,8 @@ def joint_drift(
 
 def _too_little(reference: DriftWindow, live: DriftWindow, config: DriftConfig) -> str:
     wanted = config.min_live_episodes
+    if config.seasonality != "none":  # or a weekday would be told from the others
+        return f"the joint tests compare nights of all kinds, and seasonality = '{config.seasonality}'"
     for name, window in (("live window", live), ("reference", reference)):
         if window.n_episodes < wanted or not window.n_rows:
             return f"the {name} holds {window.n_episodes} episodes, and it takes {wanted}"

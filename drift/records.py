@@ -197,7 +197,7 @@ class DriftReport:
         unit, n_units: what the null took as independent, and how many the reference holds; None where none was drawn.
         optimistic: the null knows nothing of shocks that a night's episodes share, so it alarms too often.
         joint: the tests of all columns at once.
-        slow: columns that moved over several nights, the furthest first.
+        slow: columns that moved over several nights though the live window alone does not show it, the furthest first.
         effects: what the drifted columns do to the champion, the largest first.
         suspicions: signs of poisoned or gamed data.
         not_looked_for: which of these could not be looked for and why, as a clause; "" where all could.

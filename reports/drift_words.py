@@ -156,14 +156,14 @@ def joint_words(joint: JointDrift) -> str:
     if joint.status == "not enough data" or joint.statistic is None:
         return f"{name} was not asked: {joint.reason or 'not enough data'}."
     chance = "" if joint.p_value is None else f" (p {number(joint.p_value, 2)})"
-    small = not joint.drifted and joint.threshold is not None and joint.statistic > joint.threshold
+    small = not joint.drifted and joint.reason.startswith("beyond chance")
     if joint.method == "classifier":
         better = "better than it tells" if joint.drifted or small else "no better than it tells"
         does = f"tells live rows from the reference {better} unchanged nights"
-        found = f"area under its curve {joint.statistic:.3f}{_usual(joint, most=1.0)}"
+        found = f"area under its curve {joint.statistic:.3f}{'' if small else _usual(joint, most=1.0)}"
     else:
         does = "is beyond chance" if joint.drifted or small else "is within chance"
-        found = f"{number(joint.statistic, 3)}{_usual(joint)}"
+        found = f"{number(joint.statistic, 3)}{'' if small else _usual(joint)}"
     said = f"{name} {does}{', but too little to matter' if small else ''}: {found}{chance}."
     if joint.reason:
         said += f" {joint.reason[:1].upper()}{joint.reason[1:]}."

@@ -153,3 +153,12 @@ def test_too_little_is_said(week: DriftWindow) -> None:
 def test_same_windows_give_the_same_bits(week: DriftWindow) -> None:
     live = window(1, n_nights=1, first_night=7)
     assert joint_drift(week, live, CONFIG, 0.05) == joint_drift(week, live, CONFIG, 0.05)
+
+
+def test_weekdays_apart_leave_no_joint_test() -> None:
+    rng = np.random.default_rng(0)
+    reference = window_of_nights(rng, n_nights=7, episodes_per_night=30)
+    live = window_of_nights(rng, n_nights=1, episodes_per_night=30, first_night=7)
+    for test in joint_drift(reference, live, DriftConfig(seasonality="weekday"), 0.05):
+        assert test.status == "not enough data"
+        assert test.reason == "the joint tests compare nights of all kinds, and seasonality = 'weekday'"

@@ -194,9 +194,10 @@ def test_joint_tests_in_words() -> None:
         "an unchanged night stays below 0.0009 "
         "(p 0.4)."
     )
-    small = joint_words(replace(calm, statistic=0.001, p_value=1e-9, reason="optimistic: few nights"))
-    assert "is beyond chance, but too little to matter: 0.001" in small
-    assert small.endswith(" Optimistic: few nights.")
+    below = "beyond chance, but below 0.002, the smallest that matters; optimistic: few nights"
+    small = joint_words(replace(calm, statistic=0.001, threshold=0.002, p_value=1e-9, reason=below))
+    assert "is beyond chance, but too little to matter: 0.001 (p" in small
+    assert small.endswith(" Beyond chance, but below 0.002, the smallest that matters; optimistic: few nights.")
 
 
 def test_slow_drift_in_words_tells_psi_from_what_is_allowed() -> None:
