@@ -71,12 +71,19 @@ def verdict_of(check: NightCheck) -> Verdict:
     tone, badge = _BADGES.get(decision.cause, ("unknown", decision.cause))
     if tone == "calm" and report is not None and has_drifted(report):
         tone = "moved"
+    if decision.cause == "none" and report is not None and _mostly_unjudged(report):
+        tone, badge = "unknown", "Mostly not judged"
     sentence = decision.sentence
     if report is not None and has_drifted(report):
         sentence = sentence.replace(drift_clause(report), _short_clause(report))
     if decision.cause == "suspicious":
         sentence = sentence.partition(_ADVICE)[0]
     return Verdict(tone, badge, _headline(decision, report), sentence, tuple(_to_do(decision, report)))
+
+
+def _mostly_unjudged(report: DriftReport) -> bool:
+    """Whether more columns were not judged than were: then "nothing has moved" would say too much."""
+    return len(ranked(report)) < len(report.columns) / 2
 
 
 def _short_clause(report: DriftReport) -> str:
@@ -217,6 +224,9 @@ def _headline(decision: RetrainDecision, report: DriftReport | None) -> str:
         return f"A person must look: {report.suspicions[0].column} moved in a suspicious way"
     if moved and decision.cause in ("drift", "cool-down"):
         return f"Retrain: {moved}" if decision.retrain else f"Keep the champion tonight, although {moved}"
+    if decision.cause == "none" and report is not None and _mostly_unjudged(report):
+        judged = len(ranked(report))
+        return f"Keep the champion: none of the {judged} of {len(report.columns)} columns that could be judged moved"
     return (
         _HEADLINES.get(decision.cause) or f"{'Retrain' if decision.retrain else 'Keep the champion'}: {decision.cause}"
     )
@@ -254,6 +264,9 @@ def _to_do(decision: RetrainDecision, report: DriftReport | None) -> Iterator[st
         yield "Nothing: a training was just made. `offline-dqn nightly --force-train` does not wait."
     elif decision.cause == "not enough data":
         yield "Nothing tonight. Should it stay so for several nights, look at what the log still brings."
+    elif decision.cause == "none" and report is not None and _mostly_unjudged(report):
+        reasons = [c.reason for c in report.columns if c.status == "not enough data" and c.reason]
+        yield f"Nothing tonight, but most columns were not judged{f': {reasons[0]}' if reasons else ''}."
     else:
         yield "Nothing."
 

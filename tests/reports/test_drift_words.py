@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from drift.decision import RetrainDecision
 from drift.findings import drift_clause
 from drift.records import JointDrift
 from reports.drift_words import (
@@ -231,3 +232,16 @@ def test_champions_change_by_who_acted_although_the_clock_is_of_another_year() -
     assert changes == {"2024-05-13": "release 6 promoted by Grace"}
     since = NightlyChecks(newest=checks.past[0], promotions=checks.promotions)
     assert changes_of_champion((since.newest,), since.promotions) == {"": "release 6 promoted by Grace"}
+
+
+def test_where_most_columns_were_not_judged_nothing_is_said_to_be_calm() -> None:
+    why = "another policy wrote the reference"
+    unjudged = [samples.column(f"x{i}", None, None, status="not enough data", reason=why) for i in range(8)]
+    report = samples.drift_report(
+        columns=(samples.column("hour"), *unjudged), status="stable", joint=(), slow=(), effects=()
+    )
+    keep = RetrainDecision(False, "none", "Keep the champion: none of 1 columns drifted.", ())
+    verdict = verdict_of(samples.drifted_check(report=report, decision=keep))
+    assert (verdict.tone, verdict.badge) == ("unknown", "Mostly not judged")
+    assert verdict.headline == "Keep the champion: none of the 1 of 9 columns that could be judged moved"
+    assert verdict.to_do == (f"Nothing tonight, but most columns were not judged: {why}.",)
