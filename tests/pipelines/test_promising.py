@@ -78,7 +78,7 @@ def test_the_drift_table_shows_the_threshold_from_which_a_column_drifts(run: Run
     judged = [c for c in report["columns"] if c["threshold"] is not None]
     assert judged
     assert max(c["threshold"] for c in judged) < 0.7531, "chance alone exceeds less than what matters"
-    assert shown.count("0.7531") == len(judged)
+    assert shown.count("0.7531") == min(len(judged), 20)  # the rest is told in a line
 
 
 def test_a_broken_promise_is_a_reason_to_retrain(
