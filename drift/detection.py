@@ -16,6 +16,7 @@ from drift.null import BinnedColumn, PsiNull, joined
 from drift.records import ColumnDrift, DriftReport, NightlyDrift, SlowDrift, Status
 from drift.reference import Reference, scalars
 from drift.stretches import NightCounts, NightlyColumn, furthest_since, night_counts, nightly, stretches_of
+from drift.which_reference import takes_over
 from drift.windows import DriftColumn, DriftWindow
 
 COLUMNS_SHARE, SLOW_SHARE, JOINT_SHARE = 0.5, 0.25, 0.25
@@ -135,7 +136,7 @@ def _pairs(windows: Sequence[DriftWindow], live: DriftWindow) -> dict[str, _Pair
     before: dict[str, tuple[int, DriftColumn]] = {}
     for place, window in enumerate(windows):
         for name, column in scalars(window.columns).items():
-            if not (column.exogenous and name in before):
+            if takes_over(column, known=name in before):
                 before[name] = place, column
     for name in before.keys() & now.keys():
         kind, live_kind = before[name][1].kind, now[name].kind

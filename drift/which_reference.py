@@ -7,13 +7,19 @@ from collections.abc import Sequence
 from drift.windows import DriftColumn, DriftWindow, scalar_columns
 
 
+def takes_over(column: DriftColumn, *, known: bool) -> bool:
+    """Whether a further reference's column is what live ones are compared with: not where it is exogenous and `known`
+    from a reference before."""
+    return not (column.exogenous and known)
+
+
 def reference_of(name: str, windows: Sequence[DriftWindow]) -> int | None:
     """Place of the window that a scalar column is compared with: of an exogenous one the first that has it, of what
     actions move the last; None where none has it."""
     place = None
     for p, window in enumerate(windows):
         column = scalar_of(name, window)
-        if column is not None and not (column.exogenous and place is not None):
+        if column is not None and takes_over(column, known=place is not None):
             place = p
     return place
 
