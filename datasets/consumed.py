@@ -70,7 +70,7 @@ def look_for_unread(log: LogFile, history: History) -> Unread | None:
     """
     try:
         size = log.path.stat().st_size
-        complete = _end_of_last_line(log.path, size) if log.grows else size
+        complete = end_of_last_line(log.path, size) if log.grows else size
         with log.path.open("rb") as file:
             head = file.read(HEAD_BYTES)
         known = history.beginning_like(head)
@@ -98,7 +98,7 @@ def look_for_unread(log: LogFile, history: History) -> Unread | None:
     )
 
 
-def _end_of_last_line(path: Path, size: int) -> int:
+def end_of_last_line(path: Path, size: int) -> int:
     """Offset behind the last newline; 0 where there is none."""
     with path.open("rb") as file:
         stop = size
