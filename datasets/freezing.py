@@ -180,7 +180,8 @@ class _Reading:
         """The episodes with split, cluster code and place; makes the table `chosen` of them."""
         since = f"AND start > TIMESTAMPTZ '{self.started_after.isoformat()}'" if self.started_after else ""
         found = self.connection.sql(
-            f"""SELECT episode_id, cluster, coalesce(policy_version, '') AS policy_version, log_date AS night, n_steps
+            f"""SELECT episode_id, cluster, coalesce(policy_version, '') AS policy_version, log_date AS night, n_steps,
+                start AT TIME ZONE 'UTC' AS started
             FROM episodes WHERE complete AND damage IS NULL {since} ORDER BY start, log_date, episode_id"""
         ).to_arrow_table()
         still_open = self.connection.sql(
@@ -202,7 +203,8 @@ class _Reading:
         table = found.append_column("split", pa.array(split)).filter(pa.array(~too_new & ~early))
         # Codes by first appearance: they depend on the kept episodes alone, not on how the lake is laid out.
         codes = table["cluster"].combine_chunks().dictionary_encode().indices.cast(pa.int64())
-        table = table.append_column("cluster_code", codes).drop_columns(["cluster"])
+        table = table.append_column("cluster_code", codes).append_column("start", table["started"])
+        table = table.drop_columns(["cluster", "started"])
         return _Chosen(table, {**self._counts(), "n_before_change": int(early.sum()), "n_too_new": int(too_new.sum())})
 
     def _counts(self) -> dict[str, Any]:

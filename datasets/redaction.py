@@ -75,13 +75,15 @@ def redact_snapshot(path: Path, episode_ids: Set[str], *, at: datetime | None = 
 
 
 def _without(replay: Replay, summary: SnapshotSummary, gone: NDArray[np.bool_], staging: Path) -> Path:
-    kept = np.flatnonzero(~gone)
+    kept, starts = np.flatnonzero(~gone), replay.starts
+    assert starts is not None  # a snapshot has them
     codes = pa.array(replay.clusters[kept]).dictionary_encode().indices.cast(pa.int64())  # by first appearance, again
     episodes = pa.table(
         {
             "episode_id": pa.array(replay.episode_ids[kept], pa.string()),
             "cluster_code": codes,
             "night": pa.array(replay.nights[kept]),
+            "start": pa.array(starts[kept]),
             "policy_version": pa.array(replay.policy_versions[kept], pa.string()),
             "split": pa.array(replay.split[kept]),
             "n_steps": pa.array(replay.lengths[kept]),

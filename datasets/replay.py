@@ -47,6 +47,8 @@ class Replay:
         nights: (N,) datetime64[D], the UTC day on which the episode started.
         policy_versions: (N,) str logged at the episode's first step, "" where not logged.
         split: (N,) int8, one of TRAIN, SELECT, GATE.
+        starts: (N,) datetime64[us], UTC instant of each episode's first step, NaT where the log does not say; None
+            where no episode's is known.
     """
 
     contract: Contract
@@ -65,6 +67,7 @@ class Replay:
     nights: NDArray[np.datetime64]
     policy_versions: NDArray[Any]
     split: NDArray[np.int8]
+    starts: NDArray[np.datetime64] | None = None
 
     @property
     def n_steps(self) -> int:
@@ -181,6 +184,7 @@ class Replay:
             nights=self.nights[chosen],
             policy_versions=self.policy_versions[chosen],
             split=self.split[chosen],
+            starts=None if self.starts is None else self.starts[chosen],
         )
         if self.contract.forbids and "permitted" in self.__dict__:  # evaluated once for a whole and all of its parts
             kept.__dict__["permitted"] = self.permitted[rows]

@@ -20,7 +20,7 @@ from datasets.errors import OfflineDqnError
 from datasets.observations import Observations
 from datasets.replay import STEP_ARRAYS, Replay
 
-FORMAT = 2
+FORMAT = 3
 DESCRIPTION = "snapshot.json"
 EPISODES = "episodes.parquet"
 ERASED = "erased.json"
@@ -147,6 +147,7 @@ def load_replay(
         nights=episodes["night"].to_numpy().astype("datetime64[D]"),
         policy_versions=_strings(episodes["policy_version"]),
         split=episodes["split"].to_numpy(),
+        starts=episodes["start"].to_numpy().astype("datetime64[us]"),
     )
 
 

@@ -72,8 +72,8 @@ class SnapshotWriter:
 
     Args:
         folder: where the arrays go; it exists.
-        episodes: columns episode_id, cluster_code, night, policy_version, split and n_steps, one row per episode in
-            the order in which their steps will come.
+        episodes: columns episode_id, cluster_code, night, start (UTC, without a zone), policy_version, split and
+            n_steps, one row per episode in the order in which their steps will come.
     """
 
     def __init__(self, folder: Path, contract: Contract, episodes: pa.Table) -> None:
@@ -159,7 +159,7 @@ class SnapshotWriter:
             self._files["available"].append(np.ones((n, len(self._contract.actions.names)), dtype=np.bool_))
         for file in (*self._files.values(), *self._columns.values()):
             file.close()
-        columns = ["episode_id", "cluster_code", "night", "policy_version", "split"]
+        columns = ["episode_id", "cluster_code", "night", "start", "policy_version", "split"]
         pq.write_table(self._episodes.select(columns), self.folder / EPISODES, compression="zstd")
         return load_replay(self.folder, self._contract, vocabularies, "", mapped=True)
 
@@ -175,7 +175,8 @@ class SnapshotWriter:
             column = self._episodes[name]
             for start in range(0, len(column), 100_000):
                 digest.update(json.dumps(column.slice(start, 100_000).to_pylist()).encode())
-        for values in (replay.clusters, replay.split, replay.nights.astype(np.int64)):
+        assert replay.starts is not None  # read from what was written
+        for values in (replay.clusters, replay.split, *(t.astype(np.int64) for t in (replay.nights, replay.starts))):
             digest.update(np.ascontiguousarray(values).data)
         vocabularies = {name: list(labels) for name, labels in replay.observations.vocabularies.items()}
         digest.update(json.dumps([vocabularies, left_out], sort_keys=True).encode())

@@ -64,6 +64,7 @@ def write_noise_snapshot(folder: Path, n_steps: int) -> Path:
             "episode_id": [f"e{i:08}" for i in range(n_episodes)],
             "cluster_code": np.arange(n_episodes),
             "night": nights,
+            "start": nights.astype("datetime64[us]"),
             "policy_version": pa.array(["v1"] * n_episodes),
             "split": rng.choice(3, size=n_episodes, p=[0.7, 0.15, 0.15]).astype(np.int8),
             "n_steps": np.full(n_episodes, EPISODE_STEPS),

@@ -58,6 +58,7 @@ def test_the_successor_holds_what_a_lake_without_these_episodes_would_give(path:
     assert replay.episode_ids.tolist() == expected.episode_ids.tolist()
     assert replay.clusters.tolist() == expected.clusters.tolist()
     assert replay.split.tolist() == expected.split.tolist()
+    assert repr(replay.starts) == repr(expected.starts)
     assert (summary.n_erased, summary.n_episodes, summary.n_steps) == (1, other.n_episodes, other.n_steps)
     assert summary.digest != other.digest  # it is marked
     assert summary.redacted_from is not None

@@ -76,6 +76,9 @@ def test_arrays_hold_the_log(tmp_path: Path) -> None:
     assert replay.available.tolist() == [[True] * 3, [False, True, True], *[[True] * 3] * 3]
     assert replay.policy_versions.tolist() == ["", "v1"]
     assert replay.nights.tolist() == [date(2024, 5, 1)] * 2
+    assert replay.starts is not None
+    assert replay.starts.astype(str).tolist() == ["2024-05-01T09:00:00.000000", "2024-05-01T10:00:00.000000"]
+    assert replay.subset(np.array([False, True])).starts == replay.starts[1:]
     assert replay.clusters.tolist() == [0, 1]
     observations = replay.observations
     np.testing.assert_array_equal(observations.columns["cpu"], [0.5, 0.5, 0.25, 0.5, 1.0])
