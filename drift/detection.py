@@ -13,10 +13,11 @@ from drift.config import DriftConfig
 from drift.divergence import psi_of_rows
 from drift.night_null import Stretch, night_kinds
 from drift.null import BinnedColumn, PsiNull, joined
+from drift.pairing import Pair, paired_columns, too_little
 from drift.records import ColumnDrift, DriftReport, NightlyDrift, SlowDrift, Status
 from drift.reference import Reference, scalars
+from drift.sentences import drift_sentence
 from drift.stretches import NightCounts, NightlyColumn, furthest_since, night_counts, nightly, stretches_of
-from drift.which_reference import takes_over
 from drift.windows import DriftColumn, DriftWindow
 
 COLUMNS_SHARE, SLOW_SHARE, JOINT_SHARE = 0.5, 0.25, 0.25
@@ -49,10 +50,10 @@ def measure_drift(
     recent = live if recent is None else recent
     if live.weights is not None or recent.weights is not None:
         raise ValueError("only the reference is weighted (to the policy that acted in the live window)")
-    pairs = _pairs(windows, live)
+    pairs = paired_columns(windows, live)
     live_kinds = night_kinds(np.unique(live.day_numbers), config.seasonality)
     known = [Reference.of(window, config) if window.n_episodes else None for window in windows]
-    problems = [_too_little(reference, live, live_kinds, config) for reference in known]
+    problems = [too_little(reference, live, live_kinds, config) for reference in known]
     counts = night_counts(live, recent)
     usable = [reference for reference, problem in zip(known, problems, strict=True) if reference and not problem]
     stretches = stretches_of(counts, usable, config)
@@ -88,7 +89,7 @@ def measure_drift(
     return DriftReport(
         columns=columns,
         status=status,
-        sentence=_sentence(columns, slow, null, problem, config),
+        sentence=drift_sentence(columns, slow, null, problem, config),
         unit=null.unit if null else None,
         n_units=null.n_units if null else None,
         optimistic=null is not None and null.unit == "cluster",
@@ -102,57 +103,6 @@ def measure_drift(
         live_episodes=live.n_episodes,
         live_nights=live.n_nights,
     )
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """A scalar column in its reference and in the live window; None where a window lacks it."""
-
-    name: str
-    reference: int
-    before: DriftColumn | None
-    now: DriftColumn | None
-
-    def why_not(self, known: Sequence[Reference | None], problems: Sequence[str], live_kinds: Any) -> str:
-        """Why it cannot be judged; "" if it can."""
-        if problems[self.reference]:
-            return problems[self.reference]
-        if self.before is None or self.now is None:
-            return f"only the {'live window' if self.before is None else 'reference'} has this column"
-        if not len(self.now.values):
-            return "the live window holds no entry of it"
-        reference = known[self.reference]
-        assert reference is not None  # else there is a problem
-        if not reference.has_entries(self.before, live_kinds):
-            return "the reference holds no entry of it" + (
-                "" if reference.config.seasonality == "none" else " on days like the live ones"
-            )
-        return reference.too_light(self.before)
-
-
-def _pairs(windows: Sequence[DriftWindow], live: DriftWindow) -> dict[str, _Pair]:
-    """The scalar columns of any window by name, in the references' order."""
-    now = scalars(live.columns)
-    before: dict[str, tuple[int, DriftColumn]] = {}
-    for place, window in enumerate(windows):
-        for name, column in scalars(window.columns).items():
-            if takes_over(column, known=name in before):
-                before[name] = place, column
-    for name in before.keys() & now.keys():
-        kind, live_kind = before[name][1].kind, now[name].kind
-        if kind != live_kind:
-            raise ValueError(f"column '{name}' is {kind} in the reference and {live_kind} in live")
-    pairs = {name: _Pair(name, place, column, now.get(name)) for name, (place, column) in before.items()}
-    return pairs | {name: _Pair(name, 0, None, column) for name, column in now.items() if name not in before}
-
-
-def _too_little(reference: Reference | None, live: DriftWindow, live_kinds: Any, config: DriftConfig) -> str:
-    """Why the windows as a whole cannot be judged; empty if they can."""
-    if live.n_episodes < config.min_live_episodes or not live.n_rows:
-        return f"the live window holds {live.n_episodes} episodes, and it takes {config.min_live_episodes}"
-    if reference is None:
-        return f"the reference holds 0 episodes, and it takes {config.min_live_episodes}"
-    return reference.too_little(live_kinds)
 
 
 @dataclass(frozen=True)
@@ -176,7 +126,7 @@ class _Compared:
 
 
 def _compare(
-    pair: _Pair,
+    pair: Pair,
     reference: Reference,
     stretch: Stretch,
     counts: NightCounts,
@@ -324,7 +274,7 @@ def _nightly(
     )
 
 
-def _unjudged(pair: _Pair, reason: str) -> ColumnDrift:
+def _unjudged(pair: Pair, reason: str) -> ColumnDrift:
     known = pair.before if pair.before is not None else pair.now
     assert known is not None
     return ColumnDrift(
@@ -337,38 +287,3 @@ def _unjudged(pair: _Pair, reason: str) -> ColumnDrift:
         reference_rows=0 if pair.before is None else len(pair.before.values),
         live_rows=0 if pair.now is None else len(pair.now.values),
     )
-
-
-def _sentence(
-    columns: Sequence[ColumnDrift], slow: Sequence[SlowDrift], null: PsiNull | None, problem: str, config: DriftConfig
-) -> str:
-    """The report in one sentence."""
-    if null is None:
-        return f"Not enough data: {problem or 'the two windows have no column in common'}."
-    judged = [column for column in columns if column.status != "not enough data"]
-    shown = [
-        f"{c.name} (PSI {c.psi:.3f}, {c.allowed(config.min_psi):.3f} allowed{f', since {c.since}' if c.since else ''})"
-        for c in sorted((c for c in judged if c.drifted), key=lambda c: -(c.psi or 0.0))
-    ]
-    basis = f"{null.n_units} reference {null.unit}s"
-    if null.unit == "cluster":
-        basis += f", optimistic before {config.min_nights} nights"
-    basis = f"(false-alarm rate {config.false_alarm_rate:.2g}, {basis})"
-    named = {column.name for column in judged if column.drifted}
-    slowly = [
-        f"{one.name} over {one.n_nights} nights (PSI {one.psi:.3f}, {one.threshold:.3f} allowed, since {one.since})"
-        for one in slow
-        if one.name not in named
-    ]
-    parts = [_listed(shown, f"{len(shown)} of {len(judged)} columns drifted")] if shown else []
-    parts += [_listed(slowly, f"{len(slowly)} moved slowly")] if slowly else []
-    if not parts:
-        untold = sum(column.status == "not enough data" and column.psi is not None for column in columns)
-        more = f"; {untold} more vary too much from night to night to tell" if untold else ""
-        return f"None of {len(judged)} columns drifted{more} {basis}."
-    return f"{'; '.join(parts)} {basis}."
-
-
-def _listed(texts: Sequence[str], head: str) -> str:
-    more = f" and {len(texts) - 5} more" if len(texts) > 5 else ""
-    return f"{head}: {', '.join(texts[:5])}{more}"
