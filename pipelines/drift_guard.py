@@ -16,9 +16,10 @@ from datasets.lake import Lake
 from datasets.replay import Replay
 from datasets.step_rules import Judged
 from drift.config import DriftConfig
+from drift.few_groups import Grouping
 from drift.gaming import DeclaredOutcome, StepRate, reward_against_outcomes
 from drift.records import DriftReport, Suspicion
-from drift.suspicion import Grouping, confined_shifts
+from drift.suspicion import confined_shifts
 from drift.windows import DriftWindow
 from reports.outcomes import outcomes_of
 

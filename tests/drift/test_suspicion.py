@@ -10,8 +10,9 @@ import pytest
 
 from drift.config import DriftConfig
 from drift.detection import measure_drift
+from drift.few_groups import Grouping
 from drift.records import DriftReport, Suspicion
-from drift.suspicion import Grouping, confined_shifts
+from drift.suspicion import confined_shifts
 from drift.windows import DriftColumn, DriftWindow
 from tests.drift.worlds import window_of_nights
 

@@ -6,7 +6,8 @@ import numpy as np
 
 from drift.config import DriftConfig
 from drift.detection import measure_drift
-from drift.suspicion import Grouping, confined_shifts
+from drift.few_groups import Grouping
+from drift.suspicion import confined_shifts
 from drift.which_reference import reference_of, scalar_of
 from drift.windows import DriftColumn, DriftWindow
 from tests.drift.worlds import window_of_nights
