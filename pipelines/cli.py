@@ -16,6 +16,7 @@ import typer
 
 from datasets.locking import exclusive_lock
 from pipelines import console
+from pipelines.backup_commands import backup_app
 from pipelines.batch_commands import batches_app, print_validation
 from pipelines.command import (
     FAILED,
@@ -64,6 +65,7 @@ app.add_typer(release_app)
 app.add_typer(report_app, name="report")
 app.add_typer(proof_app)
 app.add_typer(upkeep_app)
+app.add_typer(backup_app)
 app.add_typer(quarantine_app, name="quarantine")
 app.command("import")(import_command)
 add_sign_command(app)

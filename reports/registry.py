@@ -398,11 +398,21 @@ class Registry:
             )
 
     @contextmanager
-    def _opened(self) -> Iterator[None]:
-        """The registry for one operation: alone at work, and with whatever a crash left undone made good."""
+    def locked(self) -> Iterator[None]:
+        """Nothing in the registry changes while this is held, but by its holder's own hand.
+
+        Raises:
+            LockedError: another process is at work on it, and was after a minute.
+        """
         self.releases_path.mkdir(parents=True, exist_ok=True)
         what = f"The registry of '{self.name}' ({self.releases_path})"
         with exclusive_lock(self.releases_path / ".lock", what, wait_s=_LOCK_WAIT_S):
+            yield
+
+    @contextmanager
+    def _opened(self) -> Iterator[None]:
+        """The registry for one operation: alone at work, and with whatever a crash left undone made good."""
+        with self.locked():
             self._repair()
             yield
 
