@@ -7,8 +7,16 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, TypeGuard
 
-from pydantic import SerializerFunctionWrapHandler, StrictFloat, field_validator, model_serializer, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    StrictFloat,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
+from datasets.caps import Caps, cap_problems
 from datasets.settings import Settings
 
 
@@ -24,6 +32,8 @@ class Actions(Settings):
     """The number that acts for each bin, inside it; default: the middle of the bin."""
     safe: str | None = None
     """What acts when nothing else is allowed; with `bins` also a number, which stands for its bin."""
+    caps: Caps = Field(default_factory=dict)
+    """How often an action may be taken within a time, by action."""
 
     @model_validator(mode="before")
     @classmethod
@@ -57,6 +67,9 @@ class Actions(Settings):
             raise ValueError(f"safe = '{self.safe}' is none of the actions {', '.join(self.names)}")
         if self.values is not None:
             self._check_values(self.values)
+        problems = cap_problems(self.caps, self.names, self.safe)
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
     def _check_values(self, values: tuple[float, ...]) -> None:
@@ -77,6 +90,8 @@ class Actions(Settings):
         written: dict[str, Any] = write(self)
         if self.bins is not None:
             del written["names"]
+        if not self.caps:
+            del written["caps"]  # a contract without them is what it was
         return written
 
     def value_of(self, name: str) -> float | None:

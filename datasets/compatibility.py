@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from datasets.actions import Actions
+from datasets.caps import Cap, counter_field
 from datasets.contract import CategoricalFeature, Contract, Feature, ImageFeature, NumericFeature, VectorFeature
 from datasets.errors import OfflineDqnError
 
@@ -15,8 +18,8 @@ def lake_incompatibilities(old: Contract, new: Contract) -> list[str]:
     """What in `new` would make rows written under `old` wrong; empty if they can stand side by side.
 
     Compatible are added nullable features (null in history), actions added behind the others, added categories, wider
-    ranges, and everything that is not stored in a row: the discount, the log's column names and time format. Bins of
-    numeric actions stay as they are.
+    ranges, caps added or changed in how much they allow, and everything that is not stored in a row: the discount, the
+    log's column names and time format. Bins of numeric actions stay as they are.
     """
     problems = []
     if old.name != new.name:
@@ -36,6 +39,7 @@ def lake_incompatibilities(old: Contract, new: Contract) -> list[str]:
         elif not feature.nullable:
             problems.append(f"features.{name} is new and history has no value for it; set nullable = true")
     problems += _action_differences(old.actions, new.actions)
+    problems += _counted_otherwise(old.actions.caps, new.actions.caps)
     problems += _narrower("reward", old.reward.min, old.reward.max, new.reward.min, new.reward.max)
     if old.outcomes is not None and new.outcomes is None:
         problems.append("outcomes is gone; steps in history may await them, and would never have a reward")
@@ -94,6 +98,19 @@ def _action_differences(old: Actions, new: Actions) -> list[str]:
             "already stored are in the old order, so add new actions at the end"
         )
     return problems
+
+
+def _counted_otherwise(old: Mapping[str, Cap], new: Mapping[str, Cap]) -> list[str]:
+    """Counters that would mean another number than they did. How many are allowed is not in them and may change."""
+    return [
+        f"actions.caps.{action} counted per {old[action].per} by {old[action].by} and counts per {cap.per} by "
+        f"{cap.by}: '{counter_field(action, cap)}' holds another number in history. Give the cap a new `field`, and "
+        "keep the old one among the features (numeric, nullable)"
+        for action, cap in new.items()
+        if action in old
+        and counter_field(action, cap) == counter_field(action, old[action])
+        and (cap.per_us, cap.by) != (old[action].per_us, old[action].by)
+    ]
 
 
 def _other_bins(old: Actions, new: Actions) -> str:

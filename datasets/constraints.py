@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from datasets.actions import Actions
+from datasets.caps import Caps
 from datasets.expressions import expression_problem, observation_type
 from datasets.settings import Settings
 
@@ -46,6 +47,8 @@ class Rules(Settings):
     slices: Slices = Slices()
     safe: str | None = None
     """What acts where every action is forbidden."""
+    caps: Caps = Field(default_factory=dict)
+    """How often an action may be taken within a time, by action."""
 
 
 def step_columns(features: Mapping[str, Any]) -> dict[str, str]:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from datasets.actions import Actions
+from datasets.caps import cap_conditions, cap_problems, counter_problems, with_counters
 from datasets.constraints import (
     Constraint,
     Rules,
@@ -297,6 +298,11 @@ class Contract(Settings):
     columns: dict[str, str] = Field(default_factory=dict)
     """Canonical name = name in the log; dots reach into nested fields."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _counting(cls, given: Any) -> Any:
+        return with_counters(given) if isinstance(given, Mapping) else given
+
     @field_validator("features")
     @classmethod
     def _feature_names(cls, features: dict[str, Feature]) -> dict[str, Feature]:
@@ -356,6 +362,26 @@ class Contract(Settings):
         return self
 
     @model_validator(mode="after")
+    def _counters_fit(self) -> Contract:
+        caps = self.actions.caps
+        problems = counter_problems(caps, self.features)
+        if self.episodes.cluster is None:
+            problems += [
+                f"actions.caps.{action} is by cluster, and episodes.cluster names no column"
+                for action, cap in caps.items()
+                if cap.by == "cluster"
+            ]
+        if self.episodes.kind == "one_step":
+            problems += [
+                f"actions.caps.{action} is by episode, and every row is an episode of its own (episodes.kind)"
+                for action, cap in caps.items()
+                if cap.by == "episode"
+            ]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @model_validator(mode="after")
     def _privacy_fits(self) -> Contract:
         problems = privacy_problems(self)
         if problems:
@@ -365,12 +391,20 @@ class Contract(Settings):
     @property
     def rules(self) -> Rules:
         """What it asks of decisions beside their reward."""
-        return Rules(success=self.success, constraints=self.constraints, slices=self.slices, safe=self.actions.safe)
+        actions = self.actions
+        return Rules(
+            success=self.success,
+            constraints=self.constraints,
+            slices=self.slices,
+            safe=actions.safe,
+            caps=actions.caps,
+        )
 
     @property
     def forbids(self) -> dict[str, str]:
-        """Condition of each constraint that forbids actions, by name."""
-        return {name: rule.forbid for name, rule in self.constraints.items() if rule.forbid is not None}
+        """Condition of each constraint that forbids actions, by name, those that follow from caps behind the others."""
+        declared = {name: rule.forbid for name, rule in self.constraints.items() if rule.forbid is not None}
+        return {**declared, **cap_conditions(self.actions.caps)}
 
     @property
     def breaches(self) -> dict[str, str]:
@@ -452,9 +486,11 @@ def with_rules(contract: Contract, rules: Rules) -> Contract:
         ValueError: naming every rule that speaks of a feature or action which `contract` lacks.
     """
     safe = rules.safe if rules.safe in contract.actions.names else None
-    actions = contract.actions.model_copy(update={"safe": safe})
+    caps = {action: cap for action, cap in rules.caps.items() if action in contract.actions.names}
+    actions = contract.actions.model_copy(update={"safe": safe, "caps": caps})
     changes = {"success": rules.success, "constraints": rules.constraints, "slices": rules.slices}
     problems = [text for rule in changes.values() for text in _rule_problems(rule, contract.features, actions)]
+    problems += cap_problems(caps, actions.names, safe) + counter_problems(caps, contract.features)
     if problems:
         raise ValueError("; ".join(problems))
     kept = {name: getattr(contract, name) for name in Contract.model_fields}

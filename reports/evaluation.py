@@ -26,6 +26,7 @@ from reports.overlap_regions import map_overlap
 from reports.records import Counts, Evaluation, Freshness, Overlap, OverlapMap, PropensityReport
 from reports.return_distribution import return_distributions
 from reports.trial import Arm, Role, Trial, feasible_range, greedy_probs, masked, step_weights_of
+from reports.uncounted import why_models_refuse, without_models
 from reports.value_models import fold_fitter
 
 
@@ -104,6 +105,9 @@ def evaluate_candidate(
     probs: dict[Role, Floats] = {role: probs_of[id(policy)] for role, policy in policies.items()}
     on_gate = (replay.split == GATE)[replay.episode_of_step]
     rule = _deciding_rule(replay, probs["candidate"], fit_models, config, gate_config, gate.n_episodes, seed)
+    uncounted = why_models_refuse(gate)
+    if uncounted is not None:
+        rule = DecidingRule("dr", 0, None, f"But {uncounted}.")
     own_q = candidate.q_values(replay.observations.take(np.arange(replay.n_steps)))
     greedy = None
     if own_q is not None and rule.estimator == "drl" and np.all(np.isfinite(own_q)):
@@ -149,7 +153,7 @@ def evaluate_candidate(
         version_zero=arms.get("version_zero"),
         version_zero_is_log=version_zero_wrote_gate,
         policy_versions=gate.policy_versions,
-        outcomes=outcomes_of(gate) if asks_for_more_than_value(gate.contract) else None,
+        outcomes=outcomes_of(gate) if asks_for_more_than_value(gate.contract) or gate.contract.forbids else None,
         own_q=None if own_q is None else np.asarray(own_q, dtype=np.float64)[on_gate],
         greedy=None
         if greedy is None
@@ -158,6 +162,8 @@ def evaluate_candidate(
         window=rule.window,
     )
     found = assess(trial, config, gate_config, np.random.default_rng(seed))
+    if uncounted is not None:
+        found = without_models(found, uncounted)
     on_terms(gate, found.terms)
     distributions = return_distributions(
         trial,

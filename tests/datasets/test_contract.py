@@ -45,7 +45,7 @@ def test_unknown_key_of_a_feature_is_compared_with_keys_of_its_own_type_only() -
 def test_unknown_key_far_from_everything_lists_what_is_known() -> None:
     message = problem_of(TEXT + "qqqqqqq = 1\n")
 
-    assert "actions.qqqqqqq: unknown key; known here: bins, names, safe, values." in message
+    assert "actions.qqqqqqq: unknown key; known here: bins, caps, names, safe, values." in message
 
 
 def test_feature_named_like_a_type_is_named_in_full() -> None:
