@@ -155,8 +155,9 @@ def _build(
 
 
 def _views(lake: Lake, as_of: datetime) -> dict[str, str]:
-    rules = lake.contract.outcomes
-    awaited = {"outcomes_status": outcomes_status_sql("steps", "outcomes", rules)} if rules else {}
+    awaited = (
+        {"outcomes_status": outcomes_status_sql("steps", "outcomes", lake.contract)} if lake.contract.outcomes else {}
+    )
     tables = lake.scans()
     return {
         **{

@@ -200,12 +200,13 @@ class TimeFormat(Settings):
         return self
 
 
-OUTCOME_COLUMNS = ("decision_id", "timestamp", "reward")
-"""Canonical columns of an outcome."""
+OUTCOME_COLUMNS = ("decision_id", "timestamp", "reward", "terminated", "truncated")
+"""Canonical columns of an outcome, beside final_observation."""
 
 
 class OutcomeRules(Settings):
-    """Rewards that arrive later, in logs of their own, and are joined by `decision_id`.
+    """What is known only after the decision: its reward, and that its episode ended with it. It arrives in logs of its
+    own and is joined by `decision_id`.
 
     A step that carries its own reward needs no outcome; one without waits for its outcomes until the window closes.
     """
@@ -228,9 +229,10 @@ class OutcomeRules(Settings):
     @field_validator("columns")
     @classmethod
     def _known_columns(cls, columns: dict[str, str]) -> dict[str, str]:
-        unknown = [name for name in columns if name not in OUTCOME_COLUMNS]
+        known = (*OUTCOME_COLUMNS, "final_observation")
+        unknown = [name for name in columns if name not in known]
         if unknown:
-            raise ValueError(f"'{unknown[0]}' is no column of an outcome; known: {', '.join(OUTCOME_COLUMNS)}")
+            raise ValueError(f"'{unknown[0]}' is no column of an outcome; known: {', '.join(known)}")
         wrong = [path for path in columns.values() if not all(path.split(".")) or '"' in path]
         if wrong:
             raise ValueError(f"'{wrong[0]}' is no name of a log column")
@@ -430,6 +432,12 @@ class Contract(Settings):
         alone = name.lower() not in {*STEP_COLUMNS, "observation", "final_observation"}
         return (nested, name) if struct == "observation" and alone else (nested,)
 
+    def outcome_path(self, canonical: str) -> str:
+        """Where a log of outcomes holds a canonical column of an outcome."""
+        named = self.outcomes.columns if self.outcomes is not None else {}
+        struct, _, feature = canonical.partition(".")
+        return f"{named.get(struct, struct)}.{feature}" if feature else named.get(struct, struct)
+
     @cached_property
     def hashed_columns(self) -> tuple[str, ...]:
         """Canonical columns of a step that hold keyed hashes: those that read a hashed path, and a feature in both of
@@ -443,7 +451,9 @@ class Contract(Settings):
     def hashed_paths(self) -> tuple[str, ...]:
         """Paths of a log whose values are hashed: those in `privacy.hash`, and wherever else a hashed column may
         stand."""
-        elsewhere = (path for name in self.hashed_columns for path in self.log_paths(name))
+        elsewhere = [path for name in self.hashed_columns for path in self.log_paths(name)]
+        if self.outcomes is not None:
+            elsewhere += [self.outcome_path(n) for n in outcome_names(self) if "." in n and n in self.hashed_columns]
         return tuple(dict.fromkeys([*self.privacy.hash, *elsewhere]))
 
     @cached_property
@@ -461,6 +471,11 @@ def canonical_names(contract: Contract) -> list[str]:
     """Every canonical column of a step that is read from a log."""
     structs = [f"{struct}.{name}" for struct in ("observation", "final_observation") for name in contract.features]
     return [*STEP_COLUMNS, *(["cluster"] if contract.episodes.cluster else []), *structs]
+
+
+def outcome_names(contract: Contract) -> list[str]:
+    """Every canonical column of an outcome that is read from a log."""
+    return [*OUTCOME_COLUMNS, *(f"final_observation.{name}" for name in contract.features)]
 
 
 def _rule_problems(
@@ -506,7 +521,7 @@ def privacy_problems(contract: Contract) -> list[str]:
     privacy, outcomes = contract.privacy, contract.outcomes
     read = [(name, path) for name in canonical_names(contract) for path in contract.log_paths(name)]
     if outcomes is not None:
-        read += [(f"outcomes.{name}", outcomes.columns.get(name, name)) for name in OUTCOME_COLUMNS]
+        read += [(f"outcomes.{name}", contract.outcome_path(name)) for name in outcome_names(contract)]
     problems = [
         f"privacy.drop takes out '{path}', which the contract reads as {name}"
         for name, path in read
@@ -540,7 +555,8 @@ def _is_within(path: str, outer: str) -> bool:
 
 
 def _is_hashable(contract: Contract, name: str) -> bool:
-    if name.removeprefix("outcomes.") in _HASHABLE:
+    name = name.removeprefix("outcomes.")
+    if name in _HASHABLE:
         return True
     feature = contract.features.get(name.partition(".")[2])
     return isinstance(feature, CategoricalFeature) and feature.values is None

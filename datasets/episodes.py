@@ -7,7 +7,7 @@ from datetime import datetime
 from datasets.contract import Contract
 from datasets.duck import literal
 from datasets.identities import identity_sql
-from datasets.outcomes import combined_outcomes_sql, window_end_sql
+from datasets.outcomes import combined_outcomes_sql, ends_sql, step_end_sql, window_end_sql
 
 REJECTED = "rejected by "
 """How the reason of a quarantined row begins whose whole batch a person rejected."""
@@ -16,12 +16,13 @@ REJECTED = "rejected by "
 def episodes_sql(steps: str, outcomes: str, quarantine: str, contract: Contract, as_of: datetime) -> str:
     """A SELECT with one row per episode, as seen at `as_of`.
 
-    An episode has ended when its last step is terminated or truncated, or when it has been idle for longer than the
-    contract's timeout. It is complete when it has ended and no step of it still awaits outcomes. It is damaged, with
-    the cause in words, when a row of it is in quarantine, when a step is missing or repeated, when its order cannot be
-    told, when its clock jumps, or when it goes on after its end: such an episode takes no part in training or
-    evaluation, because what is missing may well be its worst part. Everything is derived anew from the rows: an
-    episode that idleness had completed is open again, and longer, once more of its steps have come in.
+    An episode has ended when its last step is terminated or truncated, by its own flags or by an outcome of its
+    decision, or when it has been idle for longer than the contract's timeout. It is complete when it has ended and no
+    step of it still awaits outcomes. It is damaged, with the cause in words, when a row of it is in quarantine, when a
+    step is missing or repeated, when its order cannot be told, when its clock jumps, when it goes on after its end, or
+    when that is contradicted: such an episode takes no part in training or evaluation, because what is missing may well
+    be its worst part. Everything is derived anew from the rows: an episode that idleness had completed is open again,
+    and longer, once more of its steps have come in.
 
     Cost is linear in the steps: hash aggregates only, which spill where memory does not suffice.
 
@@ -31,8 +32,8 @@ def episodes_sql(steps: str, outcomes: str, quarantine: str, contract: Contract,
     Returns:
         Columns episode_id, cluster, policy_version (of the first step), n_steps, n_awaited (steps whose outcomes may
         still come), n_defaulted (steps whose window closed without any), return (sum of rewards, not discounted; null
-        while any is awaited), start, end, log_date (of the start), terminated, truncated (as logged at the last step),
-        complete, damage (null where there is none), as_of.
+        while any is awaited), start, end, log_date (of the start), terminated, truncated (at the last step, not by
+        idleness), complete, damage (null where there is none), as_of.
     """
     now = f"TIMESTAMPTZ {literal(as_of.isoformat())}"
     idle = f'"end" <= {now} - INTERVAL {contract.episodes.timeout_s} SECONDS'
@@ -51,6 +52,7 @@ counted AS (
         count(*) FILTER (is_awaited) AS n_awaited,
         count(*) FILTER (is_defaulted) AS n_defaulted,
         count(*) FILTER (is_out_of_range) AS n_out_of_range,
+        count(*) FILTER (contradicts_end) AS n_contradicted,
         sum(reward) AS "return",
         min(timestamp) AS start,
         max(timestamp) AS "end",
@@ -90,6 +92,8 @@ SELECT episode_id, cluster, policy_version, n_steps, n_awaited, n_defaulted,
             THEN (max_step - least(first_step, min_step) + 1 - n_places) || ' steps are missing' END,
         CASE WHEN cluster <> other_cluster THEN 'it belongs to more than one cluster' END,
         CASE WHEN n_ends > (terminated OR truncated)::INTEGER THEN 'it goes on after its end' END,
+        CASE WHEN n_contradicted > 0
+            THEN 'how ' || n_contradicted || ' of its steps ended is told in contradicting ways' END,
         CASE WHEN first_at - start > {apart} OR "end" - last_at > {apart}
             THEN 'its clock jumps: the times of its steps contradict their order' END,
         CASE WHEN n_out_of_range > 0
@@ -101,21 +105,24 @@ FROM counted LEFT JOIN quarantined USING (episode_id), numbered"""
 
 def _placed_steps_sql(steps: str, outcomes: str, contract: Contract, now: str) -> str:
     """Steps with their settled reward, their place in the episode, and what outcomes mean for them."""
-    columns = "episode_id, step, s.timestamp, log_date, cluster, policy_version, terminated, truncated"
+    columns = "episode_id, step, s.timestamp, log_date, cluster, policy_version"
     place = "coalesce(step, epoch_us(s.timestamp)) AS place"  # steps without a number are ordered by time
     rules = contract.outcomes
     if rules is None:
-        nothing = "false AS is_awaited, false AS is_defaulted, false AS is_out_of_range"
-        return f"SELECT {columns}, {place}, reward, {nothing} FROM {steps} s"
+        nothing = "false AS is_awaited, false AS is_defaulted, false AS is_out_of_range, false AS contradicts_end"
+        return f"SELECT {columns}, terminated, truncated, {place}, reward, {nothing} FROM {steps} s"
     is_awaited = f"s.reward IS NULL AND {now} <= {window_end_sql('s.timestamp', rules)}"
     low, high = contract.reward.min, contract.reward.max
     limits = [f"c.reward < {low!r}" if low is not None else "", f"c.reward > {high!r}" if high is not None else ""]
     outside = " OR ".join(["NOT isfinite(c.reward)", *filter(None, limits)])
+    ended = step_end_sql("s", "e")
     return f"""
-    SELECT {columns}, {place}, {_settled_reward(contract)} AS reward, {is_awaited} AS is_awaited,
+    SELECT {columns}, {ended["terminated"]} AS terminated, {ended["truncated"]} AS truncated,
+        {ended["contradicts_end"]} AS contradicts_end,
+        {place}, {_settled_reward(contract)} AS reward, {is_awaited} AS is_awaited,
         s.reward IS NULL AND c.reward IS NULL AND NOT ({is_awaited}) AS is_defaulted,
         NOT ({is_awaited}) AND coalesce({outside}, false) AS is_out_of_range
-    FROM {_with_outcomes(steps, outcomes, contract)}"""
+    FROM {_with_outcomes(steps, outcomes, contract, until=now)}"""
 
 
 def _settled_reward(contract: Contract) -> str:
@@ -123,12 +130,26 @@ def _settled_reward(contract: Contract) -> str:
     return f"coalesce(s.reward, c.reward, {contract.outcomes.default!r})" if contract.outcomes else "s.reward"
 
 
-def _with_outcomes(steps: str, outcomes: str, contract: Contract) -> str:
-    """FROM clause of every step as `s`, with the combined outcomes as `c` of those that await any."""
+def _settled(contract: Contract) -> str:
+    """The columns of step `s` that outcomes may settle: its reward, and how it ended."""
+    if contract.outcomes is None:
+        return "s.reward AS reward"
+    ended = step_end_sql("s", "e")
+    columns = ", ".join(f"{ended[name]} AS {name}" for name in ("terminated", "truncated", "final_observation"))
+    return f"{_settled_reward(contract)} AS reward, {columns}"
+
+
+def _with_outcomes(steps: str, outcomes: str, contract: Contract, *, until: str | None = None) -> str:
+    """FROM clause of every step as `s`, with the combined outcomes as `c` of those that await any, and as `e` the ends
+    of episodes that outcomes tell of, up to `until`."""
     if contract.outcomes is None:
         return f"{steps} s"
     combined = combined_outcomes_sql(steps, outcomes, contract.outcomes)
-    return f"{steps} s LEFT JOIN ({combined}) c ON c.decision_id = s.decision_id"
+    ends = ends_sql(steps, outcomes, contract, until=until)
+    return (
+        f"{steps} s LEFT JOIN ({combined}) c ON c.decision_id = s.decision_id "
+        f"LEFT JOIN ({ends}) e ON e.decision_id = s.decision_id"
+    )
 
 
 def lost_rows_sql(steps: str, outcomes: str, quarantine: str, contract: Contract) -> str:
@@ -166,26 +187,26 @@ def _unread(column: str, table: str, quarantine: str) -> str:
 def settled_steps_sql(steps: str, outcomes: str, episodes: str, contract: Contract) -> str:
     """A SELECT with one row per step of a complete, undamaged episode, in no order.
 
-    Columns: all of steps, with `reward` as settled by outcomes where it was awaited, and `night`, the day on which the
-    episode started.
+    Columns: all of steps, with `reward` as settled by outcomes where it was awaited, the end flags and final
+    observation as settled by them too, and `night`, the day on which the episode started.
 
     Args:
         steps, outcomes: SQL relations of those tables, as logged.
         episodes: SQL relation of `episodes_sql`.
     """
     return f"""
-SELECT s.* REPLACE ({_settled_reward(contract)} AS reward), e.log_date AS night
-FROM {_with_outcomes(steps, outcomes, contract)} JOIN {episodes} e ON e.episode_id = s.episode_id
-WHERE e.complete AND e.damage IS NULL"""
+SELECT s.* REPLACE ({_settled(contract)}), p.log_date AS night
+FROM {_with_outcomes(steps, outcomes, contract)} JOIN {episodes} p ON p.episode_id = s.episode_id
+WHERE p.complete AND p.damage IS NULL"""
 
 
 def transitions_sql(steps: str, outcomes: str, episodes: str, contract: Contract) -> str:
     """A SELECT with one row per step of a complete, undamaged episode, with its position and what followed.
 
-    Columns: all of steps, with `reward` as settled by outcomes where it was awaited, and `position` (0 for the
-    episode's first step), `episode_start`, `next_observation` (the next step's, or the final observation of a
-    truncated end), and `ends_terminated`, `ends_truncated`: the flags after idleness was taken for an end as the
-    contract says.
+    Columns: all of steps, with `reward` as settled by outcomes where it was awaited, the end flags and final
+    observation as settled by them too, and `position` (0 for the episode's first step), `episode_start`,
+    `next_observation` (the next step's, or the final observation of a truncated end), and `ends_terminated`,
+    `ends_truncated`: the flags after idleness was taken for an end as the contract says.
 
     Args:
         steps, outcomes: SQL relations of those tables, as logged.
@@ -199,12 +220,12 @@ SELECT * EXCLUDE (is_last),
     terminated OR ({str(by_idleness == "terminated").lower()} AND {idle_end}) AS ends_terminated,
     truncated OR ({str(by_idleness == "truncated").lower()} AND {idle_end}) AS ends_truncated
 FROM (
-    SELECT s.* REPLACE ({_settled_reward(contract)} AS reward),
-        e.start AS episode_start, e.log_date AS episode_log_date, e.n_steps,
+    SELECT s.* REPLACE ({_settled(contract)}),
+        p.start AS episode_start, p.log_date AS episode_log_date, p.n_steps,
         row_number() OVER same - 1 AS position,
         lead(observation) OVER same AS lead_observation,
-        row_number() OVER same = e.n_steps AS is_last
-    FROM {_with_outcomes(steps, outcomes, contract)} JOIN {episodes} e ON e.episode_id = s.episode_id
-    WHERE e.complete AND e.damage IS NULL
+        row_number() OVER same = p.n_steps AS is_last
+    FROM {_with_outcomes(steps, outcomes, contract)} JOIN {episodes} p ON p.episode_id = s.episode_id
+    WHERE p.complete AND p.damage IS NULL
     WINDOW same AS (PARTITION BY s.episode_id ORDER BY step NULLS LAST, s.timestamp)
 )"""

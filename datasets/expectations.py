@@ -121,9 +121,17 @@ def outcome_row_expectations(stored: frozenset[str], *, fewest_rows: int) -> lis
                 0.0,
                 f"Every outcome needs one; see `outcomes.columns.{name}` in the contract.",
             )
-            for name in ("decision_id", "timestamp", "reward")
+            for name in ("decision_id", "timestamp")
+        ),
+        _not_null(
+            "reward or end",
+            f"CASE WHEN {_sql('terminated', stored)} OR {_sql('truncated', stored)} THEN 0.0 "
+            f"ELSE {_sql('reward', stored)} END",
+            0.0,
+            "An outcome brings a reward, or tells that its episode ended; see `outcomes.columns` in the contract.",
         ),
         _between("reward", _sql("reward", stored), None, None, "", "it is summed up and can hold no infinity"),
+        _one_end(stored),
     ]
 
 
@@ -200,7 +208,11 @@ def _rules(contract: Contract, stored: frozenset[str]) -> Iterator[Expectation]:
         "It is the probability, not a log or a percentage, with which the logged action was chosen.",
         {"min_value": 0.0, "max_value": 1.0, "strict_min": True},
     )
-    yield Expectation(
+    yield _one_end(stored)
+
+
+def _one_end(stored: frozenset[str]) -> Expectation:
+    return Expectation(
         "ExpectColumnValuesToBeInSet",
         "terminated and truncated",
         f"coalesce({_sql('terminated', stored)} AND {_sql('truncated', stored)}, false)",

@@ -24,7 +24,7 @@ from datasets.duck import duck, literal
 from datasets.episodes import episodes_sql, lost_rows_sql, transitions_sql
 from datasets.lake import Lake
 from datasets.observations import MISSING_CODE, Observations
-from datasets.outcomes import window_end_sql
+from datasets.outcomes import end_window_sql, window_end_sql
 from datasets.replay import SPLIT_NAMES, TRAIN, Replay
 from datasets.snapshot import SnapshotError, SnapshotSummary, load_replay
 from datasets.snapshot_config import SnapshotConfig
@@ -251,7 +251,9 @@ class _Reading:
         steps = f"(SELECT * FROM {self.steps} WHERE {within})"
         outcomes = self.outcomes
         if self.contract.outcomes is not None and since and until:
-            latest = window_end_sql(f"TIMESTAMPTZ '{until}' + INTERVAL 1 DAY", self.contract.outcomes)
+            day_end = f"TIMESTAMPTZ '{until}' + INTERVAL 1 DAY"
+            windows = (window_end_sql(day_end, self.contract.outcomes), end_window_sql(day_end, self.contract))
+            latest = f"greatest({', '.join(windows)})"
             outcomes = f"(SELECT * FROM {outcomes} WHERE timestamp BETWEEN TIMESTAMPTZ '{since}' AND {latest})"
         labels = "[" + ", ".join(literal(name) for name in self.contract.actions.names) + "]"
         return f"""

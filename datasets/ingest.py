@@ -227,9 +227,9 @@ class _Ingest:
             hold_batch(self.lake, batch, files, self.folder / "parts", self.folder / "records")
         else:
             commit_batch(self.lake, batch, files, parts, self.folder / "records")
-        rules, account = self.lake.contract.outcomes, None
-        if self.kind == "outcomes" and rules is not None and not held:
-            account = account_of_batch(self.lake, self.batch_id, rules, memory=self.config.memory)
+        account = None
+        if self.kind == "outcomes" and self.lake.contract.outcomes is not None and not held:
+            account = account_of_batch(self.lake, self.batch_id, memory=self.config.memory)
         return IngestReport(batch, tuple(unchanged), tuple(empty), tuple(damaged), tuple(reasons), account)
 
     def _latest(self) -> datetime | None:

@@ -50,8 +50,11 @@ from datasets.tables import (
 _ABOUT = "lake.json"
 """The file in which a lake says which format it has, and under which contract its rows were written."""
 
-FORMAT = 1
+FORMAT = 2
 """Of the tables, their columns and the files beside them. A lake of another format is refused, never guessed at."""
+
+_CONTRACTED = ("outcomes", "steps")
+"""Tables with columns that the contract names."""
 
 _CHECKPOINT_EVERY = 20
 """Commits after which Delta writes a table's whole state: opening a table reads what came after the last one."""
@@ -113,12 +116,13 @@ class Lake:
         """Whether any row is stored or held under this lake's contract, or is about to be."""
         if self.journal_path.exists() or (self.held_path.exists() and any(self.held_path.iterdir())):
             return True
-        if not (self.root / "steps" / "_delta_log").exists():
-            return False
-        if not self.files("steps"):
-            return False  # made anew by a process that died before it was whole
         with duck() as connection:
-            return connection.execute(f"SELECT 1 FROM {self.scan('steps')} LIMIT 1").fetchone() is not None
+            return any(
+                connection.execute(f"SELECT 1 FROM {self.scan(table)} LIMIT 1").fetchone() is not None
+                for table in _CONTRACTED
+                # One without a file was made anew by a process that died before it was whole.
+                if (self.root / table / "_delta_log").exists() and self.files(table)
+            )
 
     @property
     def staging_path(self) -> Path:
@@ -250,7 +254,7 @@ def open_lake(root: Path, contract: Contract) -> Lake:
             before = contract_from_json(stored["contract"], str(root / _ABOUT))
             problems = lake_incompatibilities(before, contract)
             if problems and not Lake(root, before).has_rows():
-                _replace_steps(lake)  # nothing is stored under the old form: a first contract is seldom right
+                _replace_contracted(lake)  # nothing is stored under the old form: a first contract is seldom right
             elif problems:
                 listed = "\n".join(f"  {problem}" for problem in problems)
                 raise IncompatibleContractError(
@@ -259,7 +263,8 @@ def open_lake(root: Path, contract: Contract) -> Lake:
                 )
             else:
                 Lake(root, before).finish_commit()
-                _add_columns(lake)
+                for table in _CONTRACTED:
+                    _add_columns(lake, table)
         else:
             _create_tables(lake)
         about = {
@@ -305,11 +310,13 @@ def _code_version() -> str:
         return "of an unknown version"
 
 
-def _replace_steps(lake: Lake) -> None:
-    """Makes the empty `steps` table anew under another contract, with the commits counted so far."""
-    number = commit_number(lake.root, [table for table in TABLES if table != "steps"])
-    shutil.rmtree(lake.root / "steps", ignore_errors=True)
-    _create_table(lake, "steps", number)
+def _replace_contracted(lake: Lake) -> None:
+    """Makes the tables that the contract shapes, which are empty, anew under another one, with the commits counted so
+    far."""
+    number = commit_number(lake.root, [table for table in TABLES if table not in _CONTRACTED])
+    for table in _CONTRACTED:
+        shutil.rmtree(lake.root / table, ignore_errors=True)
+        _create_table(lake, table, number)
 
 
 def _create_tables(lake: Lake) -> None:
@@ -334,20 +341,20 @@ def _create_table(lake: Lake, table: str, number: int | None = None) -> None:
     _add_columns_file(lake, table, number)
 
 
-def _add_columns(lake: Lake) -> None:
-    """Lets `steps` grow by what its contract has in addition."""
+def _add_columns(lake: Lake, table: str) -> None:
+    """Lets a table grow by what its contract has in addition."""
     from deltalake import Schema
 
-    if any(Path(file).name == _columns_file(lake.contract, "steps") for file in lake.files("steps")):
+    if any(Path(file).name == _columns_file(lake.contract, table) for file in lake.files(table)):
         return  # ranges, actions and the like are no columns
-    delta = delta_table(lake.root, "steps")
+    delta = delta_table(lake.root, table)
     stored = {field.name: field.to_json() for field in delta.schema().fields}
-    wanted = Schema.from_arrow(arrow_schema(lake.contract, "steps")).fields
+    wanted = Schema.from_arrow(arrow_schema(lake.contract, table)).fields
     grown = [field for field in wanted if stored.get(field.name) != field.to_json()]
     if grown:  # a process that died here may have done it already
         delta.alter.add_columns(grown)
-        flush_log(lake.root, "steps")
-    _add_columns_file(lake, "steps", None)
+        flush_log(lake.root, table)
+    _add_columns_file(lake, table, None)
 
 
 def _columns_file(contract: Contract, table: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from datasets.contract import OUTCOME_COLUMNS, Contract
+from datasets.contract import Contract
 from datasets.duck import FEATURE_TYPES, literal
 from datasets.fast_rules import FIRST_INSTANT, LAST_INSTANT
 from datasets.fields import (
@@ -69,17 +69,36 @@ def step_layout(contract: Contract, *, textual: bool, latest: datetime | None = 
 
 
 def outcome_layout(contract: Contract, *, textual: bool, latest: datetime | None = None) -> Layout:
-    """Outcomes: rewards of earlier decisions. Arguments as of `step_layout`."""
-    named = contract.outcomes.columns if contract.outcomes else {}
-    decision_id, timestamp, reward = ((named.get(name, name),) for name in OUTCOME_COLUMNS)
-    decision = label_field("decision_id", decision_id, required=True)
+    """Outcomes: rewards of earlier decisions, and ends of episodes. Arguments as of `step_layout`."""
+
+    def paths(name: str) -> tuple[str, ...]:
+        return (contract.outcome_path(name),)
+
+    decision = label_field("decision_id", paths("decision_id"), required=True)
+    finals = [
+        feature_field(name, feature, paths(name), textual, required=False)
+        for name, feature in ((f"final_observation.{n}", f) for n, f in contract.features.items())
+    ]
     fields = (
-        hashed_field(decision) if decision_id[0] in contract.privacy.hash else decision,
-        timestamp_field(contract, timestamp, textual, required=True),
-        number_field("reward", reward, textual, required=True),
+        hashed_field(decision) if decision.paths[0] in contract.privacy.hash else decision,
+        timestamp_field(contract, paths("timestamp"), textual, required=True),
+        number_field("reward", paths("reward"), textual),
+        boolean_field("terminated", paths("terminated"), textual),
+        boolean_field("truncated", paths("truncated"), textual),
+        *(hashed_field(field) if field.name in contract.hashed_columns else field for field in finals),
     )
-    outputs = {name: typed_of(name) for name in OUTCOME_COLUMNS}
-    rules = _future_rules(latest)
+    outputs = {
+        **{name: typed_of(name) for name in ("decision_id", "timestamp", "reward")},
+        **{name: f"coalesce({typed_of(name)}, false)" for name in ("terminated", "truncated")},
+        "final_observation": _final_output(contract),
+    }
+    ends = f"coalesce({typed_of('terminated')} OR {typed_of('truncated')}, false)"
+    nothing = f"{raw_of('reward')} IS NULL AND NOT {ends}"
+    rules = [
+        _both_ends_rule(),
+        cases((nothing, "'reward is missing, and it tells of no end of an episode'")),
+        *_future_rules(latest),
+    ]
     return Layout("outcomes", fields, outputs, (*_reasons(contract, fields), *rules), _good(contract, rules))
 
 
@@ -105,11 +124,12 @@ def lean_layout(layout: Layout, contract: Contract, found: Collection[str]) -> L
     elsewhere = tuple(dict.fromkeys(p for field in layout.fields for p in field.paths if p not in read))
     if elsewhere:
         fields = (*fields, _never("elsewhere", elsewhere, "VARCHAR"))
-    root = contract.columns.get("final_observation", "final_observation")
+    named = contract.columns if layout.kind == "steps" else contract.outcomes.columns if contract.outcomes else {}
+    root = named.get("final_observation", "final_observation")
     finals = [path for field in fields if _is_final(field) for path in field.paths]
     if not finals or root in found or not all(path.startswith(f"{root}.") for path in finals):
         return replace(layout, fields=fields)
-    type_ = table_columns(contract)["steps"]["final_observation"]
+    type_ = table_columns(contract)[layout.kind]["final_observation"]
     return replace(
         layout,
         fields=(*(field for field in fields if not _is_final(field)), _never("final_observation", (root,), type_)),
@@ -206,14 +226,18 @@ def _is_missing(field: Field) -> str:
 
 def _step_rules(contract: Contract) -> list[str]:
     """What is wrong between the fields of a step."""
-    both = f"{typed_of('terminated')} AND {typed_of('truncated')}"
-    rules = [cases((both, "'terminated and truncated are both true'"))]
+    rules = [_both_ends_rule()]
     if contract.outcomes is not None:
         awaited = f"{raw_of('reward')} IS NULL AND {raw_of('decision_id')} IS NULL"
         rules.append(cases((awaited, "'reward is missing, and without a decision_id no outcome can bring it'")))
         untimed = f"{raw_of('reward')} IS NULL AND {raw_of('timestamp')} IS NULL"
         rules.append(cases((untimed, "'reward is missing, and without a timestamp its outcomes have no window'")))
     return rules
+
+
+def _both_ends_rule() -> str:
+    both = f"{typed_of('terminated')} AND {typed_of('truncated')}"
+    return cases((both, "'terminated and truncated are both true'"))
 
 
 def _future_rules(latest: datetime | None) -> list[str]:
@@ -256,9 +280,6 @@ def _has_final(contract: Contract) -> str:
 
 
 def _step_outputs(contract: Contract) -> dict[str, str]:
-    def struct(prefix: str) -> str:
-        return struct_sql(contract, lambda name: typed_of(f"{prefix}.{name}"))
-
     one_step = contract.episodes.kind == "one_step"
     episode_id = typed_of("episode_id")
     if one_step:
@@ -269,14 +290,14 @@ def _step_outputs(contract: Contract) -> dict[str, str]:
         "episode_id": episode_id,
         "step": f"coalesce({step}, 0)" if one_step else step,
         "timestamp": typed_of("timestamp"),
-        "observation": struct("observation"),
+        "observation": _typed_struct(contract, "observation"),
         "action": logged_label(contract),
         **({"action_value": typed_of("action")} if contract.actions.bins is not None else {}),
         "available_actions": typed_of("available_actions"),
         "reward": typed_of("reward"),
         "terminated": f"coalesce({typed_of('terminated')}, {str(one_step).lower()})",
         "truncated": f"coalesce({typed_of('truncated')}, false)",
-        "final_observation": f"CASE WHEN {_has_final(contract)} THEN {struct('final_observation')} END",
+        "final_observation": _final_output(contract),
         "behavior_prob": f"coalesce({typed_of('behavior_prob')}, {logged_probability})",
         "behavior_probs": typed_of("behavior_probs"),
         "cluster": typed_of("cluster") if contract.episodes.cluster is not None else episode_id,
@@ -286,6 +307,14 @@ def _step_outputs(contract: Contract) -> dict[str, str]:
         "decided_by": typed_of("decided_by"),
         "log_date": _day(typed_of("timestamp")),
     }
+
+
+def _typed_struct(contract: Contract, name: str) -> str:
+    return struct_sql(contract, lambda feature: typed_of(f"{name}.{feature}"))
+
+
+def _final_output(contract: Contract) -> str:
+    return f"CASE WHEN {_has_final(contract)} THEN {_typed_struct(contract, 'final_observation')} END"
 
 
 def _day(instant: str) -> str:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import PurePath
 
 import numpy as np
 
-from datasets.contract import OutcomeRules
 from datasets.duck import duck, literal
 from datasets.identities import Identities
 from datasets.lake import Lake
-from datasets.outcomes import STATUSES, outcomes_status_sql
+from datasets.outcomes import END_STATUSES, STATUSES, outcomes_status_sql
 from datasets.tables import scan_files
 
 
 @dataclass(frozen=True)
 class OutcomeAccount:
-    """How many outcomes met which fate, in the words of STATUSES. All of them are kept; only `n_counted` ones settle
-    rewards, and dangling ones may yet find their decision."""
+    """How many outcomes met which fate. All of them are kept, and dangling ones may yet find their decision.
+
+    The counts in the words of STATUSES add up to all outcomes; only `n_counted` ones settle rewards. Those in the words
+    of END_STATUSES add up to the outcomes that tell of an episode's end, of which `n_end_counted` are one.
+    """
 
     n_counted: int = 0
     n_early: int = 0
@@ -26,17 +29,34 @@ class OutcomeAccount:
     n_duplicate: int = 0
     n_already_rewarded: int = 0
     n_dangling: int = 0
+    n_no_reward: int = 0
+    n_end_counted: int = 0
+    n_end_early: int = 0
+    n_end_late: int = 0
+    n_end_repeated: int = 0
+    n_end_contradicting: int = 0
+    n_end_dangling: int = 0
+
+    @property
+    def warning(self) -> str | None:
+        """What a person should look into, in words."""
+        if not self.n_end_contradicting:
+            return None
+        return (
+            f"{self.n_end_contradicting:,} outcomes contradict how their episodes ended; these are damaged and "
+            "left out (SELECT * FROM outcomes_status WHERE end_status = 'contradicting')"
+        )
 
     def to_json(self) -> dict[str, int]:
         """Plain JSON values."""
         return asdict(self)
 
 
-def account_of_batch(lake: Lake, batch_id: str, rules: OutcomeRules, *, memory: str = "2GB") -> OutcomeAccount:
+def account_of_batch(lake: Lake, batch_id: str, *, memory: str = "2GB") -> OutcomeAccount:
     """The account of a batch of outcomes as the lake stands now. The caller holds the lake's lock.
 
     The index of identities says on which days the decisions lie, so only those partitions are read; of the outcomes
-    only those of the same times, for exact repeats.
+    only those of the same times, for exact repeats, and those of about the same, which may tell of the same end.
     """
     outcomes = lake.scan("outcomes")
     own = f"(SELECT * FROM {outcomes} WHERE batch_id = {literal(batch_id)})"
@@ -50,13 +70,17 @@ def account_of_batch(lake: Lake, batch_id: str, rules: OutcomeRules, *, memory: 
         ((first, last),) = connection.execute("SELECT min(timestamp), max(timestamp) FROM own").fetchall()
         if first is None:
             return OutcomeAccount()
-        times = f"TIMESTAMPTZ {literal(first.isoformat())} AND TIMESTAMPTZ {literal(last.isoformat())}"
+        # Two ends of one decision lie no further apart than an episode may be idle, or one of them does not count.
+        apart = timedelta(seconds=lake.contract.episodes.timeout_s)
+        since, until = ((first - apart).isoformat(), (last + apart).isoformat())
+        times = f"TIMESTAMPTZ {literal(since)} AND TIMESTAMPTZ {literal(until)}"
         named = "decision_id IN (SELECT decision_id FROM own)"
         same = f"(SELECT * FROM {outcomes} WHERE timestamp BETWEEN {times} AND {named})"
         decided = f"(SELECT * FROM {steps} WHERE {named})"
         found = connection.execute(
-            f"SELECT status, count(*) FROM ({outcomes_status_sql(decided, same, rules)}) "
-            f"WHERE batch_id = {literal(batch_id)} GROUP BY 1"
+            f"SELECT status, end_status, count(*) FROM ({outcomes_status_sql(decided, same, lake.contract)}) "
+            f"WHERE batch_id = {literal(batch_id)} GROUP BY ALL"
         ).fetchall()
-    counts = dict(found)
-    return OutcomeAccount(**{f"n_{status.replace(' ', '_')}": counts.get(status, 0) for status in STATUSES})
+    rewards = {status: sum(n for its, _, n in found if its == status) for status in STATUSES}
+    ends = {f"end {status}": sum(n for _, its, n in found if its == status) for status in END_STATUSES}
+    return OutcomeAccount(**{f"n_{status.replace(' ', '_')}": n for status, n in {**rewards, **ends}.items()})

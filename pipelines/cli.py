@@ -188,6 +188,12 @@ def _summing(advance: Callable[[int], None]) -> Callable[[int], None]:
     return add
 
 
+def _in_words(fates: Mapping[str, int]) -> str:
+    return ", ".join(
+        f"{n:,} {fate.removeprefix('n_').removeprefix('end_').replace('_', ' ')}" for fate, n in fates.items()
+    )
+
+
 def _print_ingest(report: IngestReport, what: str) -> None:
     batch = report.batch
     if batch is None:
@@ -214,13 +220,16 @@ def _print_ingest(report: IngestReport, what: str) -> None:
                 "held": f"{counts.n_held:,}",
                 "pending": f"{counts.n_pending:,}",
                 "of the erased": f"{counts.n_erased:,}" if counts.n_erased else None,
-                "of those in the lake": ", ".join(f"{n:,} {fate[2:].replace('_', ' ')}" for fate, n in fates.items()),
+                "of those in the lake": _in_words({k: n for k, n in fates.items() if not k.startswith("n_end_")}),
+                "ends of episodes": _in_words({k: n for k, n in fates.items() if k.startswith("n_end_") and n}),
                 "dropped columns": ", ".join(batch.dropped_columns),
             },
         )
     is_held = batch is not None and batch.status == "held"
     for reason, n in report.reasons:
         console.warn(f"{n:,} rows {'break the contract' if is_held else 'quarantined'}: {reason}")
+    if report.account is not None and report.account.warning:
+        console.warn(report.account.warning)
     for file in report.passed_over:
         console.warn(f"{file} was not read: its name ends in no kind of log (.jsonl, .csv, .parquet, .arrow)")
     for file in report.empty:

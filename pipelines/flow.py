@@ -279,6 +279,7 @@ def _warnings(ingested: IngestReport) -> list[str]:
         *(cause for _, cause in ingested.damaged),
         *(f"{file} is empty" for file in ingested.empty),
         *(f"{n:,} rows quarantined: {reason}" for reason, n in ingested.reasons if not is_held),
+        *([ingested.account.warning] if ingested.account and ingested.account.warning else []),
         *of_outcomes,
     ]
 

@@ -143,7 +143,7 @@ def test_bad_outcomes_are_in_quarantine_and_damage_the_episode_that_awaits_them(
     assert counts_of(report) == {"in": 5, "quarantined": 5}
     assert reasons_of(lake) == [
         'reward is "much", not a number',
-        "reward is missing",
+        "reward is missing, and it tells of no end of an episode",
         "decision_id is missing",
         'timestamp "yesterday" has no time zone; set time.zone in the contract',
         "the line is not valid JSON",

@@ -60,7 +60,8 @@ def decision(name: str | None = "d", at: float = 0, *, step: int = 0, **changes:
 
 def outcome(reward: float, at: float, name: str | None = "d", line: int = 1) -> dict[str, Any]:
     """A stored outcome."""
-    return {"decision_id": name, "timestamp": minute(at), "reward": reward, "source": "o.jsonl", "source_line": line}
+    brought = {"reward": reward, "terminated": False, "truncated": False}
+    return {"decision_id": name, "timestamp": minute(at), **brought, "source": "o.jsonl", "source_line": line}
 
 
 def bad_row(kind: str, *, episode: str | None = None, decision_id: str | None = None, reason: str = "bad") -> Any:
@@ -89,7 +90,7 @@ class Seen:
     def statuses(self) -> list[str]:
         """Status of each outcome, by its line."""
         assert self.contract.outcomes is not None
-        sql = outcomes_status_sql("steps", "outcomes", self.contract.outcomes)
+        sql = outcomes_status_sql("steps", "outcomes", self.contract)
         return [row["status"] for row in sorted(self._rows(sql), key=lambda row: row["source_line"])]
 
     def lost(self) -> list[str | None]:

@@ -85,6 +85,13 @@ def test_one_ingest_takes_steps_and_outcomes_as_batches_of_their_own(tmp_path: P
         "n_duplicate": 1,
         "n_already_rewarded": 0,
         "n_dangling": 0,
+        "n_no_reward": 0,
+        "n_end_counted": 0,
+        "n_end_early": 0,
+        "n_end_late": 0,
+        "n_end_repeated": 0,
+        "n_end_contradicting": 0,
+        "n_end_dangling": 0,
     }
     again = stages.ingest(workspace)
     assert (again.batch, again.outcomes and again.outcomes.batch) == (None, None)
@@ -108,6 +115,22 @@ def test_one_ingest_takes_steps_and_outcomes_as_batches_of_their_own(tmp_path: P
 
 
 @pytest.mark.usefixtures("quick_suite")
+def test_an_outcome_that_contradicts_an_end_is_told_by_ingest(tmp_path: Path, run: Run) -> None:
+    workspace = shop(tmp_path / "w")
+    rows = [step_row("e", i, reward=None, decision_id=f"d{i}", terminated=False) for i in range(3)]
+    write_rows(workspace.logs_path / "s.jsonl", rows)
+    ends = [{**outcome("d2"), "terminated": True}, {**outcome("d2"), "truncated": True, "reward": None}]
+    write_rows(workspace.outcome_logs_path / "o.jsonl", ends)
+
+    answer = run(workspace, "ingest")
+    assert answer.code == 0, answer.err
+    assert "1 counted, 1 contradicting" in " ".join(answer.out.split())
+    assert "1 outcomes contradict how their episodes ended; these are damaged" in " ".join(answer.err.split())
+    found = workspace.query("SELECT end_status FROM outcomes_status ORDER BY source_line").rows
+    assert found == (("counted",), ("contradicting",))
+
+
+@pytest.mark.usefixtures("quick_suite")
 def test_outcomes_given_by_path_come_alone(tmp_path: Path, run: Run) -> None:
     workspace = shop(tmp_path / "w")
     write_logs(workspace)
@@ -116,7 +139,9 @@ def test_outcomes_given_by_path_come_alone(tmp_path: Path, run: Run) -> None:
     answer = run(workspace, "ingest", "--outcomes", str(path))
     assert (answer.code, answer.err.count("warning")) == (0, 0), answer.err
     assert "Batch of outcomes ingested" in answer.out
-    assert "0 counted, 0 early, 0 late, 0 duplicate, 0 already rewarded, 1 dangling" in " ".join(answer.out.split())
+    assert "0 counted, 0 early, 0 late, 0 duplicate, 0 already rewarded, 1 dangling, 0 no reward" in " ".join(
+        answer.out.split()
+    )
     assert "Batch ingested" not in answer.out
     both = json.loads(run(workspace, "ingest", "--json").out)
     assert (both["batch"]["n_lake"], both["outcomes"]["batch"]["n_lake"]) == (4, 3)
