@@ -23,5 +23,10 @@ class ServeConfig(Settings):
     """Seconds between two flushes to the disk; with `disk` the answers wait for flushes of their own."""
     rotate_mb: int = Field(256, gt=0, le=2000)
     """Size in MB from which a log file is followed by the next one; each UTC day begins one too."""
+    max_open_decisions: int = Field(500_000, gt=0)
+    """Decisions that are remembered until nothing of their outcomes can count any more, the newest; about 300 bytes
+    each. With fewer than there are, outcomes of forgotten ones are written unverified."""
+    unknown_outcomes: Literal["refuse", "write"] = "refuse"
+    """What becomes of an outcome whose decision this server did not make. `write` where others log decisions too."""
     min_free_mb: int = Field(64, ge=0)
     """Free MB on the log's disk below which it counts as full, so that there is room left to put things right."""

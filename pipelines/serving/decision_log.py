@@ -343,7 +343,7 @@ class _OpenFile:
         return os.pread(self.descriptor, self.n_bytes, 0)  # a system reads up to 2 GB at once, more than a file has
 
 
-def _served_files(directory: Path) -> list[tuple[str, int, Path]]:
+def served_files(directory: Path) -> list[tuple[str, int, Path]]:
     """Day, number and path of each file, in the order in which they were written."""
     found = ((_NAME.fullmatch(path.name), path) for path in directory.iterdir())
     return sorted((match[1], int(match[2]), path) for match, path in found if match)
@@ -351,7 +351,7 @@ def _served_files(directory: Path) -> list[tuple[str, int, Path]]:
 
 def _open_next(directory: Path, day: str) -> _OpenFile:
     """A new file behind all others; its name is on the disk before a line is in it."""
-    files = _served_files(directory)
+    files = served_files(directory)
     last_day, last_number = files[-1][:2] if files else ("", 0)
     day = max(day, last_day)
     number = last_number + 1 if day == last_day else 1
@@ -371,7 +371,7 @@ def mend_log(directory: Path) -> int | None:
     A line is torn where its writer was killed while it wrote: what it tells of was never answered. A folder that nobody
     may write to stays as it is.
     """
-    if not directory.is_dir() or not _served_files(directory):
+    if not directory.is_dir() or not served_files(directory):
         return 0
     try:
         with exclusive_lock(directory / LOCK_FILE, f"The log folder {directory}", wait_s=0):
@@ -385,7 +385,7 @@ def mend_log(directory: Path) -> int | None:
 def _mend(directory: Path) -> int:
     """Takes torn last lines out. The caller holds the folder's lock."""
     n_torn = 0
-    for _, _, path in _served_files(directory):
+    for _, _, path in served_files(directory):
         size = path.stat().st_size
         end = end_of_last_line(path, size)
         if end < size:

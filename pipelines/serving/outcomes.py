@@ -1,0 +1,111 @@
+"""Outcomes that come in: judged, written to the log of outcomes, and answered one by one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from datasets.contract import Contract
+from datasets.errors import OfflineDqnError
+from pipelines.serving.config import ServeConfig
+from pipelines.serving.decision_log import DecisionLog
+from pipelines.serving.log_tails import remembered
+from pipelines.serving.open_decisions import OpenDecisions, Verdict
+from pipelines.serving.outcome import Outcome, OutcomeLog
+
+WRITTEN: tuple[Verdict, ...] = ("new", "unverified")
+"""Verdicts by which an outcome is written."""
+
+ACCEPTED: tuple[Verdict, ...] = (*WRITTEN, "repeated")
+"""Verdicts by which an outcome is in the log when it is answered; its sender need not send it again."""
+
+
+class NoOutcomesError(OfflineDqnError):
+    """A contract that does not say what outcomes mean."""
+
+
+class Outcomes:
+    """Takes outcomes into the log in one folder. All methods may be called from any thread.
+
+    Args:
+        contract: says how long an outcome counts.
+        steps: folder of the log of decisions, of which the open ones are remembered.
+        log: of outcomes, in `outcomes`.
+        outcomes: its folder.
+
+    Raises:
+        NoOutcomesError: the contract has no `[outcomes]`: a served decision could never have a reward.
+    """
+
+    def __init__(
+        self, contract: Contract, config: ServeConfig, log: DecisionLog, *, steps: Path, outcomes: Path
+    ) -> None:
+        check_outcomes(contract)
+        self._log, self._lines = log, OutcomeLog(contract)
+        self._writes_unknown = config.unknown_outcomes == "write"
+        self._open = remembered(contract, steps, outcomes, capacity=config.max_open_decisions)
+        # One is short and guards the memory; the other spans a write, so that what is answered is in the log.
+        self._memory_lock, self._write_lock = threading.Lock(), threading.Lock()
+
+    @property
+    def open_decisions(self) -> OpenDecisions:
+        """What is remembered, for metrics."""
+        return self._open
+
+    def decided(self, decision_id: str, at: datetime) -> None:
+        """A decision is in the log: outcomes of it may come."""
+        with self._memory_lock:
+            self._open.decided(decision_id, at)
+
+    def take(self, outcomes: Sequence[Outcome]) -> list[Verdict]:
+        """Writes those that are to be written, all or none of them.
+
+        Returns:
+            What each is. Those that are ACCEPTED are in the log now, the others are not.
+
+        Raises:
+            LogFullError: nothing was written, and nothing of this request counts.
+        """
+        with self._write_lock:
+            with self._memory_lock:
+                before = [(each.decision_id, self._open.state_of(each.decision_id)) for each in outcomes]
+                verdicts = [self._judge(each) for each in outcomes]
+            lines = [self._lines.line(o) for o, v in zip(outcomes, verdicts, strict=True) if v in WRITTEN]
+            try:
+                self._log.append(lines)
+            except BaseException:
+                with self._memory_lock:
+                    for decision_id, state in reversed(before):
+                        self._open.restore(decision_id, state)
+                raise
+        return verdicts
+
+    def _judge(self, outcome: Outcome) -> Verdict:
+        verdict = self._open.judge(outcome)
+        if verdict == "unknown" and self._writes_unknown:
+            verdict = "unverified"
+        if verdict in WRITTEN:
+            self._open.told(outcome)  # at once: the same request may bring it twice
+        return verdict
+
+    def cause(self, outcome: Outcome, verdict: Verdict) -> str:
+        """Why an outcome was refused, in words for its sender."""
+        name, horizon = outcome.decision_id, self._open.horizon
+        return {
+            "unknown": f"no decision '{name}' was made in the last {horizon}; that of an older one would not count",
+            "early": f"the outcome of '{name}' lies before its decision; mend the clock that says so",
+            "late": f"the outcome of '{name}' comes when outcomes.attribution_window and episodes.timeout are over, "
+            "and would not count",
+            "contradicting": f"'{name}' was told to end its episode otherwise; the first end stays",
+        }.get(verdict, "")
+
+
+def check_outcomes(contract: Contract) -> None:
+    """Raises a NoOutcomesError where rewards could not arrive after their decisions."""
+    if contract.outcomes is None:
+        raise NoOutcomesError(
+            "The contract has no table [outcomes], so every logged step would need its reward, which nobody knows when "
+            "it is decided. Say how long after its decision an outcome counts (docs/outcomes.md), then serve."
+        )
