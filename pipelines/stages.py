@@ -54,6 +54,7 @@ from pipelines.readings import (
     snapshot_of,
     spent_at,
 )
+from pipelines.serving.decision_log import mend_log
 from pipelines.training import VERSION_ZERO, StageError
 from pipelines.trainings import last_training
 from pipelines.upkeep import compact_lake
@@ -94,6 +95,8 @@ def ingest(
     """
     lake = workspace.open_lake()
     if not paths and not outcomes:
+        for folder in (workspace.logs_path, workspace.outcome_logs_path):
+            mend_log(folder)  # what a killed server left of a line is no row; one that runs sees to it itself
         paths = [workspace.logs_path] if holds_logs(workspace.logs_path) or not list_batches(lake) else []
         outcomes = [workspace.outcome_logs_path] if holds_logs(workspace.outcome_logs_path) else []
     if outcomes and workspace.contract.outcomes is None:

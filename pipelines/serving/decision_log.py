@@ -368,17 +368,17 @@ def _open_next(directory: Path, day: str) -> _OpenFile:
 def mend_log(directory: Path) -> int | None:
     """Takes torn last lines out of a folder that no server writes to; returns their bytes, None where one does.
 
-    A line is torn where its writer was killed while it wrote: what it tells of was never answered. A folder that nobody
-    may write to stays as it is.
+    A line is torn where its writer was killed while it wrote: what it tells of was never answered. A folder that cannot
+    be written to stays as it is.
     """
-    if not directory.is_dir() or not served_files(directory):
-        return 0
     try:
+        if not directory.is_dir() or not served_files(directory):
+            return 0
         with exclusive_lock(directory / LOCK_FILE, f"The log folder {directory}", wait_s=0):
             return _mend(directory)
     except LockedError:
         return None
-    except ReadOnlyError:
+    except (ReadOnlyError, OSError):
         return 0
 
 
