@@ -67,7 +67,7 @@ def test_a_log_that_is_written_to_rotated_and_killed_is_in_the_lake_once(tmp_pat
     lake, folder = lake_at(tmp_path, CONTRACT), tmp_path / "logs"
     row = step_row("e", 0, reward=None, terminated=None, truncated=None, fill="x" * 20_000)
     acknowledged: set[str] = set()
-    for run in range(3):
+    for run in range(2):
         first = run * 1_000_000
         command = [sys.executable, "-c", WRITER, str(folder), str(first), json.dumps(row)]
         writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -79,15 +79,15 @@ def test_a_log_that_is_written_to_rotated_and_killed_is_in_the_lake_once(tmp_pat
         numbers += [int(number) for number in writer.stdout.read().split("\n")[:-1]]
         writer.wait()
         acknowledged |= {f"d{number}" for number in numbers}
-        if run != 1:
-            mend_log(folder)  # once the next server does it, and ingest has seen the torn line before
+        if run == 1:
+            mend_log(folder)  # before, the next server does it, and ingest has seen the torn line
         taken(lake, folder)
     taken(lake, folder)
     found = ids_in(lake)
-    assert len(list(folder.glob("served-*"))) > 3
+    assert len(list(folder.glob("served-*"))) > 2
     assert len(found) == len(set(found))
     assert acknowledged <= set(found)
-    assert len(found) - len(acknowledged) <= 3  # a line under way at a kill may be whole, though nobody was told
+    assert len(found) - len(acknowledged) <= 2  # a line under way at a kill may be whole, though nobody was told
     assert sum(batch.counts.n_lake for batch in list_batches(lake)) == len(found)
     assert [batch.counts.n_duplicates for batch in list_batches(lake)] == [0] * len(list_batches(lake))
 
@@ -189,7 +189,5 @@ def test_a_night_mends_takes_both_logs_in_and_sees_the_end(tmp_path: Path) -> No
         {"in": 2, "lake": 2},
         {"in": 1, "lake": 1},
     )
-    assert workspace.query("SELECT n_steps, terminated, complete, damage FROM episodes").rows == (
-        (2, True, True, None),
-    )
-    assert workspace.query("SELECT count(*) FROM quarantine").rows == ((0,),)
+    sql = "SELECT n_steps, terminated, complete, damage, (SELECT count(*) FROM quarantine) FROM episodes"
+    assert workspace.query(sql).rows == ((2, True, True, None, 0),)
