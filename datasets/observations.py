@@ -73,6 +73,11 @@ def observations_from_records(contract: Contract, records: Sequence[Mapping[str,
         shown = "\n".join(f"  {text}" for text in problems[:10])
         more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise ObservationError(f"{len(problems)} values do not fit the contract:\n{shown}{more}")
+    return observations_of_checked(contract, records)
+
+
+def observations_of_checked(contract: Contract, records: Sequence[Mapping[str, object]]) -> Observations:
+    """As `observations_from_records`, of records in which nothing is wrong."""
     columns: dict[str, NDArray[Any]] = {}
     vocabularies: dict[str, tuple[str, ...]] = {}
     for name, feature in contract.features.items():
@@ -91,6 +96,28 @@ def observations_from_records(contract: Contract, records: Sequence[Mapping[str,
         else:
             columns[name] = np.array([math.nan if value is None else value for value in values], dtype=np.float64)
     return Observations(columns, vocabularies)
+
+
+def record_of(contract: Contract, values: Mapping[str, object]) -> dict[str, Any]:
+    """An observation in which nothing is wrong, with each value in the one form that it has in the lake.
+
+    Returns:
+        Numbers as float, vectors as lists of float, labels as text; features that are missing are left out.
+    """
+    record: dict[str, Any] = {}
+    for name, value in values.items():
+        if value is None:
+            continue
+        feature = contract.features[name]
+        if isinstance(feature, NumericFeature):
+            record[name] = float(value)  # type: ignore[arg-type]  # nothing is wrong with it
+        elif isinstance(feature, CategoricalFeature):
+            record[name] = _label(value)
+        elif isinstance(feature, VectorFeature):
+            record[name] = [float(v) for v in value]  # type: ignore[attr-defined]  # nothing is wrong with it
+        else:
+            record[name] = value
+    return record
 
 
 def observation_problems(contract: Contract, record: Mapping[str, object]) -> list[str]:

@@ -37,7 +37,9 @@ class OnnxPolicy:
         self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         self._contract = contract
         self.actions: tuple[str, ...] = tuple(description["actions"])
-        self._features = [entry["feature"] for entry in description["inputs"] if entry["feature"] is not None]
+        self.features: tuple[str, ...] = tuple(
+            entry["feature"] for entry in description["inputs"] if entry["feature"] is not None
+        )
         self._outputs: list[str] = list(description["outputs"])
 
     def score(
@@ -49,8 +51,15 @@ class OnnxPolicy:
             observations: n rows, n at least 1.
             available: (n, A) bool; the probabilities of a row without any are NaN.
         """
-        feeds = {input_name(name): _fed(self._contract, observations, name) for name in self._features}
-        found = self._session.run(self._outputs, feeds | {AVAILABLE: available})
+        return self.run({name: _fed(self._contract, observations, name) for name in self.features}, available)
+
+    def run(
+        self, feeds: Mapping[str, NDArray[Any]], available: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        """As `score`, of features as the graph takes them: numbers with NaN, labels with "" where missing."""
+        inputs = {input_name(name): values for name, values in feeds.items()}
+        inputs[AVAILABLE] = available
+        found = self._session.run(self._outputs, inputs)
         outputs = dict(zip(self._outputs, found, strict=True))
         q_values = outputs.pop(Q_VALUES, None)
         (probs,) = outputs.values()

@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import duckdb
 import numpy as np
 
 from datasets.contract import BooleanFeature, CategoricalFeature, Contract, NumericFeature, VectorFeature
 from datasets.expressions import syntax_tree
+from datasets.syntax import as_double, constant_of, feature_of, truth_value_of
 from offline_dqn.rule_policy import RulePolicy
 
 if TYPE_CHECKING:
@@ -112,11 +112,11 @@ class _Condition:
         return yes, no
 
     def _boolean(self, tree: dict[str, Any]) -> Truth:
-        constant = _truth_value(tree)
+        constant = truth_value_of(tree)
         if constant is not None:
             yes, no = (self._graph.constant(np.array([[value]])) for value in (constant, not constant))
             return yes, no
-        name = _feature_of(tree)
+        name = feature_of(tree)
         if name is None or not isinstance(self._contract.features.get(name), BooleanFeature):
             raise _NoGraphError
         value, null = self._column(name)
@@ -124,13 +124,13 @@ class _Condition:
         return self._graph.op("Not", self._graph.op("Or", no, null)), no
 
     def _compared(self, kind: str, left: dict[str, Any], right: dict[str, Any]) -> Truth:
-        constant = _truth_value(right)
+        constant = truth_value_of(right)
         if constant is not None and kind in _EQUALITIES:
             yes, no = self.truth(left)
             return (yes, no) if constant == (kind == "COMPARE_EQUAL") else (no, yes)
-        name = _feature_of(left)
+        name = feature_of(left)
         if isinstance(self._contract.features.get(name or ""), CategoricalFeature):
-            label = _constant(right)
+            label = constant_of(right)
             # The graph takes a missing label as "", so that it cannot tell the label "" from it.
             if name is None or not isinstance(label, str) or not label or kind not in _EQUALITIES:
                 raise _NoGraphError
@@ -159,14 +159,14 @@ class _Condition:
 
     def _numbers(self, left: dict[str, Any], right: dict[str, Any]) -> tuple[Number, Number]:
         """Both sides of an operation that is done in float64, as one of them at least is no constant."""
-        if _constant(left) is not None and _constant(right) is not None:
+        if constant_of(left) is not None and constant_of(right) is not None:
             raise _NoGraphError
         return self._number(left), self._number(right)
 
     def _number(self, tree: dict[str, Any]) -> Number:
-        graph, value = self._graph, _constant(tree)
+        graph, value = self._graph, constant_of(tree)
         if isinstance(value, float):
-            if value != _as_double(tree["literal"]["text"]):
+            if value != as_double(tree["literal"]["text"]):
                 raise _NoGraphError
             return graph.number(value), graph.constant(np.array(False))
         arguments = tree.get("arguments", ())
@@ -175,13 +175,13 @@ class _Condition:
             return graph.op(_ARITHMETIC[tree["function_name"]], a, b), graph.op("Or", null_a, null_b)
         if tree["type"] == "ARRAY_EXTRACT":
             return self._component(*tree["children"])
-        name = _feature_of(tree)
+        name = feature_of(tree)
         if name is None or not isinstance(self._contract.features.get(name), NumericFeature):
             raise _NoGraphError
         return self._column(name)
 
     def _component(self, vector: dict[str, Any], index: dict[str, Any]) -> Number:
-        name, position = _feature_of(vector), _constant(index)
+        name, position = feature_of(vector), constant_of(index)
         feature = self._contract.features.get(name or "")
         if name is None or not isinstance(feature, VectorFeature) or position not in range(1, feature.length + 1):
             raise _NoGraphError
@@ -196,7 +196,7 @@ class _Condition:
         return column, self._graph.op("IsNaN", column)
 
     def _null(self, tree: dict[str, Any]) -> str:
-        name = _feature_of(tree)
+        name = feature_of(tree)
         feature = self._contract.features.get(name or "")
         if name is not None and isinstance(feature, CategoricalFeature):
             return self._code(name, "")[1]
@@ -211,39 +211,12 @@ def _tree(condition: str) -> dict[str, Any]:
     return tree
 
 
-def _feature_of(tree: dict[str, Any]) -> str | None:
-    names = tree.get("column_names", ())
-    return names[1] if len(names) == 2 and names[0].lower() == "observation" else None
-
-
-def _constant(tree: dict[str, Any]) -> float | str | None:
-    """A constant number or text; None for anything else."""
-    literal = tree.get("literal")
-    if literal is None or literal["kind"] not in ("NUMERIC", "INTEGER", "STRING"):
-        return None
-    return str(literal["text"]) if literal["kind"] == "STRING" else float(literal["text"])
-
-
-def _as_double(number: str) -> float | None:
-    """What DuckDB makes of a constant number that it compares or computes with a DOUBLE."""
-    with duckdb.connect() as connection:
-        found = connection.execute(f"SELECT TRY_CAST({number} AS DOUBLE)").fetchall()
-    double: float | None = found[0][0]
-    return double
-
-
-def _truth_value(tree: dict[str, Any]) -> bool | None:
-    """A constant truth value; None for anything else."""
-    literal = tree.get("literal", {"kind": ""})
-    return literal["text"] == "true" if literal["kind"] == "BOOLEAN" else None
-
-
 def _constants(tree: Any) -> Iterator[float | str]:
     if isinstance(tree, list):
         for child in tree:
             yield from _constants(child)
     elif isinstance(tree, dict):
-        value = _constant(tree)
+        value = constant_of(tree)
         if value is not None:
             yield value
         for child in tree.values():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,11 +12,12 @@ from numpy.typing import NDArray
 from datasets.compatibility import IncompatibleContractError
 from datasets.contract import Contract
 from datasets.errors import OfflineDqnError
-from datasets.observations import ObservationError, Observations, observation_problems, observations_from_records
-from datasets.step_rules import forbidden_actions, permitted_actions
-from offline_dqn.exploration import allowed_actions
+from datasets.observations import ObservationError, observation_problems, observations_of_checked, record_of
+from datasets.row_conditions import Record
+from offline_dqn.compiled_shield import CompiledShield
+from offline_dqn.decisions import Scorer, decide, forbidden_by, merged, permit
 from offline_dqn.policy import GRAPH_FILE, MANIFEST_FILE, AnyPolicy, check_compatible, load_policy
-from offline_dqn.shield import shielded_probs
+from offline_dqn.scorers import NumpyScorer, OnnxScorer
 from pipelines.workspace import Workspace
 from reports.manifest import read_manifest
 
@@ -80,31 +80,19 @@ def act(workspace: Workspace, release: int, path: Path, engine: Engine = "numpy"
     records, masks = _read_observations(path, policy, contract)
     if not records:
         return []
-    observations = observations_from_records(contract, records)
-    forbidden = forbidden_actions(contract, observations)
-    permitted = permitted_actions(contract, observations, masks)
-    left = masks & ~np.logical_or.reduce([*forbidden.values(), np.zeros_like(masks)])
-    stuck = ~(left & np.isin(policy.actions, policy.contract.actions.names)).any(axis=1)
-    probs = shielded_probs(policy, contract, observations, permitted)
-    q = policy.q_values(observations)
-    if engine == "onnx":
-        free = np.flatnonzero(~stuck) if forbidden else np.arange(len(records))
-        folder = workspace.release_path(release)
-        own_probs, own_q = _score_with_graph(folder, policy, observations.take(free), permitted[free])
-        probs[free] = own_probs
-        if q is not None and own_q is not None:
-            q = np.array(q)
-            q[free] = own_q
-    spread = policy.disagreement(observations)
-    names, chosen = policy.actions, probs.argmax(axis=1)
+    scorer = _scorer(workspace.release_path(release), policy, engine)
+    forbidden = CompiledShield(contract).forbidden(records)
+    permission = permit(contract.actions, scorer.known, masks, merged(forbidden))
+    decided = decide(scorer, contract.actions, records, permission)
+    names, probs, q = policy.actions, decided.probs, decided.q_values
+    spread = policy.disagreement(observations_of_checked(contract, records))
+    chosen = probs.argmax(axis=1)
     return [
         {
             "action": names[chosen[i]],
             "action_value": policy.contract.actions.value_of(names[chosen[i]]),
-            "decided_by": "shield" if forbidden and stuck[i] else "policy",
-            "forbidden": {
-                names[a]: name for name, mask in reversed(forbidden.items()) for a in np.flatnonzero(mask[i] & masks[i])
-            },
+            "decided_by": decided.decided_by[i],
+            "forbidden": forbidden_by(names, forbidden, i, masks[i]),
             "probabilities": dict(zip(names, probs[i].round(6).tolist(), strict=True)),
             "q_values": None if q is None else dict(zip(names, q[i].round(6).tolist(), strict=True)),
             "disagreement": None if spread is None else round(float(spread[i, chosen[i]]), 6),
@@ -113,33 +101,27 @@ def act(workspace: Workspace, release: int, path: Path, engine: Engine = "numpy"
     ]
 
 
-def _score_with_graph(
-    folder: Path, policy: AnyPolicy, observations: Observations, masks: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-    """(n, A) probabilities and Q-values by policy.onnx, along the policy's actions."""
-    from offline_dqn.onnx_policy import OnnxPolicy  # onnxruntime takes a moment that acting with numpy does not need
-
-    described = json.loads((folder / MANIFEST_FILE).read_text()).get("graph")
-    if described is None or not described["whole"]:
-        holder = "acts by rules" if described is None else "mixes in a policy of rules"
+def _scorer(folder: Path, policy: AnyPolicy, engine: Engine) -> Scorer:
+    if engine == "numpy":
+        return NumpyScorer(policy)
+    graph = read_graph(folder)
+    if graph is None or not graph[1]["whole"]:
+        holder = "acts by rules" if graph is None else "mixes in a policy of rules"
         raise ReleaseError(
             f"Release {folder.name} {holder}, and these have no graph: leave out --engine onnx, and it acts as it is."
         )
-    allowed = allowed_actions(masks, np.isin(policy.actions, described["actions"]), len(observations))
-    columns = [policy.actions.index(name) for name in described["actions"]]
-    graph = OnnxPolicy(policy.contract, (folder / GRAPH_FILE).read_bytes(), described)
-    own_probs, own_q = graph.score(observations, allowed[:, columns])
-    probs, q = np.zeros(masks.shape), np.full(masks.shape, -np.inf)
-    probs[:, columns] = own_probs
-    if own_q is None:
-        return probs, None
-    q[:, columns] = own_q
-    return probs, q
+    from offline_dqn.onnx_policy import OnnxPolicy  # onnxruntime takes a moment that acting with numpy does not need
+
+    return OnnxScorer(policy, OnnxPolicy(policy.contract, *graph))
 
 
-def _read_observations(
-    path: Path, policy: AnyPolicy, contract: Contract
-) -> tuple[list[Mapping[str, object]], NDArray[np.bool_]]:
+def read_graph(folder: Path) -> tuple[bytes, dict[str, Any]] | None:
+    """Content and description of the graph in a release's folder; None where there is none."""
+    described: dict[str, Any] | None = json.loads((folder / MANIFEST_FILE).read_text()).get("graph")
+    return None if described is None else ((folder / GRAPH_FILE).read_bytes(), described)
+
+
+def _read_observations(path: Path, policy: AnyPolicy, contract: Contract) -> tuple[list[Record], NDArray[np.bool_]]:
     """The observations of a file, and (n, A) which actions are available to each."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -149,7 +131,7 @@ def _read_observations(
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ObservationError(f"{path} cannot be read as text: {error}.") from error
-    records: list[Mapping[str, object]] = []
+    records: list[Record] = []
     masks: list[list[bool]] = []
     problems: list[str] = []
     for number, line in enumerate(lines, start=1):
@@ -171,7 +153,7 @@ _SHOWN = 10
 """Problems that a message lists."""
 
 
-def _read_line(line: str, policy: AnyPolicy, contract: Contract) -> tuple[Mapping[str, object], list[bool], list[str]]:
+def _read_line(line: str, policy: AnyPolicy, contract: Contract) -> tuple[Record, list[bool], list[str]]:
     """The observation of one line, which actions it allows, and what is wrong with it."""
     try:
         row = json.loads(line)
@@ -193,5 +175,9 @@ def _read_line(line: str, policy: AnyPolicy, contract: Contract) -> tuple[Mappin
     record = row.get("observation", row)
     if not isinstance(record, dict):
         return {}, [], [*problems, f"observation wants a JSON object, found {json.dumps(record)[:60]}"]
-    problems += observation_problems(contract, record)
-    return record, [name in allowed for name in policy.actions], problems
+    wrong = observation_problems(contract, record)
+    return (
+        {} if wrong else record_of(contract, record),
+        [name in allowed for name in policy.actions],
+        [*problems, *wrong],
+    )

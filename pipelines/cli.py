@@ -37,6 +37,7 @@ from pipelines.proof_commands import proof_app
 from pipelines.quarantine_commands import quarantine_app
 from pipelines.release_commands import print_budget, print_replay, release_app
 from pipelines.report_commands import report_app
+from pipelines.serve_commands import serve_app
 from pipelines.sign_command import add_sign_command
 from pipelines.snapshot_commands import import_command, snapshot_app
 from pipelines.upkeep_commands import upkeep_app
@@ -62,6 +63,7 @@ app.add_typer(snapshot_app, name="snapshot")
 app.add_typer(drift_app, name="drift")
 app.add_typer(policy_app)
 app.add_typer(release_app)
+app.add_typer(serve_app)
 app.add_typer(report_app, name="report")
 app.add_typer(proof_app)
 app.add_typer(upkeep_app)

@@ -59,6 +59,11 @@ class Workspace:
         return self.root / "logs" / "outcomes"
 
     @property
+    def serving_path(self) -> Path:
+        """What a server and those who steer it share: its lock, the kill switch, the canary."""
+        return self.root / "serving"
+
+    @property
     def snapshots_path(self) -> Path:
         """Where frozen replay datasets lie, each named by its digest."""
         return self.root / "snapshots"

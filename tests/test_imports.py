@@ -112,6 +112,10 @@ def test_packages_are_empty_of_imports() -> None:
         ("drift.detection", {"torch", "mlflow", "prefect", "great_expectations", "deltalake"}),
         ("datasets.catalog", {"torch", "mlflow", "prefect", "great_expectations", "deltalake"}),
         ("datasets.ingest", {"torch", "mlflow", "prefect", "great_expectations"}),
+        (
+            "pipelines.serving.server",
+            {"torch", "mlflow", "prefect", "great_expectations", "pandas", "scipy", "sklearn", "jinja2", "onnx"},
+        ),
     ],
 )
 def test_importing_it_loads_nothing_heavy(module: str, unwanted: set[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from datasets.settings import Settings
 
@@ -12,6 +12,31 @@ from datasets.settings import Settings
 class ServeConfig(Settings):
     """How decisions are served, and how they are logged."""
 
+    host: str = "127.0.0.1"
+    """Address that it listens on. One that other machines reach wants tokens (docs/serving.md)."""
+    port: int = Field(8080, ge=0, le=65535)
+    """Port that it listens on; 0 takes a free one, which is printed."""
+    clock: Literal["server", "request"] = "server"
+    """Whose time a decision has. `server`: the server's, which never goes back. `request`: that of the request's
+    `timestamp`, for simulations and back-fills."""
+    deadline_ms: float = Field(50.0, gt=0, le=60_000)
+    """Milliseconds from the arrival of a request to the end of scoring; what misses it is decided by version 0."""
+    max_body_kb: int = Field(1024, gt=0, le=1_000_000)
+    """Size of a request's body in kB beyond which it is refused."""
+    max_batch: int = Field(1000, gt=0)
+    """Decisions or outcomes of a request beyond which it is refused."""
+    max_waiting: int = Field(1000, gt=0)
+    """Connections at once beyond which new requests are told to come back."""
+    request_timeout_s: float = Field(10.0, gt=0)
+    """Seconds in which a request's body must have arrived."""
+    shutdown_s: float = Field(10.0, gt=0)
+    """Seconds that requests under way have to end when the server is told to stop."""
+    tls_certificate: str | None = None
+    """Path of a PEM file with the certificate and its chain, relative to the workspace; with it HTTPS is served."""
+    tls_key: str | None = None
+    """Path of the certificate's private key, a PEM file without a password, relative to the workspace."""
+    seed: int | None = Field(None, ge=0)
+    """Of the draws, so that a simulation can be repeated; by default they come from the system."""
     durability: Literal["process", "disk"] = "process"
     """What an answered decision survives. `process`: a kill of the server, because its line is with the system before
     the answer; a crash of the machine may cost the last `sync_every_s`. `disk`: also that, because the line is on the
@@ -30,3 +55,9 @@ class ServeConfig(Settings):
     """What becomes of an outcome whose decision this server did not make. `write` where others log decisions too."""
     min_free_mb: int = Field(64, ge=0)
     """Free MB on the log's disk below which it counts as full, so that there is room left to put things right."""
+
+    @model_validator(mode="after")
+    def _whole_tls(self) -> ServeConfig:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("wants tls_certificate and tls_key together, or neither")
+        return self

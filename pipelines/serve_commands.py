@@ -1,0 +1,83 @@
+"""The commands `serve`, `disable` and `enable`."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipelines import console
+from pipelines.command import JsonOption, WorkspaceOption, command, open_workspace_of, user_name
+
+if TYPE_CHECKING:
+    from pipelines.serving.acting_releases import ActingReleases
+
+serve_app = typer.Typer(rich_markup_mode=None)
+
+ByOption = Annotated[str | None, typer.Option("--reviewer", help="Who answers for it; default: the user.")]
+NoteOption = Annotated[str, typer.Option("--note", help="Why.")]
+
+
+@command(serve_app, "serve")
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on; default: serve.host.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = None,
+    workspace: WorkspaceOption = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """Serve decisions over HTTP, and log them for the next night."""
+    from pipelines.serving.server import serve as run
+
+    opened = open_workspace_of(workspace)
+    asked = {name: value for name, value in {"host": host, "port": port}.items() if value is not None}
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("offline_dqn.serve").setLevel(logging.INFO)
+
+    def started(address: str, acting: ActingReleases) -> None:
+        now = acting.current
+        in_charge = now.fallback if now.disabled is not None else now.champion
+        if as_json:
+            console.print_json({"address": address, "release": in_charge.number, "disabled": now.disabled is not None})
+        else:
+            who = "version 0, the rules" if in_charge.number == 0 else f"release {in_charge.number}"
+            facts = {"acting": who, "log": opened.logs_path, "stop": "Ctrl+C, or SIGTERM"}
+            console.print_account(f"Serving '{opened.contract.name}' on {address}", facts)
+        console.out.file.flush()
+
+    run(opened, opened.config.serve.model_copy(update=asked), started)
+
+
+@command(serve_app, "disable")
+def disable(
+    reviewer: ByOption = None, note: NoteOption = "", workspace: WorkspaceOption = Path(), as_json: JsonOption = False
+) -> None:
+    """The kill switch: within a second version 0 acts and no release does, whatever else is down."""
+    from pipelines.serving.switch import disable as throw
+
+    disabled = throw(
+        open_workspace_of(workspace).serving_path, by=user_name() if reviewer is None else reviewer, note=note
+    )
+    if as_json:
+        console.print_json({"disabled": True, **disabled.to_json()})
+        return
+    facts = {"since": f"{disabled.at:%Y-%m-%d %H:%M:%S} UTC", "by": disabled.by, "note": disabled.note}
+    console.print_account("Version 0 acts", {**facts, "undo": "offline-dqn enable"})
+
+
+@command(serve_app, "enable")
+def enable(
+    reviewer: ByOption = None, note: NoteOption = "", workspace: WorkspaceOption = Path(), as_json: JsonOption = False
+) -> None:
+    """Undo `disable`: the champion acts again."""
+    from pipelines.serving.switch import enable as undo
+
+    by = user_name() if reviewer is None else reviewer
+    found = undo(open_workspace_of(workspace).serving_path, by=by, note=note)
+    if as_json:
+        console.print_json({"disabled": False, "was": found.to_json()})
+        return
+    console.print_account(
+        "The champion acts again", {"was disabled by": found.by, "since": f"{found.at:%Y-%m-%d %H:%M:%S} UTC"}
+    )

@@ -1,0 +1,99 @@
+"""What the server remembers of the newest episodes: enough to refuse what the night would find in conflict."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+from pipelines.serving.refusals import RefusedRequestError
+
+_Kept = TypeVar("_Kept")
+_EPISODES, _DECISIONS = 200_000, 200_000
+"""How many are remembered, the newest; a conflict with an older one is found by ingest."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a decision stands: names of its episode and of itself, and when it is made."""
+
+    episode_id: str | None
+    step: int | None
+    decision_id: str
+    at: datetime
+    where: str
+
+
+class EpisodeMemory:
+    """Last step and time of each episode, and the ids of decisions that clients named. Not safe for threads.
+
+    Args:
+        tolerance_s: how far a request's time may lie before its episode's last one.
+    """
+
+    def __init__(self, tolerance_s: float) -> None:
+        self._tolerance = timedelta(seconds=tolerance_s)
+        self._episodes: OrderedDict[str, tuple[int | None, datetime]] = OrderedDict()
+        self._decisions: OrderedDict[str, None] = OrderedDict()
+
+    def enter(self, places: Sequence[Place]) -> None:
+        """Remembers decisions that are about to be made, all or none of them.
+
+        Raises:
+            RefusedRequestError: a decision's id or step is taken, or its time lies before that of its episode.
+        """
+        episodes: dict[str, tuple[int | None, datetime]] = {}
+        ids: dict[str, None] = {}
+        for place in places:
+            if place.decision_id in self._decisions or place.decision_id in ids:
+                raise RefusedRequestError.of(
+                    "decision_exists",
+                    f"decision_id '{place.decision_id}' was decided already; the answer stands in the log. Ask with a "
+                    "new one, or leave it out",
+                    where=place.where,
+                    status=409,
+                )
+            ids[place.decision_id] = None
+            if place.episode_id is not None:
+                before = episodes.get(place.episode_id) or self._episodes.get(place.episode_id)
+                if before is not None:
+                    self._check(place, *before)
+                episodes[place.episode_id] = (place.step, place.at)
+        for episode_id, last in episodes.items():
+            self._episodes[episode_id] = last
+            self._episodes.move_to_end(episode_id)
+        self._decisions.update(ids)
+        _shrink(self._episodes, _EPISODES)
+        _shrink(self._decisions, _DECISIONS)
+
+    def leave(self, places: Sequence[Place]) -> None:
+        """Forgets decisions that were not made after all, so that they can be asked for again."""
+        for place in places:
+            self._decisions.pop(place.decision_id, None)
+            if place.episode_id is not None:
+                self._episodes.pop(place.episode_id, None)
+
+    def _check(self, place: Place, last_step: int | None, last_at: datetime) -> None:
+        if place.step is not None and last_step is not None and place.step <= last_step:
+            raise RefusedRequestError.of(
+                "step_taken",
+                f"episode '{place.episode_id}' has decided step {last_step} already and is asked for "
+                f"step {place.step}; count on from there",
+                where=place.where,
+                status=409,
+            )
+        if place.at < last_at - self._tolerance:
+            raise RefusedRequestError.of(
+                "clock_went_back",
+                f"timestamp {place.at:%Y-%m-%dT%H:%M:%S}Z lies before {last_at:%Y-%m-%dT%H:%M:%S}Z, that of the last "
+                f"decision of episode '{place.episode_id}', by more than episodes.clock_tolerance; mend the clock",
+                where=place.where,
+                status=409,
+            )
+
+
+def _shrink(memory: OrderedDict[str, _Kept], most: int) -> None:
+    while len(memory) > most:
+        memory.popitem(last=False)
