@@ -83,6 +83,7 @@ def syntax_tree(expression: str) -> dict[str, Any] | None:
     return tree
 
 
+@lru_cache(maxsize=1024)
 def mentioned_fields(expression: str, struct: str) -> frozenset[str] | None:
     """Names, in lower case, of the fields of a struct column that an expression reads; None where it reads it whole."""
     fields = set()

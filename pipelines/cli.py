@@ -18,6 +18,7 @@ from datasets.locking import exclusive_lock
 from pipelines import console
 from pipelines.backup_commands import backup_app
 from pipelines.batch_commands import batches_app, print_validation
+from pipelines.canary_commands import canary_app
 from pipelines.command import (
     FAILED,
     REFUSED,
@@ -61,6 +62,7 @@ app = typer.Typer(
 app.add_typer(batches_app, name="batches")
 app.add_typer(snapshot_app, name="snapshot")
 app.add_typer(drift_app, name="drift")
+app.add_typer(canary_app, name="canary")
 app.add_typer(policy_app)
 app.add_typer(release_app)
 app.add_typer(serve_app)

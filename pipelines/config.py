@@ -17,6 +17,7 @@ from drift.config import DriftConfig
 from offline_dqn.policy import Rule, RulePolicy
 from offline_dqn.train_config import TrainConfig
 from pipelines.serving.config import ServeConfig
+from reports.canary_config import CanaryConfig
 from reports.evaluate_config import EvaluateConfig
 from reports.gate import GateConfig
 from reports.select_config import SelectConfig
@@ -71,6 +72,7 @@ class PipelineConfig(Settings):
     select: SelectConfig = SelectConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     gate: GateConfig = GateConfig()
+    canary: CanaryConfig = CanaryConfig()
     serve: ServeConfig = ServeConfig()
     baseline: BaselineConfig | None = None
     """Version 0; without it the logging policy takes its place in every comparison."""

@@ -38,7 +38,7 @@ def promote(
     if override and not note.strip():
         raise PromotionRefusedError(f"Why is release {release} promoted all the same? --override takes a --note.")
     registry.check_promotion(release, despite_rejection=override)
-    _refuse_other_rules(workspace, release)
+    refuse_other_rules(workspace, release)
     manifest = read_manifest(workspace.release_path(release))
     says = ""
     if manifest is not None and TRAINING in manifest.files:
@@ -65,7 +65,7 @@ def promote(
     return promotion, says
 
 
-def _refuse_other_rules(workspace: Workspace, release: int) -> None:
+def refuse_other_rules(workspace: Workspace, release: int) -> None:
     """A verdict says nothing of constraints, success and slices that the contract got later.
 
     What it was judged under is what the reading behind the recorded evaluation was entered with, and no other's.

@@ -259,13 +259,35 @@ class Registry:
                 reviewer is named. Nothing changes then.
         """
         with self._opened():
-            self._refuse_promotion(number, despite_rejection)
+            self._refuse_promotion(self._known(number), despite_rejection)
             return self._make_champion("promote", number, reviewer, note, at)
+
+    def promote_vouched(
+        self, number: int, *, digest: str, reviewer: str, note: str = "", at: datetime | None = None
+    ) -> Promotion:
+        """As `promote`, where MLflow is not at hand, such as in a server: the alias follows when it next is.
+
+        Args:
+            digest: of the release's manifest, from a time when the registry vouched for it.
+
+        Raises:
+            PromotionRefusedError: as `promote`.
+            RegistryError: its bytes are not those that were vouched for, or as `promote`. Nothing changes then.
+        """
+        with self.locked():
+            manifest = read_manifest(self._path(number))
+            if manifest is None:
+                raise RegistryError(self._damage_message(number, "release.json is missing or unreadable"))
+            damage = "release.json was altered" if manifest.digest != digest else manifest.damage(self._path(number))
+            if damage:
+                raise RegistryError(self._damage_message(number, damage))
+            self._refuse_promotion(manifest, despite_rejection=False)
+            return self._append_champion("promote", number, reviewer, note, at)
 
     def check_promotion(self, number: int, *, despite_rejection: bool = False) -> None:
         """Raises what `promote` would raise now, as far as it does not depend on the reviewer; changes nothing."""
         with self._opened():
-            self._refuse_promotion(number, despite_rejection)
+            self._refuse_promotion(self._known(number), despite_rejection)
             self._refuse_champion(number)
             self._refuse_damage(number)
 
@@ -298,8 +320,8 @@ class Registry:
         manifest = read_manifest(self._path(number))
         return "" if manifest is None else self._why_stale(manifest)
 
-    def _refuse_promotion(self, number: int, despite_rejection: bool) -> None:
-        manifest = self._known(number)
+    def _refuse_promotion(self, manifest: Manifest, despite_rejection: bool) -> None:
+        number = manifest.release
         if manifest.gate not in ("passed", "baseline"):
             raise GateNotPassedError(
                 f"Release {number} cannot be promoted: its gate is '{manifest.gate}', not 'passed'. "
@@ -379,14 +401,17 @@ class Registry:
         if not reviewer.strip():
             raise RegistryError(f"Who answers for release {number}? Name a reviewer: --reviewer NAME.")
         self._refuse_champion(number)
-        champion = self.champion()
         self._refuse_damage(number)
-        when = (at or datetime.now(UTC)).astimezone(UTC)
-        promotion = Promotion(when, action, champion, number, reviewer.strip(), note)
-        append_promotion(
-            self._history_path, promotion
-        )  # the commit point; the aliases follow, here or at the next opening
+        promotion = self._append_champion(action, number, reviewer, note, at)
         self._repair_aliases()
+        return promotion
+
+    def _append_champion(
+        self, action: Literal["promote", "rollback"], number: int, reviewer: str, note: str, at: datetime | None
+    ) -> Promotion:
+        when = (at or datetime.now(UTC)).astimezone(UTC)
+        promotion = Promotion(when, action, self.champion(), number, reviewer.strip(), note)
+        append_promotion(self._history_path, promotion)  # the commit point; the aliases follow, now or later
         return promotion
 
     def _refuse_champion(self, number: int) -> None:
