@@ -30,8 +30,9 @@ class DriftConfig(Settings):
     """Reference nights from which on nights are the unit of the null; before that clusters are, optimistically."""
     live_nights: int = Field(default=1, ge=1)
     """Newest nights that make up the live window."""
-    seasonality: Literal["none", "weekday"] = "none"
-    """With `weekday` a night is compared with the reference's nights of the same day of the week."""
+    seasonality: Literal["none", "weekday", "hour", "weekday and hour"] = "none"
+    """With `weekday` a night is compared with the reference's nights of the same day of the week, with `hour` what
+    began in each hour of the day (of the contract's `[time] zone`, or else UTC) with what began in the same one."""
     slow_nights: int = Field(default=28, ge=1)
     """Newest nights, at most, that are put together to find a slow change; 1 looks at the live window alone."""
     max_age: str = "30d"

@@ -11,11 +11,13 @@ import numpy as np
 from drift.comparison import ColumnBins, divergences
 from drift.config import DriftConfig
 from drift.divergence import psi_of_rows
-from drift.night_null import Stretch, night_kinds
-from drift.null import BinnedColumn, PsiNull, joined
+from drift.hours import in_same_hours
+from drift.night_null import Stretch
+from drift.null import PsiNull, joined
 from drift.pairing import Pair, paired_columns, too_little
 from drift.records import ColumnDrift, DriftReport, NightlyDrift, SlowDrift, Status
-from drift.reference import Reference, scalars
+from drift.reference import Known, Reference, scalars
+from drift.seasons import night_kinds, strata
 from drift.sentences import drift_sentence
 from drift.stretches import NightCounts, NightlyColumn, furthest_since, night_counts, nightly, stretches_of
 from drift.windows import DriftColumn, DriftWindow
@@ -50,14 +52,18 @@ def measure_drift(
     recent = live if recent is None else recent
     if live.weights is not None or recent.weights is not None:
         raise ValueError("only the reference is weighted (to the policy that acted in the live window)")
+    whole, main = live, windows[0]
+    same = in_same_hours(windows, live, recent, config)
+    windows, live, recent = list(same.references), same.live, same.recent
     pairs = paired_columns(windows, live)
     live_kinds = night_kinds(np.unique(live.day_numbers), config.seasonality)
+    live_strata = np.unique(strata(live.day_numbers, live.hours, config.seasonality))
     known = [Reference.of(window, config) if window.n_episodes else None for window in windows]
-    problems = [too_little(reference, live, live_kinds, config) for reference in known]
-    counts = night_counts(live, recent)
+    problems = [same.problem or too_little(reference, live, live_kinds, config) for reference in known]
+    counts = night_counts(live, recent, config.seasonality)
     usable = [reference for reference, problem in zip(known, problems, strict=True) if reference and not problem]
     stretches = stretches_of(counts, usable, config)
-    reasons = {name: pair.why_not(known, problems, live_kinds) for name, pair in pairs.items()}
+    reasons = {name: pair.why_not(known, problems, live_strata) for name, pair in pairs.items()}
     recent_columns = scalars(recent.columns)
     judged = [
         _compare(pair, known[pair.reference], stretches[0], counts, recent, recent_columns, config)  # type: ignore[arg-type]  # it is known
@@ -70,7 +76,7 @@ def measure_drift(
         one for one in _slow(judged, nulls, counts, stretches, config) if not verdicts[one.name].drifted
     )  # of the others `since` tells when it began
     since = {
-        found.name: furthest_since(found.binned, found.reference, found.nightly.entries, counts, config)
+        found.name: furthest_since(found.known, found.reference.window.n_nights, found.nightly, counts, config)
         for found in judged
     }
     columns = tuple(
@@ -84,12 +90,12 @@ def measure_drift(
     status: Status = "not enough data"
     if null is not None:
         status = "drifted" if slow or any(column.drifted for column in columns) else "stable"
-    main = windows[0]
     problem = "" if null is not None else next((column.reason for column in columns if column.reason), "")
     return DriftReport(
         columns=columns,
         status=status,
-        sentence=drift_sentence(columns, slow, null, problem, config),
+        sentence=drift_sentence(columns, slow, null, problem, same.left_out, config),
+        left_out=same.left_out,
         unit=null.unit if null else None,
         n_units=null.n_units if null else None,
         optimistic=null is not None and null.unit == "cluster",
@@ -100,8 +106,8 @@ def measure_drift(
         reference_episodes=main.n_episodes,
         effective_reference_episodes=main.effective_episodes,
         reference_nights=main.n_nights,
-        live_episodes=live.n_episodes,
-        live_nights=live.n_nights,
+        live_episodes=whole.n_episodes,
+        live_nights=whole.n_nights,
     )
 
 
@@ -113,14 +119,14 @@ class _Compared:
     place: int
     reference: Reference
     bins: ColumnBins
-    binned: BinnedColumn
+    known: Known
     nightly: NightlyColumn
     numbers: Mapping[str, Any]
 
     def judged_psi(self, stretch: Stretch, counts: NightCounts, config: DriftConfig, n_columns: int) -> float:
         """PSI of a stretch, without slots that the reference hardly holds and chance may fill."""
         return counts.judged_psi(
-            self.nightly, self.binned, self.reference.shares(self.binned, stretch), stretch.n_nights,
+            self.nightly, self.known, stretch.n_nights,
             floor=config.floor, rate=COLUMNS_SHARE * config.false_alarm_rate / n_columns,
         )  # fmt: skip
 
@@ -138,7 +144,9 @@ def _compare(
     assert before is not None  # else it is not judged
     assert now is not None
     bins = reference.bins(before)
-    binned = reference.binned(before, bins)
+    known = reference.known(before, bins)
+    nightly_column = counts.of_column(recent, recent_columns[pair.name], bins)
+    mixture = counts.mixture(nightly_column, slice(-stretch.n_nights, None))
     numbers = {
         "name": pair.name,
         "kind": before.kind,
@@ -147,12 +155,11 @@ def _compare(
         "reference_rows": len(before.values),
         "live_rows": len(now.values),
         **divergences(
-            before, now, bins, reference.shares(binned, stretch), reference.entry_weights(before, stretch),
+            before, now, bins, known.shares(mixture), reference.entry_weights(before, mixture),
             floor=config.floor,
         ),
     }  # fmt: skip
-    nightly_column = counts.of_column(recent, recent_columns[pair.name], bins)
-    return _Compared(pair.name, pair.reference, reference, bins, binned, nightly_column, numbers)
+    return _Compared(pair.name, pair.reference, reference, bins, known, nightly_column, numbers)
 
 
 def _nulls(
@@ -170,8 +177,12 @@ def _nulls(
     for place, reference in enumerate(known):
         own = [j for j, found in enumerate(judged) if found.place == place]
         if own and reference is not None:
-            columns = [judged[j].binned for j in own]
-            parts.append((own, reference.nulls(columns, stretches, n_clusters, per_night, rng)))
+            columns = [judged[j].known.binned for j in own]
+            mixtures = [
+                [counts.mixture(judged[j].nightly, slice(-stretch.n_nights, None)) for j in own]
+                for stretch in stretches
+            ]
+            parts.append((own, reference.nulls(columns, stretches, n_clusters, per_night, mixtures, rng)))
     if not parts:
         return []
     order = np.argsort(np.concatenate([own for own, _ in parts]), kind="stable")
@@ -268,7 +279,7 @@ def _nightly(
         columns=tuple(found.name for found in judged),
         nights=counts.names,
         n_episodes=tuple(counts.n_episodes.tolist()),
-        psi=tuple(nightly(found.binned, found.reference, found.nightly.entries, counts, config) for found in judged),
+        psi=tuple(nightly(found.known, found.nightly, counts, config) for found in judged),
         threshold=tuple(allowed[found.name] for found in judged),
         relative=counts.relative(judged[0].reference.cells.n_cells),
     )

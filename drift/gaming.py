@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from drift.cells import dense
 from drift.config import DriftConfig
+from drift.hours import in_same_hours
 from drift.records import Suspicion
+from drift.seasons import N_STRATA, strata
 from drift.windows import DriftWindow
 
 SMALLEST_CHANGE = 0.01
@@ -31,6 +33,10 @@ class StepRate:
 
     values: Floats
     known: NDArray[np.bool_]
+
+    def among(self, steps: NDArray[np.bool_]) -> StepRate:
+        """The same, known of these steps alone."""
+        return replace(self, known=self.known & steps)
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,9 @@ def reward_against_outcomes(
     Source: Linearized variance of a ratio over clusters: Cochran 1977, Sampling Techniques, 6.3. Berger 1982 for the
     level of two tests that must both reject.
     """
+    reference, kept = _in_the_same_seasons(reference, live, config)
+    rewards = rewards[0], rewards[1].among(kept)
+    outcomes = [replace(outcome, live=outcome.live.among(kept)) for outcome in outcomes]
     if not outcomes or live.n_episodes < config.min_live_episodes or reference.n_episodes < config.min_live_episodes:
         return ()
     rate = config.false_alarm_rate
@@ -92,6 +101,22 @@ def reward_against_outcomes(
             )
         )
     return tuple(found)
+
+
+def _in_the_same_seasons(
+    reference: DriftWindow, live: DriftWindow, config: DriftConfig
+) -> tuple[DriftWindow, NDArray[np.bool_]]:
+    """The reference weighted to the seasons of the live steps, and (T,) which of these it knows at all."""
+    if config.seasonality == "none" or not live.n_rows or not reference.n_rows:
+        return reference, np.ones(live.n_rows, dtype=bool)
+    same = in_same_hours([reference], live, live, config)
+    before = strata(reference.day_numbers, reference.hours, config.seasonality)[reference.episode_of_row].clip(min=0)
+    now = strata(live.day_numbers, live.hours, config.seasonality)[live.episode_of_row].clip(min=0)
+    weights = np.ones(reference.n_rows) if reference.weights is None else reference.weights
+    held = np.bincount(before, weights, minlength=N_STRATA)
+    kept = same.kept[live.episode_of_row] & (held[now] > 0)
+    wanted = np.bincount(now[kept], minlength=N_STRATA) / np.where(held > 0, held, 1.0)
+    return replace(reference, weights=weights * wanted[before]), kept
 
 
 @dataclass(frozen=True)

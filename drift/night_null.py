@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from drift.cells import Cells, dense
 from drift.divergence import psi_of_rows
 from drift.null import BinnedColumn, PsiNull
+from drift.seasons import night_kinds
 
 _TINY = 1e-9
 _CHUNK_VALUES = 2_000_000
@@ -48,31 +49,6 @@ class Stretch:
         return np.bincount(self.kinds, minlength=n_kinds) / self.n_nights
 
 
-def night_kinds(nights: NDArray[np.int64], seasonality: str) -> NDArray[np.int64]:
-    """The kind of each day number: Monday is 0 with `weekday`; 0 for all without."""
-    return (nights + 3) % 7 if seasonality == "weekday" else np.zeros_like(nights)  # day 0, 1970-01-01, was a Thursday
-
-
-def reference_shares(
-    column: BinnedColumn, mixture: NDArray[np.float64], kind_of_cell: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """(K,) shares of the reference, its nights of each kind in the proportions of `mixture`.
-
-    Kinds in which it holds no entry of the column are left out.
-
-    Raises:
-        ValueError: it holds none in any kind that the mixture has.
-    """
-    by_kind = np.zeros((len(mixture), column.by_cell.shape[1]))
-    np.add.at(by_kind, kind_of_cell, column.by_cell)
-    totals = by_kind.sum(axis=1)
-    held = np.where(totals > 0, mixture, 0.0)
-    if not held.any():
-        raise ValueError("the reference holds no entry in any kind of night that the live window has")
-    shares: NDArray[np.float64] = (held / held.sum()) @ (by_kind / np.where(totals > 0, totals, 1.0)[:, None])
-    return shares
-
-
 def night_nulls(
     columns: Sequence[BinnedColumn],
     cells: Cells,
@@ -84,7 +60,7 @@ def night_nulls(
     floor: float,
     rng: np.random.Generator,
 ) -> list[PsiNull]:
-    """The null of each stretch, for the PSI of its entries against `reference_shares`.
+    """The null of each stretch, for the PSI of its entries against the reference's in the same seasons.
 
     Columns are drawn apart from each other: with few nights their correlations are mostly chance, and taking them for
     true would make the largest score too small. Where columns do move together alarms are rarer than promised.

@@ -21,7 +21,7 @@ class Pair:
     before: DriftColumn | None
     now: DriftColumn | None
 
-    def why_not(self, known: Sequence[Reference | None], problems: Sequence[str], live_kinds: Any) -> str:
+    def why_not(self, known: Sequence[Reference | None], problems: Sequence[str], live_strata: Any) -> str:
         """Why it cannot be judged; "" if it can."""
         if problems[self.reference]:
             return problems[self.reference]
@@ -31,9 +31,9 @@ class Pair:
             return "the live window holds no entry of it"
         reference = known[self.reference]
         assert reference is not None  # else there is a problem
-        if not reference.has_entries(self.before, live_kinds):
+        if not reference.has_entries(self.before, live_strata):
             return "the reference holds no entry of it" + (
-                "" if reference.config.seasonality == "none" else " on days like the live ones"
+                "" if reference.config.seasonality == "none" else " on days and in hours like the live ones"
             )
         return reference.too_light(self.before)
 

@@ -201,6 +201,7 @@ class DriftReport:
         effects: what the drifted columns do to the champion, the largest first.
         suspicions: signs of poisoned or gamed data.
         not_looked_for: which of these could not be looked for and why, as a clause; "" where all could.
+        left_out: live episodes that were not compared, as the reference lacks their hours, as a clause; "" for none.
         nightly: night by night since the reference; None where nothing was compared.
         reference_episodes, reference_nights, live_episodes, live_nights: sizes of the windows.
         effective_reference_episodes: what the weighted reference is worth in episodes.
@@ -224,6 +225,7 @@ class DriftReport:
     effects: tuple[DriftEffect, ...] = ()
     suspicions: tuple[Suspicion, ...] = ()
     not_looked_for: str = ""
+    left_out: str = ""
     nightly: NightlyDrift | None = None
 
     @property

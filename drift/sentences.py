@@ -10,9 +10,21 @@ from drift.records import ColumnDrift, SlowDrift
 
 
 def drift_sentence(
+    columns: Sequence[ColumnDrift],
+    slow: Sequence[SlowDrift],
+    null: PsiNull | None,
+    problem: str,
+    left_out: str,
+    config: DriftConfig,
+) -> str:
+    """The report in one sentence, and which live episodes were left out in another."""
+    found = _found(columns, slow, null, problem, config)
+    return f"{found} Left out: {left_out}." if left_out and null is not None else found
+
+
+def _found(
     columns: Sequence[ColumnDrift], slow: Sequence[SlowDrift], null: PsiNull | None, problem: str, config: DriftConfig
 ) -> str:
-    """The report in one sentence."""
     if null is None:
         return f"Not enough data: {problem or 'the two windows have no column in common'}."
     judged = [column for column in columns if column.status != "not enough data"]

@@ -14,10 +14,10 @@ from drift.cells import dense
 from drift.comparison import ColumnBins
 from drift.config import DriftConfig
 from drift.divergence import psi_of_rows
-from drift.night_null import Stretch, night_kinds
-from drift.null import BinnedColumn
+from drift.night_null import Stretch
 from drift.rare import has_a_say
-from drift.reference import Reference
+from drift.reference import Known, Reference
+from drift.seasons import N_HOURS, N_KINDS, by_hour, night_kinds
 from drift.windows import DriftColumn, DriftWindow
 
 _LENGTHS = (2, 4, 7, 14, 28)
@@ -34,6 +34,8 @@ class NightCounts:
         n_episodes: (M,) that started in each.
         night_of_episode: (episodes,) index of each episode's night.
         clusters: (episodes,) code of its cluster.
+        hours: (episodes,) hour of the day; None where hours are not told apart.
+        seasonality: of the check.
     """
 
     nights: NDArray[np.int64]
@@ -41,6 +43,8 @@ class NightCounts:
     n_episodes: NDArray[np.int64]
     night_of_episode: NDArray[np.int64]
     clusters: NDArray[np.int64]
+    hours: NDArray[np.int64] | None
+    seasonality: str
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -56,7 +60,7 @@ class NightCounts:
         return len(np.unique(self.clusters[self.night_of_episode >= len(self.nights) - n_nights]))
 
     def n_cells(self, n_nights: int) -> int:
-        """The same, a cluster counted once in each night."""
+        """The same, a cluster counted once in each night, or in each hour of it where hours are told apart."""
         return len(np.unique(self._cells[self.night_of_episode >= len(self.nights) - n_nights]))
 
     def relative(self, n_reference: int) -> tuple[float, ...]:
@@ -75,42 +79,63 @@ class NightCounts:
     @cached_property
     def _cells(self) -> NDArray[np.int64]:
         clusters = dense(self.clusters)
-        return dense(self.night_of_episode * (int(clusters.max(initial=0)) + 1) + clusters)
+        times = self.night_of_episode if self.hours is None else self.night_of_episode * N_HOURS + self.hours
+        return dense(times * (int(clusters.max(initial=0)) + 1) + clusters)
 
     def of_column(self, window: DriftWindow, column: DriftColumn, bins: ColumnBins) -> NightlyColumn:
         """A column of all the nights, by night."""
         episodes, slots, n_slots = window.episodes_of(column), bins.assign(column), len(bins.labels)
         nights = self.night_of_episode[episodes]
         filled = np.unique(self._cells[episodes] * n_slots + slots)  # each cell and slot once
+        hours = None
+        if self.hours is not None:
+            hours = histograms_by_unit(self.hours[episodes], N_HOURS, nights, len(self.nights))
         return NightlyColumn(
             histograms_by_unit(slots, n_slots, nights, len(self.nights)),
             histograms_by_unit(filled % n_slots, n_slots, self._cell_nights[filled // n_slots], len(self.nights)),
+            hours,
         )
+
+    def mixture(self, column: NightlyColumn, nights: slice) -> NDArray[np.float64] | None:
+        """(strata,) share of a column's entries in some nights that lie in each season; None where seasons are not
+        told apart, all 0 where there is no entry."""
+        if self.seasonality == "none":
+            return None
+        kinds = night_kinds(self.nights[nights], self.seasonality)
+        mixture = np.zeros((N_KINDS, N_HOURS))
+        if column.hours is None:
+            np.add.at(mixture[:, 0], kinds, column.entries[nights].sum(axis=1))
+        else:
+            np.add.at(mixture, kinds, column.hours[nights])
+        shares: NDArray[np.float64] = (mixture / max(1.0, mixture.sum())).ravel()
+        return shares
 
     def judged_psi(
         self,
         column: NightlyColumn,
-        binned: BinnedColumn,
-        probs: NDArray[np.float64],
+        known: Known,
         n_nights: int,
         *,
         floor: float,
         rate: float,
     ) -> float:
-        """PSI of the newest `n_nights` together against (K,) `probs`, without slots that chance fills at `rate`.
+        """PSI of the newest `n_nights` together against the reference, without slots that chance fills at `rate`.
 
         0 where they hold no entry.
         """
         sums = column.entries[-n_nights:].sum(axis=0)
-        known = has_a_say(
+        heard = has_a_say(
             column.cells[-n_nights:].sum(axis=0).astype(np.int64),
-            binned.cells_by_slot,
+            known.binned.cells_by_slot,
             n_live=self.n_cells(n_nights),
-            n_reference=binned.n_cells,
+            n_reference=known.binned.n_cells,
             rate=rate,
         )
-        sums = np.where(known, sums, 0.0)
-        return float(psi_of_rows(probs, sums / sums.sum(), floor=floor)) if sums.sum() else 0.0
+        sums = np.where(heard, sums, 0.0)
+        mixture = self.mixture(column, slice(-n_nights, None))
+        if not sums.sum() or not known.holds(mixture):
+            return 0.0
+        return float(psi_of_rows(known.shares(mixture), sums / sums.sum(), floor=floor))
 
 
 @dataclass(frozen=True)
@@ -120,13 +145,15 @@ class NightlyColumn:
     Attributes:
         entries: (M, K) how many.
         cells: (M, K) how many clusters hold any.
+        hours: (M, 24) how many entries are of each hour; None where hours are not told apart.
     """
 
     entries: NDArray[np.float64]
     cells: NDArray[np.float64]
+    hours: NDArray[np.float64] | None
 
 
-def night_counts(live: DriftWindow, recent: DriftWindow) -> NightCounts:
+def night_counts(live: DriftWindow, recent: DriftWindow, seasonality: str) -> NightCounts:
     """The nights of `recent`, of which those of `live` are the newest.
 
     Raises:
@@ -137,8 +164,9 @@ def night_counts(live: DriftWindow, recent: DriftWindow) -> NightCounts:
     if n_live and not np.array_equal(nights[-n_live:], np.unique(live.day_numbers)):
         raise ValueError("the live nights must be the newest ones of the recent nights")
     return NightCounts(
-        nights, n_live, np.bincount(night_of_episode, minlength=len(nights)), night_of_episode, recent.clusters
-    )
+        nights, n_live, np.bincount(night_of_episode, minlength=len(nights)), night_of_episode, recent.clusters,
+        recent.hours if by_hour(seasonality) else None, seasonality,
+    )  # fmt: skip
 
 
 def stretches_of(counts: NightCounts, references: Sequence[Reference], config: DriftConfig) -> list[Stretch]:
@@ -154,45 +182,33 @@ def stretches_of(counts: NightCounts, references: Sequence[Reference], config: D
     return [Stretch(kinds[-n:]) for n in (counts.n_live, *lengths) if n]
 
 
-def nightly(
-    binned: BinnedColumn, reference: Reference, by_night: NDArray[np.float64], counts: NightCounts, config: DriftConfig
-) -> tuple[float | None, ...]:
-    """(M,) PSI of each night against the reference's nights of its kind; None where a side holds no entry."""
-    return tuple(
-        _psi(binned, reference, by_night[m], np.array([kind]), config)
-        for m, kind in enumerate(night_kinds(counts.nights, config.seasonality))
-    )
+def nightly(known: Known, column: NightlyColumn, counts: NightCounts, config: DriftConfig) -> tuple[float | None, ...]:
+    """(M,) PSI of each night against the reference in the same seasons; None where a side holds no entry."""
+    return tuple(_psi(known, column, slice(m, m + 1), counts, config) for m in range(len(counts.nights)))
 
 
 def furthest_since(
-    binned: BinnedColumn, reference: Reference, by_night: NDArray[np.float64], counts: NightCounts, config: DriftConfig
+    known: Known, n_reference: int, column: NightlyColumn, counts: NightCounts, config: DriftConfig
 ) -> str:
     """The night, ISO date, from which on the nights up to the newest differ most from the reference.
 
     The stretch of L nights whose PSI is largest in units of what chance gives it, which falls as 1 / L + 1 / N: after a
     lasting shift it begins with the shift. Source: the likelihood ratio of a change point, as in window-limited
     sequential tests (Lai 1995).
+
+    Args:
+        n_reference: N, nights of the reference.
     """
-    n_reference = reference.window.n_nights
-    kinds = night_kinds(counts.nights, config.seasonality)
-    lengths = range(1, min(config.slow_nights, len(kinds)) + 1)
+    lengths = range(1, min(config.slow_nights, len(counts.nights)) + 1)
     relative = [
-        (_psi(binned, reference, by_night[-n:].sum(axis=0), kinds[-n:], config) or 0.0) / (1.0 / n + 1.0 / n_reference)
-        for n in lengths
+        (_psi(known, column, slice(-n, None), counts, config) or 0.0) / (1.0 / n + 1.0 / n_reference) for n in lengths
     ]
     return counts.first_of(lengths[int(np.argmax(relative))])
 
 
-def _psi(
-    binned: BinnedColumn,
-    reference: Reference,
-    live_counts: NDArray[np.float64],
-    kinds: NDArray[np.int64],
-    config: DriftConfig,
-) -> float | None:
-    total = live_counts.sum()
-    there = reference.has_kinds(kinds)
-    if not total or not there.any():
+def _psi(known: Known, column: NightlyColumn, nights: slice, counts: NightCounts, config: DriftConfig) -> float | None:
+    entries = column.entries[nights].sum(axis=0)
+    mixture = counts.mixture(column, nights)
+    if not entries.sum() or not known.holds(mixture):
         return None
-    probs = reference.shares(binned, Stretch(kinds[there]))
-    return float(psi_of_rows(probs, live_counts / total, floor=config.floor))
+    return float(psi_of_rows(known.shares(mixture), entries / entries.sum(), floor=config.floor))

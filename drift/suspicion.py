@@ -16,6 +16,7 @@ reference. Chance finds such groups too: any few can be left out to make a shift
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from drift.config import DriftConfig
 from drift.few_episodes import few_episodes
 from drift.few_groups import Grouping, GroupKind, few_groups
+from drift.hours import in_same_hours
 from drift.records import DriftReport, Suspicion
 from drift.reference import scalars
 from drift.sides import Confined, Sides
@@ -73,6 +75,10 @@ def confined_shifts(
     wrong = [f"{n} for {window.n_episodes} episodes" for n, window in given if n != window.n_episodes]
     if wrong:
         raise ValueError(f"wants one label per episode, found {', '.join(wrong)}")
+    same = in_same_hours(windows, live, live, config)
+    if not same.kept.all():  # what was compared is what may be suspicious
+        live, episodes = same.live, episodes[same.kept]
+        groups = [replace(group, live=group.live[same.kept]) for group in groups]
     now = scalars(live.columns)
     found: list[Confined] = []
     for column in report.drifted_columns[:MOST_COLUMNS]:

@@ -14,6 +14,7 @@ from datasets.errors import OfflineDqnError
 from datasets.images import mean_brightness
 from datasets.observations import Observations
 from datasets.replay import Replay
+from drift.seasons import hours_of
 
 ColumnKind = Literal["numeric", "boolean", "categorical", "vector"]
 
@@ -61,6 +62,8 @@ class DriftWindow:
         clusters: (episodes,) code of what makes episodes dependent; the episode's own number where nothing does.
         nights: (episodes,) datetime64[D], the day on which the episode started.
         weights: (rows,) not negative, or None for all alike: a reference as the acting policy would have seen it.
+        hours: (episodes,) hour of the day, 0 to 23, in which each episode started, -1 where that is not known; None
+            where it is of none.
 
     Raises:
         ValueError: shapes or indices do not fit together.
@@ -72,6 +75,7 @@ class DriftWindow:
     clusters: NDArray[np.int64]
     nights: NDArray[np.datetime64]
     weights: NDArray[np.float64] | None = None
+    hours: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         self._check_shapes()
@@ -138,6 +142,7 @@ class DriftWindow:
             self.clusters[episodes],
             self.nights[episodes],
             None if self.weights is None else self.weights[kept],
+            None if self.hours is None else self.hours[episodes],
         )
 
     @property
@@ -161,6 +166,8 @@ class DriftWindow:
             wrong.append(f"weights have shape {self.weights.shape}")
         if wrong:
             raise ValueError(f"the window has {self.n_rows} rows of {self.n_episodes} episodes, but {'; '.join(wrong)}")
+        if self.hours is not None and self.hours.shape != self.nights.shape:
+            raise ValueError(f"{self.hours.shape} hours and {self.nights.shape} nights: wants one per episode")
         if self.nights.shape != self.clusters.shape:
             raise ValueError(f"{self.clusters.shape} clusters and {self.nights.shape} nights: wants one per episode")
         if self.n_rows and not 0 <= self.episode_of_row.min() <= self.episode_of_row.max() < self.n_episodes:
@@ -170,6 +177,8 @@ class DriftWindow:
 def window_from_replay(replay: Replay, weights: NDArray[np.float64] | None = None) -> DriftWindow:
     """The steps of a replay dataset as a window: `observation.<feature>`, `action` and `reward`.
 
+    Hours are those of the contract's `[time] zone`, UTC without one.
+
     Args:
         replay: T steps of N episodes.
         weights: (T,) not negative, what each step counts under the acting policy; None counts all alike.
@@ -178,7 +187,8 @@ def window_from_replay(replay: Replay, weights: NDArray[np.float64] | None = Non
     columns = {f"observation.{name}": column for name, column in features.items()}
     columns["action"] = DriftColumn("categorical", replay.actions, replay.contract.actions.names, role="action")
     columns["reward"] = DriftColumn("numeric", replay.rewards, role="reward")
-    return DriftWindow(columns, replay.episode_of_step, replay.clusters, replay.nights, weights)
+    hours = None if replay.starts is None else hours_of(replay.starts, replay.contract.time.zone)
+    return DriftWindow(columns, replay.episode_of_step, replay.clusters, replay.nights, weights, hours)
 
 
 def feature_columns(

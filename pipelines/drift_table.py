@@ -131,6 +131,8 @@ def _beyond(report: DriftReport) -> Iterator[tuple[str, str, bool]]:
     yield from (("suspicious", one.sentence, True) for one in report.suspicions)
     if report.not_looked_for:
         yield ("not known", report.not_looked_for, False)
+    if report.left_out:
+        yield ("left out", report.left_out, False)
     yield from (("effect", one.sentence, False) for one in report.effects[:_EFFECTS])
     yield from (("together", joint_words(one), one.drifted) for one in report.joint)
     yield from (("slowly", line, True) for line in slow_lines(report))

@@ -265,10 +265,10 @@ def _still_held(workspace: Workspace, tonight: Batch | None) -> list[str]:
 
 
 def warnings_of_drift(drift: DriftOutcome | None) -> list[str]:
-    """What a person should look at: what is suspicious, and what could not be looked for."""
+    """What a person should look at: what is suspicious, what could not be looked for, and what was not compared."""
     if drift is None or drift.report is None:
         return []
-    unknown = [drift.report.not_looked_for] if drift.report.not_looked_for else []
+    unknown = [said for said in (drift.report.not_looked_for, drift.report.left_out) if said]
     return [*(f"suspicious: {suspicion.sentence}" for suspicion in drift.report.suspicions), *unknown]
 
 

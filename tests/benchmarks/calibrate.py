@@ -1,9 +1,10 @@
 """How often the gate and the drift check err where the truth is known.
 
 `python -m tests.benchmarks.calibrate [--logs N] [--family F] [--cell TEXT]` prints a table and, where nothing was left
-out, writes docs/calibration.json. Every log that was judged is kept in .calibration/, under its cell, its seed and a
-digest of settings and code: what was cut off goes on where it stopped, and more logs cost only the new ones. The cells
-grow alike: where a run was cut off half way, half as many logs are there for each.
+out, writes docs/calibration.json; with `--add` a part is written too, and the rows of all other cells stay. Every log
+that was judged is kept in .calibration/, under its cell, its seed and a digest of settings and code: what was cut off
+goes on where it stopped, and more logs cost only the new ones. The cells grow alike: where a run was cut off half way,
+half as many logs are there for each.
 """
 
 from __future__ import annotations
@@ -191,6 +192,28 @@ class _Progress:
         _say(f"{self.n_done} of {self.n}, {(now - self.began) / 60:.1f} min, about {left / 60:.0f} left: {title}")
 
 
+def with_others(rows: Sequence[CalibrationRow], root: Path, worlds: Sequence[str]) -> list[CalibrationRow]:
+    """The rows among those that docs/calibration.json has of other cells, which stay as they are and where they are.
+
+    Args:
+        worlds: of all cells in their order; a new one comes behind the one before it.
+    """
+    found = [CalibrationRow(**row) for row in json.loads((root / "docs" / "calibration.json").read_text())]
+    for row in rows:
+        same = [i for i, old in enumerate(found) if _identity(old) == _identity(row)]
+        if same:
+            found[same[0]] = row
+            continue
+        before = worlds[: worlds.index(row.world) + 1]
+        behind = max((i for i, old in enumerate(found) if old.world in before), default=len(found) - 1)
+        found.insert(behind + 1, row)
+    return found
+
+
+def _identity(row: CalibrationRow) -> tuple[str, ...]:
+    return row.world, row.candidate or "", row.work, row.method
+
+
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -204,6 +227,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--output", type=Path, default=ROOT, help="root of the repository to write into")
     parser.add_argument("--cache", type=Path, default=ROOT / ".calibration")
+    parser.add_argument("--add", action="store_true", help="write a part, beside the rows of other cells as they are")
     asked = parser.parse_args(arguments)
     wanted = cells(asked.family, asked.cell)
     if not wanted:
@@ -211,7 +235,9 @@ def main(arguments: list[str] | None = None) -> int:
     rows = calibrate(wanted, asked.logs, asked.cache, n_workers=asked.workers)
     print(calibration_table(rows))
     print(f"\n{promises_in_words(rows)}")
-    if not (asked.family or asked.cell):  # a part would replace the whole
+    if asked.add:
+        write_calibration(asked.output, with_others(rows, asked.output, [cell.judge.world for cell in cells()]))
+    elif not (asked.family or asked.cell):  # a part would replace the whole
         write_calibration(asked.output, rows)
     return 0
 

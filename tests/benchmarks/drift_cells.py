@@ -27,7 +27,11 @@ class DriftCell:
     """Between two steps of an episode."""
     weekend: float = 0.0
     """By how much Saturdays and Sundays differ."""
-    seasonality: Literal["none", "weekday"] = "none"
+    rhythm: float = 0.0
+    """By how much every numeric column is higher at 6 than at midnight, and lower at 18."""
+    live_hours: tuple[int, int] = (0, 24)
+    """In which the newest nights' episodes begin; those of the reference begin at any hour."""
+    seasonality: Literal["none", "weekday", "hour", "weekday and hour"] = "none"
     change: Change = UNCHANGED
     """Of every night since the reference."""
     false_alarm_rate: float = 0.05
@@ -53,10 +57,12 @@ class DriftCell:
             "night_sd": self.night_sd,
             "correlation": self.correlation,
             "weekend": self.weekend,
+            "rhythm": self.rhythm,
         }
         reference = window_of_nights(rng, n_nights=self.reference_nights, **shape)  # type: ignore[arg-type]
         recent = window_of_nights(
-            rng, n_nights=self.live_nights, first_night=self.reference_nights, change=self.change, **shape  # type: ignore[arg-type]
+            rng, n_nights=self.live_nights, first_night=self.reference_nights, change=self.change,
+            hours=self.live_hours, **shape,  # type: ignore[arg-type]
         )  # fmt: skip
         config = DriftConfig(
             false_alarm_rate=self.false_alarm_rate, min_psi=self.min_psi, seasonality=self.seasonality, seed=seed
@@ -68,6 +74,7 @@ class DriftCell:
         return {"alarmed": report.status == "drifted"}
 
 
+_HALF = "daily rhythm of 1 sd, live nights from 0 to 12 o'clock"
 _N21 = "21 reference nights, night shocks of .2 sd, night null"
 
 
@@ -100,6 +107,21 @@ CELLS = (
               reference_nights=28, night_sd=0.1, weekend=1.0, seasonality="weekday"),
     DriftCell(world="28 reference nights, weekends 1 sd higher, night shocks of .1 sd; a Sunday among all days",
               reference_nights=28, night_sd=0.1, weekend=1.0, promised=False),
+    DriftCell(world=f"7 reference nights, no night shocks, {_HALF}; hours with their like, cluster null",
+              reference_nights=7, rhythm=1.0, live_hours=(0, 12), seasonality="hour"),
+    DriftCell(world=f"21 reference nights, night shocks of .2 sd, {_HALF}; hours with their like, night null",
+              reference_nights=21, night_sd=0.2, rhythm=1.0, live_hours=(0, 12), seasonality="hour"),
+    DriftCell(world=f"21 reference nights, night shocks of .2 sd, {_HALF}, 14 of them; hours with their like, "
+              "stretches too", reference_nights=21, night_sd=0.2, rhythm=1.0, live_hours=(0, 12), live_nights=14,
+              seasonality="hour"),
+    DriftCell(world=f"28 reference nights, weekends 1 sd higher, {_HALF}; hours of a Sunday with hours of Sundays",
+              reference_nights=28, night_sd=0.1, weekend=1.0, rhythm=1.0, live_hours=(0, 12),
+              seasonality="weekday and hour"),
+    DriftCell(world=f"21 reference nights, night shocks of .2 sd, {_HALF}; all hours alike", reference_nights=21,
+              night_sd=0.2, rhythm=1.0, live_hours=(0, 12), promised=False, logs=0.5),
+    DriftCell(world=f"21 reference nights, night shocks of .2 sd, {_HALF}; mean + 1 sd, hours with their like",
+              reference_nights=21, night_sd=0.2, rhythm=1.0, live_hours=(0, 12), seasonality="hour",
+              change=Change(shift=1.0), promised=False, logs=0.4),
     DriftCell(world="7 reference nights, no night shocks, cluster null; mean + .3 sd", reference_nights=7,
               change=Change(shift=0.3), promised=False, logs=0.4),
     DriftCell(world="7 reference nights, no night shocks, cluster null; mean + .5 sd", reference_nights=7,

@@ -176,6 +176,16 @@ def test_files_hold_every_row_what_reports_quote_and_a_page(tmp_path: Path) -> N
         assert ElementTree.fromstring(picture).tag.endswith("svg")
 
 
+def test_a_part_is_added_where_it_belongs_and_the_rows_of_other_cells_stay(tmp_path: Path) -> None:
+    first, second, new = (DriftCell(world=world, reference_nights=7) for world in ("first", "second", "new"))
+    for folder in ("docs", "reports"):
+        (tmp_path / folder).mkdir()
+    rows = [*drift_rows(first, [{"alarmed": False}] * 9), *drift_rows(second, [{"alarmed": False}] * 9)]
+    write_calibration(tmp_path, rows)
+    part = [*drift_rows(new, [{"alarmed": True}]), *drift_rows(second, [{"alarmed": True}] * 3)]
+    assert calibrate.with_others(part, tmp_path, ["first", "new", "second"]) == [rows[0], *part]
+
+
 def test_what_is_committed_is_of_one_run() -> None:
     """The page and what reports quote, against the rows they were made of."""
     rows = [CalibrationRow(**row) for row in json.loads((ROOT / "docs" / "calibration.json").read_text())]

@@ -36,5 +36,5 @@ def test_too_many_clusters_are_bundled_and_none_is_lost(monkeypatch) -> None:  #
 
 def test_some_nights_alone_keep_their_clusters() -> None:
     found = cells_of(window([0, 1, 2, 3], [3, 3, 4, 4]))
-    kept = found.of_nights(found.nights == 4)
+    kept = found.of_seasons(found.nights == 4)
     assert (kept.nights.tolist(), kept.clusters.tolist(), kept.n_clusters) == ([4, 4], [0, 1], 2)

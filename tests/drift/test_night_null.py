@@ -6,14 +6,9 @@ import numpy as np
 import pytest
 
 from drift.cells import Cells
-from drift.night_null import Stretch, _apart, _variance_of_mean, night_kinds, night_nulls, reference_shares
+from drift.night_null import Stretch, _apart, _variance_of_mean, night_nulls
 from drift.null import BinnedColumn
-
-
-def test_kinds_of_nights() -> None:
-    days = np.array(["2026-03-01", "2026-03-02", "2026-03-08"], dtype="datetime64[D]").astype(np.int64)
-    assert night_kinds(days, "weekday").tolist() == [6, 0, 6]  # a Sunday, a Monday, a Sunday
-    assert night_kinds(days, "none").tolist() == [0, 0, 0]
+from drift.seasons import night_kinds
 
 
 def test_a_night_is_compared_with_the_others_of_its_kind() -> None:
@@ -25,16 +20,6 @@ def test_variance_of_a_mean_of_nights_that_follow_each_other() -> None:
     assert _variance_of_mean(4, 0.0) == 0.25
     assert _variance_of_mean(2, 0.5) == 0.75  # (1 + 1 + 2 * .5) / 4
     assert _variance_of_mean(1, 0.8) == 1.0
-
-
-def test_reference_has_the_kinds_of_the_live_nights() -> None:
-    column = BinnedColumn(np.array([[8.0, 2.0], [3.0, 7.0], [1.0, 9.0]]), np.full(3, 10.0))
-    kinds = np.array([0, 1, 1])
-    assert reference_shares(column, np.array([1.0, 0.0]), kinds).tolist() == [0.8, 0.2]
-    assert reference_shares(column, np.array([0.5, 0.5]), kinds) == pytest.approx([0.5, 0.5])
-    assert reference_shares(column, np.array([0.5, 0.0, 0.5]), kinds) == pytest.approx([0.8, 0.2])  # none of kind 2
-    with pytest.raises(ValueError, match="no entry in any kind"):
-        reference_shares(column, np.array([0.0, 0.0, 1.0]), kinds)
 
 
 def _nights(rng: np.random.Generator, n: int, probs: np.ndarray) -> tuple[BinnedColumn, Cells]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from drift.windows import DriftColumn, DriftWindow
 
@@ -44,6 +43,8 @@ def window_of_nights(
     night_sd: float = 0.0,
     correlation: float = 0.7,
     weekend: float = 0.0,
+    rhythm: float = 0.0,
+    hours: tuple[int, int] = (0, 24),
     change: Change = UNCHANGED,
 ) -> DriftWindow:
     """Episodes of 10 to 30 steps; four numeric columns of variance 1 and three made from them.
@@ -54,14 +55,20 @@ def window_of_nights(
         night_sd: standard deviation of each numeric column's shock, shared by a night's episodes.
         correlation: between two steps of an episode.
         weekend: added to every numeric column on Saturdays and Sundays.
+        rhythm: by how much every numeric column is higher at 6 than at midnight, and lower at 18.
+        hours: first hour in which episodes begin, evenly spread, and the one after the last.
     """
     n = n_nights * episodes_per_night
     night = np.repeat(np.arange(n_nights), episodes_per_night)
     episode = np.repeat(np.arange(n), rng.integers(10, 31, size=n))
-    values = []
+    values, hour = [], None
+    if rhythm or hours != (0, 24):
+        hour = rng.integers(*hours, size=n)
     for _ in range(4):
         level = np.sqrt(correlation) * rng.standard_normal(n) + (night_sd * rng.standard_normal(n_nights))[night]
         level += weekend * np.isin((first_night + night) % 7, (0, 6))
+        if hour is not None:
+            level += rhythm * np.sin(2.0 * np.pi * hour / 24.0)
         values.append(level[episode] + np.sqrt(1.0 - correlation) * rng.standard_normal(len(episode)))
     values[1] = change.joint * values[0] + np.sqrt(1.0 - change.joint**2) * values[1]
     zones = np.digitize(values[2], [-1.0, 0.0, 1.5])
@@ -76,18 +83,12 @@ def window_of_nights(
     columns["zone"] = DriftColumn("categorical", zones, ("a", "b", "c", "d"))
     columns["queue"] = DriftColumn("numeric", np.maximum(values[3], 0.0))  # half of it exactly 0
     nights = np.datetime64("2026-03-01") + first_night + night
-    return DriftWindow(columns, episode, np.arange(n), nights)
+    return DriftWindow(columns, episode, np.arange(n), nights, None, hour)
 
 
 def newest_night(window: DriftWindow) -> DriftWindow:
     """The last night of a window alone."""
-    newest = window.nights == window.nights.max()
-    rows = newest[window.episode_of_row]
-    number: NDArray[np.int64] = np.cumsum(newest) - 1
-    columns = {name: replace(column, values=column.values[rows]) for name, column in window.columns.items()}
-    return DriftWindow(
-        columns, number[window.episode_of_row[rows]], window.clusters[newest], window.nights[newest], None
-    )
+    return window.subset(window.nights == window.nights.max())
 
 
 def one_column(values: DriftColumn, n_episodes: int = 100) -> DriftWindow:
