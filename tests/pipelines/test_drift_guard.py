@@ -116,7 +116,9 @@ def gamed_after(n_own: int, workspace: Workspace) -> DriftReport:
     assert since is not None
     nights = since.nights.min() + np.arange(since.n_episodes) * (n_own + 1) // since.n_episodes
     is_live = (nights == nights.max())[since.episode_of_step]
-    seen_live = np.repeat(nights == nights.max(), since.lengths + 1)  # the last observation of each is of no step
+    seen_live = np.zeros(len(since.observations.columns["p95_ms"]), dtype=bool)
+    seen_live[: since.n_steps] = is_live
+    seen_live[since.next_row[is_live & (since.next_row >= 0)]] = True  # final observations stand behind the steps
     slower = np.where(seen_live, 10.0, 1.0) * since.observations.columns["p95_ms"]
     columns = {**since.observations.columns, "p95_ms": slower}
     observations = replace(since.observations, columns=columns)
@@ -131,6 +133,7 @@ def test_reward_and_outcomes_can_be_held_against_the_champions_own_nights(worksp
     edit(workspace.root / "offline_dqn.toml", "[gate]\n", "[drift]\nmin_nights = 4\n[gate]\n")
     report = gamed_after(4, Workspace(workspace.root))
     assert report.not_looked_for == ""
+    assert "the success rate" in {one.where[0] for one in report.suspicions if one.kind == "reward against outcome"}
 
 
 def test_a_reward_that_nothing_is_known_of_is_said_to_be_not_looked_for(workspace: Workspace) -> None:
