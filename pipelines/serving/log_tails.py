@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import pydantic_core
 
 from datasets.contract import Contract
 from pipelines.serving.decision_log import served_files
@@ -97,7 +98,7 @@ def _blocks_from_the_end(path: Path) -> Iterator[list[bytes]]:
 
 def _row(line: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(line)
+        row = pydantic_core.from_json(line)
     except ValueError:
         return None
     return row if isinstance(row, dict) else None

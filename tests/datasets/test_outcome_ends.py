@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from datasets.contract import Contract
 from datasets.freezing import freeze_snapshot
+from datasets.ingest import IngestConfig
 from datasets.lake import Lake, open_lake
 from datasets.outcome_account import OutcomeAccount
 from datasets.outcomes import END_STATUSES, STATUSES, outcomes_status_sql
+from datasets.quarantine_replay import replay_quarantine
 from datasets.snapshot import open_snapshot
 from datasets.snapshot_config import SnapshotConfig
 from tests.datasets.builders import NOON, ask, counts_of, lake_at, reasons_of, take_in, tiny, write_rows
@@ -327,3 +329,18 @@ def test_an_idle_episode_whose_end_came_too_late_stays_as_idleness_ended_it() ->
         assert lake.statuses() == ["counted"]
         assert end_statuses(lake) == ["late"]
         assert lake.episodes(LATER + timedelta(days=1))["e"]["terminated"] is False
+
+
+def test_an_end_in_quarantine_counts_once_it_is_replayed_under_a_wider_contract(tmp_path: Path) -> None:
+    lake = lake_at(tmp_path, waiting())
+    steps_in(lake, "s.jsonl", awaiting_row(terminated=False))
+    hot = {**outcome_row(reward=None), "truncated": True, "final_observation": {**FINAL, "cpu": 1.5}}
+    outcomes_in(lake, "o.jsonl", hot)
+    assert episodes_of(lake)["e"]["damage"] == "1 of its rows are in quarantine"
+
+    wide = open_lake(lake.root, tiny(outcomes=waiting().to_json()["outcomes"], features={"cpu": {"max": 2.0}}))
+    (report,) = replay_quarantine(wide, IngestConfig(), as_of=NOON, at=NOON)
+    assert counts_of(report) == {"in": 1, "lake": 1}  # type: ignore[arg-type]  # it has a batch, too
+    found = episodes_of(wide)["e"]
+    assert (found["damage"], found["truncated"]) == (None, True)
+    assert transitions_of(wide)[0]["next_observation"]["cpu"] == 1.5
