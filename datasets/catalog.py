@@ -237,7 +237,7 @@ def query_catalog(path: Path, sql: str, *, folders: Sequence[Path]) -> QueryResu
         raise QueryError(
             f"`query` answers exactly one SELECT and changes nothing; this is {kinds}. The views are steps, "
             "transitions, episodes, outcomes, quarantine, batches, files, removals, releases, evaluations, "
-            "evaluation_episodes, drift_history and coverage."
+            "evaluation_episodes, drift_history, metrics and coverage."
         )
     if not path.exists():
         raise QueryError(f"{path} does not exist. `offline-dqn ingest` builds it.")

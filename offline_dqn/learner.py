@@ -47,6 +47,7 @@ from offline_dqn.networks import (
     with_mean_head,
 )
 from offline_dqn.sampling import BatchSource
+from offline_dqn.stopping import TrainingStoppedError
 from offline_dqn.train_config import TrainConfig
 from offline_dqn.trained import Metrics, TrainedNetwork, TrainedQ, feasible_maximum
 from offline_dqn.training_data import Batch
@@ -69,6 +70,7 @@ def fit(
     evaluation_probs: Tensor | None = None,
     checkpoint_dir: Path | None = None,
     on_metrics: Callable[[int, Metrics], None] | None = None,
+    may_update: Callable[[int], None] = lambda _: None,
     ranks: Ranks = ALONE,
 ) -> TrainedQ:
     """Train every configured learner on the given steps and nothing else.
@@ -82,11 +84,14 @@ def fit(
         checkpoint_dir: where to leave checkpoints, and to resume from one of the same data and settings; killed
             anywhere and called again, training ends in the same bits. None keeps nothing.
         on_metrics: called with the number of updates done and their metrics, every `log_every` updates.
+        may_update: called with the number of updates done before the next; a TrainingStoppedError that it raises ends
+            the training once a checkpoint of just here is left.
         ranks: the processes that train together, each of which calls this with the same; one alone by default. Metrics
             and checkpoints are those of the first.
 
     Raises:
         TrainingDivergedError: the loss of every Q-learner stopped being finite.
+        TrainingStoppedError: `may_update` raised it.
         CheckpointError: a checkpoint could not be written.
         DeviceError: there is no such device or precision here, or the networks do not fit into its memory.
         DistributedError: the processes have different data, settings or checkpoints, or cannot divide a batch.
@@ -106,6 +111,13 @@ def fit(
         ranks.check(config.batch_size, fingerprint, training.step)
         keep_at = {max(1, round(share * config.n_updates)) for share in config.candidates_at}
         while training.step < config.n_updates and not training.watch.settled:
+            try:
+                if ranks.writes:
+                    may_update(training.step)
+            except TrainingStoppedError:
+                if checkpoint_dir is not None and training.step:
+                    save_checkpoint(checkpoint_dir, training.checkpoint(), fingerprint)
+                raise
             training.update()
             if training.step in keep_at:
                 training.keep()

@@ -33,6 +33,7 @@ from pipelines.command import (
 )
 from pipelines.drift_commands import drift_app
 from pipelines.erase_command import add_erase_command
+from pipelines.metrics.command import metrics_app
 from pipelines.policy_commands import policy_app
 from pipelines.proof_commands import proof_app
 from pipelines.quarantine_commands import quarantine_app
@@ -70,6 +71,7 @@ app.add_typer(report_app, name="report")
 app.add_typer(proof_app)
 app.add_typer(upkeep_app)
 app.add_typer(backup_app)
+app.add_typer(metrics_app)
 app.add_typer(quarantine_app, name="quarantine")
 app.command("import")(import_command)
 add_sign_command(app)
@@ -289,7 +291,7 @@ def query(
     form: Annotated[Form, typer.Option("--format", help="How to print the rows.")] = Form.TABLE,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask the lake: steps, transitions, episodes, quarantine, batches, releases, evaluations, drift_history, ..."""
+    """Ask the lake: steps, transitions, episodes, quarantine, batches, releases, evaluations, metrics, ..."""
     answer = open_workspace_of(workspace).query(sql)
     if as_json or form is Form.JSON:
         rows = [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]

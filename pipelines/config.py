@@ -16,6 +16,7 @@ from datasets.validation import ValidateConfig
 from drift.config import DriftConfig
 from offline_dqn.policy import Rule, RulePolicy
 from offline_dqn.train_config import TrainConfig
+from pipelines.metrics.config import CostConfig, MetricsConfig
 from pipelines.serving.config import ServeConfig
 from reports.canary_config import CanaryConfig
 from reports.evaluate_config import EvaluateConfig
@@ -74,6 +75,8 @@ class PipelineConfig(Settings):
     gate: GateConfig = GateConfig()
     canary: CanaryConfig = CanaryConfig()
     serve: ServeConfig = ServeConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    cost: CostConfig = CostConfig()
     baseline: BaselineConfig | None = None
     """Version 0; without it the logging policy takes its place in every comparison."""
     simulate: SimulateConfig | None = None

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,9 @@ from pipelines import stages
 from pipelines.drift_history import read_drift_history, record_check
 from pipelines.drift_pages import night_page, write_night_page
 from pipelines.markdown import as_markdown
+from pipelines.metrics.budget import BudgetSpentError
+from pipelines.metrics.measuring import measure
+from pipelines.metrics.usage import UsageLog
 from pipelines.nights import COLUMNS, NightRecord, append_night
 from pipelines.readings import TooFewEpisodesError
 from pipelines.review import ask_for_review
@@ -97,6 +100,12 @@ def remove_aged(workspace: Workspace) -> Retained:
     return retain(workspace)
 
 
+@task(name="metrics", cache_policy=NO_CACHE)
+def measure_metrics(workspace: Workspace) -> list[str]:
+    """The night's metrics, kept and exported; what went wrong with that is a warning and no failed night."""
+    return measure(workspace).warnings
+
+
 @flow(name="nightly", flow_run_name="nightly-{workspace}", validate_parameters=False)
 def nightly(workspace: str, force_train: bool = False, as_of: str | None = None) -> dict[str, object]:
     """One night: ingest, drift, and where the decision says so snapshot, training, evaluation and gate.
@@ -112,13 +121,15 @@ def nightly(workspace: str, force_train: bool = False, as_of: str | None = None)
     opened = open_workspace(Path(workspace), datetime.fromisoformat(as_of) if as_of else None)
     with exclusive_lock(opened.root / ".lock", f"The workspace {opened.root}", wait_s=0.0):
         record = _night(opened, force_train)
-        remove_aged(opened)
+        record = replace(record, warnings=[*record.warnings, *measure_metrics(opened)])
+        with UsageLog(opened.metrics_path).stage("retention", opened.night):
+            remove_aged(opened)
     _show(opened, record)
     return record.to_json()
 
 
 def _night(workspace: Workspace, force_train: bool) -> NightRecord:
-    clock = _Clock()
+    clock = _Clock(workspace)
     with clock.stage("ingest"):
         ingested = ingest_logs(workspace)
     if _held(workspace, ingested) is not None:
@@ -130,8 +141,11 @@ def _night(workspace: Workspace, force_train: bool) -> NightRecord:
         return _record(workspace, clock, ingested, drift, None)
     with clock.stage("snapshot"):
         snapshot = freeze_replay_dataset(workspace, _changed_since(workspace, drift))
-    with clock.stage("train", workspace.config.train.n_updates):
-        trained = train_candidate(workspace, snapshot)
+    try:
+        with clock.stage("train", workspace.config.train.n_updates):
+            trained = train_candidate(workspace, snapshot)
+    except BudgetSpentError as spent:  # no failure either: what it learned is kept, and the champion stays
+        return _record(workspace, clock, ingested, drift, None, not_trained=str(spent))
     with clock.stage("evaluate"):
         try:
             evaluated = evaluate_candidate(workspace, trained.release, drift)
@@ -172,9 +186,10 @@ def _changed_since(workspace: Workspace, drift: DriftOutcome) -> date | None:
 
 
 class _Clock:
-    """Seconds by stage."""
+    """Seconds by stage, and in the log of usage all that a stage took."""
 
-    def __init__(self) -> None:
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace, self._log = workspace, UsageLog(workspace.metrics_path)
         self._began = time.perf_counter()
         self.seconds: dict[str, float] = {}
 
@@ -182,7 +197,10 @@ class _Clock:
     def stage(self, name: str, total: int | None = None) -> Iterator[None]:
         watch.get().stage(name, total)
         began = time.perf_counter()
-        yield
+        with contextlib.ExitStack() as measured:
+            if name != "train":  # measures itself, as it does when it is run by hand
+                measured.enter_context(self._log.stage(name, self._workspace.night))
+            yield
         self.seconds[name] = round(time.perf_counter() - began, 2)
 
     def total(self) -> dict[str, float]:
@@ -196,9 +214,11 @@ def _record(
     drift: DriftOutcome | None,
     evaluated: EvaluateOutcome | None,
     not_judged: tuple[int, str] | None = None,
+    not_trained: str | None = None,
     review: str | None = None,
 ) -> NightRecord:
-    """The line of the night; `not_judged` is a candidate that did not meet `gate`, and why."""
+    """The line of the night; `not_judged` is a candidate that did not meet `gate`, and why, `not_trained` why there is
+    none."""
     held = _held(workspace, ingested) if drift is None else None
     batch = held or ingested.batch
     evaluation = evaluated.evaluation if evaluated else None
@@ -207,6 +227,7 @@ def _record(
     report = evaluated.report_path.relative_to(workspace.root) if evaluated else None
     as_of = workspace.as_of(workspace.open_lake())
     page = night_page(workspace, as_of.astimezone(UTC).date().isoformat())
+    gate = "not read" if not_judged else "not trained" if not_trained else None
     record = NightRecord(
         as_of=as_of.isoformat(timespec="seconds"),
         batch=batch.batch_id if batch else None,
@@ -220,8 +241,8 @@ def _record(
         low=value.interval.low if value and value.interval else None,
         high=value.interval.high if value and value.interval else None,
         baseline=baseline.value if baseline else None,
-        gate="not read" if not_judged else None if decision is None else "passed" if decision.passed else "refused",
-        reason=not_judged[1] if not_judged else _reason(drift, decision, batch),
+        gate=gate if decision is None else "passed" if decision.passed else "refused",
+        reason=not_judged[1] if not_judged else not_trained or _reason(drift, decision, batch),
         report=str(report) if report else None,
         seconds=clock.total(),
         live_from=drift.live_nights[0].isoformat() if drift and drift.live_nights else None,

@@ -22,8 +22,8 @@ class NightRecord:
         release: the candidate, if one was trained.
         value, low, high: its estimated value per episode, with the 95 % interval.
         baseline: value of what runs today.
-        gate: "passed", "refused", or "not read" where the year's error is spent or too few episodes are there to
-            decide; and `reason` why.
+        gate: "passed", "refused", "not read" where the year's error is spent or too few episodes are there to
+            decide, or "not trained" where a budget stopped the training; and `reason` why.
         report: path of the report, relative to the workspace.
         seconds: by stage, and "total".
         live_from: first night of the live window that drift was measured on.

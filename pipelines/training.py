@@ -39,6 +39,8 @@ from offline_dqn.trained import Metrics, TrainedQ
 from pipelines.acting import load_release
 from pipelines.event_files import event_files
 from pipelines.known_releases import deciding_settings, same_policy, trained_before
+from pipelines.metrics.budget import TrainingBudget
+from pipelines.metrics.usage import UsageLog
 from pipelines.parent import Parent, find_parent, first_parameters
 from pipelines.workspace import Workspace
 from reports.crossfit import step_probs
@@ -116,6 +118,7 @@ def train(
 
     Raises:
         StageError: there is no snapshot, or no episode of it trains.
+        BudgetSpentError: it would cost more than `[cost]` allows; the checkpoint stays.
     """
     ensure_version_zero(workspace)
     path = snapshot_path or newest_snapshot(workspace)
@@ -140,15 +143,26 @@ def train(
         shutil.rmtree(_checkpoints(workspace, path), ignore_errors=True)
         return _outcome(*known, repeated=True)
     began = time.perf_counter()
-    ranks.heard(path.name)
-    with event_files(workspace.root / "tensorboard" / path.name) as write:
-
-        def report(step: int, metrics: Metrics) -> None:
-            write(step, metrics)
-            on_metrics(step, metrics)
-
-        trained, began_with = _train_networks(workspace, path, replay, parent, report, ranks)
-    selection = choose(workspace, replay, trained, acting, judge_since)
+    log = UsageLog(workspace.metrics_path)
+    with log.stage("train", workspace.night) as measured:
+        budget = TrainingBudget(
+            workspace.config.cost,
+            log,
+            folder=_checkpoints(workspace, path),
+            settings=settings,
+            n_updates=workspace.config.train.n_updates,
+            meter=measured.meter,
+        )
+        budget.check_projection()
+        ranks.heard(path.name)
+        try:
+            trained, began_with = _watched_networks(workspace, path, replay, parent, on_metrics, budget, ranks)
+            budget.finished(trained.n_updates)
+        finally:
+            measured.n_updates, measured.first = budget.updates_done, budget.first
+    with log.stage("choose", workspace.night) as measured:
+        budget.choose_by(measured.meter)
+        selection = choose(workspace, replay, trained, acting, judge_since, may_judge=budget.may_judge)
     seconds = time.perf_counter() - began
     chosen = next((n for n in trained.networks if _named_after(selection, n.name, n.step)), None)
     record = {
@@ -169,6 +183,25 @@ def train(
     outcome = _register(workspace, selection.policy, record)
     shutil.rmtree(_checkpoints(workspace, path), ignore_errors=True)
     return outcome
+
+
+def _watched_networks(
+    workspace: Workspace,
+    path: Path,
+    replay: Replay,
+    parent: Parent | None,
+    on_metrics: Callable[[int, Metrics], None],
+    budget: TrainingBudget,
+    ranks: Ranks,
+) -> tuple[TrainedQ, int | None]:
+    """`_train_networks`, with event files beside it and a budget before every update."""
+    with event_files(workspace.root / "tensorboard" / path.name) as write:
+
+        def report(step: int, metrics: Metrics) -> None:
+            write(step, metrics)
+            on_metrics(step, metrics)
+
+        return _train_networks(workspace, path, replay, parent, report, ranks, may_update=budget.may_update)
 
 
 def _register(workspace: Workspace, policy: AnyPolicy, record: dict[str, Any]) -> TrainOutcome:
@@ -211,6 +244,7 @@ def _train_networks(
     parent: Parent | None,
     on_metrics: Callable[[int, Metrics], None],
     ranks: Ranks,
+    may_update: Callable[[int], None] = lambda _: None,
 ) -> tuple[TrainedQ, int | None]:
     """The networks, and the release whose own they began with."""
     config = workspace.config.train
@@ -224,7 +258,15 @@ def _train_networks(
     )
     first = first_parameters(workspace, parent, source)
     checkpoints = _checkpoints(workspace, path)
-    trained = fit(source, config, warm_start=first, checkpoint_dir=checkpoints, on_metrics=on_metrics, ranks=ranks)
+    trained = fit(
+        source,
+        config,
+        warm_start=first,
+        checkpoint_dir=checkpoints,
+        on_metrics=on_metrics,
+        may_update=may_update,
+        ranks=ranks,
+    )
     return trained, parent.release if parent is not None and first is not None else None
 
 
@@ -262,9 +304,20 @@ def load_acting(workspace: Workspace, contract: Contract) -> Acting:
 
 
 def choose(
-    workspace: Workspace, replay: Replay, trained: TrainedQ, acting: Acting, judge_since: date | None
+    workspace: Workspace,
+    replay: Replay,
+    trained: TrainedQ,
+    acting: Acting,
+    judge_since: date | None,
+    *,
+    may_judge: Callable[[], None] = lambda: None,
 ) -> Selection:
-    """The best candidate on `select`, and all the others; `judge_since` as `Judge` takes it."""
+    """The best candidate on `select`, and all the others.
+
+    Args:
+        judge_since: as `Judge` takes it.
+        may_judge: called before every candidate; what it raises ends the choice.
+    """
     config, select = workspace.config, workspace.config.select
     episodes = _episodes_to_judge(replay, judge_since)
     baseline, select_split = acting.baseline, episodes.of_split(SELECT)
@@ -284,16 +337,23 @@ def choose(
     )
 
     def forms(candidate: Candidate) -> Iterator[Candidate]:
-        return other_forms(
-            candidate,
-            judge.episodes,
-            baseline or acting.version_zero,
-            temperatures=select.temperatures,
-            support_thresholds=select.support_thresholds,
-            mixture_shares=select.mixture_shares,
+        return each(
+            other_forms(
+                candidate,
+                judge.episodes,
+                baseline or acting.version_zero,
+                temperatures=select.temperatures,
+                support_thresholds=select.support_thresholds,
+                mixture_shares=select.mixture_shares,
+            )
         )
 
-    return select_candidate(_candidates(workspace, episodes, trained), judge, other_forms=forms)
+    def each(candidates: Iterator[Candidate]) -> Iterator[Candidate]:
+        for candidate in candidates:
+            may_judge()
+            yield candidate
+
+    return select_candidate(each(_candidates(workspace, episodes, trained)), judge, other_forms=forms)
 
 
 def _candidates(workspace: Workspace, episodes: Replay, trained: TrainedQ) -> Iterator[Candidate]:

@@ -16,6 +16,7 @@ from datasets.lake import Lake, open_lake
 from pipelines.catalog_views import evaluation_views
 from pipelines.config import PipelineConfig, read_config
 from pipelines.drift_history import drift_history_view
+from pipelines.metrics.history import MetricHistory
 from reports.manifest import read_manifest
 from reports.registry import Registry
 
@@ -88,6 +89,11 @@ class Workspace:
         """Where the drift check of each night is kept, a file per month."""
         return self.root / "drift"
 
+    @property
+    def metrics_path(self) -> Path:
+        """Where the metrics of each night are kept, and what each stage used, a file of each per month."""
+        return self.root / "metrics"
+
     def release_path(self, release: int) -> Path:
         """The folder of a release."""
         return self.releases_path / str(release)
@@ -108,6 +114,10 @@ class Workspace:
         if self.config.ingest.as_of == "newest":
             return newest_timestamp(lake) or datetime.now(UTC)
         return datetime.now(UTC)
+
+    def night(self) -> str:
+        """ISO date, in UTC, of the instant that stages take for now."""
+        return self.as_of(self.open_lake()).astimezone(UTC).date().isoformat()
 
     def refresh_catalog(self, lake: Lake) -> Path:
         """Brings `lake.duckdb` up to the lake's last commit and returns its path."""
@@ -133,12 +143,15 @@ class Workspace:
             return query_catalog(path, sql, folders=[self.root / "lake", self.snapshots_path, self.releases_path])
 
     def _added(self) -> Added:
-        views, drift = (
+        added = (
             evaluation_views(self.releases_path, self.releases_on_disk()),
             drift_history_view(self.drift_path),
+            MetricHistory(self.metrics_path).view(),
         )
         return Added(
-            [views.made_from, drift.made_from], {**views.tables, **drift.tables}, {**views.views, **drift.views}
+            [each.made_from for each in added],
+            {name: rows for each in added for name, rows in each.tables.items()},
+            {name: query for each in added for name, query in each.views.items()},
         )
 
     def _catalog_as_of(self, lake: Lake) -> datetime:

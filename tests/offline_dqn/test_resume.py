@@ -16,6 +16,7 @@ import torch
 from datasets.replay import TRAIN, Replay
 from offline_dqn.checkpoint import CheckpointError
 from offline_dqn.learner import fit
+from offline_dqn.stopping import TrainingStoppedError
 from offline_dqn.streaming import StreamedSource, training_source
 from offline_dqn.train_config import TrainConfig
 from offline_dqn.trained import TrainedQ
@@ -158,3 +159,20 @@ def test_a_larger_pool_or_another_share_starts_anew(
     other = config.model_copy(update={"older_share": 0.5})
     assert_same_bits(train(replay, other, tmp_path), train(replay, other))
     assert "belongs to other data or settings" in caplog.text
+
+
+def test_a_training_that_is_told_to_stop_leaves_a_checkpoint_of_just_there(replay: Replay, tmp_path: Path) -> None:
+    config = config_of("uniform")  # checkpoints at 49 and 56, and none at 53
+
+    def stop(step: int) -> None:
+        if step == 53:
+            raise TrainingStoppedError("the money is spent")
+
+    with pytest.raises(TrainingStoppedError, match="the money is spent"):
+        train(replay, config, tmp_path, may_update=stop)
+
+    begun: list[int] = []
+    found = train(replay, config, tmp_path, may_update=begun.append)
+    assert begun[0] == 53
+    assert len(begun) == config.n_updates - 53
+    assert_same_bits(found, train(replay, config))

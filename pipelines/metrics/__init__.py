@@ -1,0 +1,1 @@
+"""The ten metrics of operation: measured each night, kept, exported, drawn."""
