@@ -66,7 +66,21 @@ def guarded(
         suspicions += confined_shifts(
             windows, live_window, report, config, groups=groupings, episodes=live.episode_ids.astype(str), rng=rng
         )
-    return replace(report, suspicions=suspicions, not_looked_for=not_looked_for)
+    unasked = [said for said in (not_looked_for, _not_asked(report)) if said]
+    return replace(report, suspicions=suspicions, not_looked_for="; ".join(unasked))
+
+
+def _not_asked(report: DriftReport) -> str:
+    """What drifted without a column of the live window that would say in which episodes."""
+    parts = [f"the slow drift of {', '.join(one.name for one in report.slow)}"] if report.slow else []
+    if any(test.drifted for test in report.joint) and not report.drifted_columns:
+        parts.append("what all columns together show")
+    if not parts:
+        return ""
+    return (
+        f"whether few sources or episodes bring {' and '.join(parts)} was not looked for: only columns that drifted in "
+        "the live window are asked for that"
+    )
 
 
 def _groupings(lake: Lake, compared_with: Sequence[Replay], live: Replay) -> list[Grouping]:

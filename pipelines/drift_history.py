@@ -98,6 +98,11 @@ class DriftCheck:
         joint = any(test["status"] == "drifted" for test in report.get("joint", ()))
         return report["status"] == "drifted" or joint or bool(report.get("slow"))
 
+    @property
+    def held(self) -> bool:
+        """Whether the night waited for a person, as its shift looked like poisoned or gamed data."""
+        return bool(self.decision["cause"] == "suspicious")
+
 
 def record_check(folder: Path, outcome: Mapping[str, Any], *, as_of: datetime, champion: int | None) -> None:
     """Adds a night's check, through to the disk; nothing where the night's newest line says the same already.

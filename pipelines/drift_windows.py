@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -16,6 +17,7 @@ from drift.windows import DriftWindow, window_from_replay
 from offline_dqn.policy import AnyPolicy
 from pipelines.acting import load_release
 from pipelines.drift_guard import guarded
+from pipelines.drift_history import DriftCheck, read_drift_history
 from pipelines.live_nights import UNWEIGHABLE, acting_release, weights_to, with_probs
 from pipelines.workspace import Workspace
 from reports.drift_columns import dynamics_columns, episode_columns, policy_columns
@@ -116,8 +118,9 @@ def champion_windows(
         weights = np.zeros(gate.n_steps) if weights is None else weights
     frozen_on = np.datetime64(frozen_at.astimezone(UTC).date())
     own_nights, run = split_nights(
-        since, live, acting, min_nights=workspace.config.drift.min_nights, frozen_on=frozen_on, champion=champion
-    )
+        since, live, acting, min_nights=workspace.config.drift.min_nights, frozen_on=frozen_on, champion=champion,
+        moved=moved_nights(read_drift_history(workspace.drift_path), champion),
+    )  # fmt: skip
     recent = view.window(since.subset(np.isin(since.nights, run)), 2)
     references, replays = [view.window(gate, 0, weights)], [gate]
     if len(own_nights):
@@ -161,8 +164,25 @@ class _View:
         return replace(base, columns={**base.columns, **more})
 
 
+def moved_nights(checks: Sequence[DriftCheck], champion: int) -> NDArray[np.datetime64]:
+    """The nights that had drifted from a champion, or were held for a person: no reference for those that follow."""
+    found = [np.zeros(0, dtype="datetime64[D]")]
+    for check in checks:
+        if check.champion == champion and check.live_nights and (check.drifted or check.held):
+            first, last = np.datetime64(check.live_nights[0]), np.datetime64(check.live_nights[-1])
+            found.append(np.arange(first, last + np.timedelta64(1, "D")))
+    return np.unique(np.concatenate(found))
+
+
 def split_nights(
-    since: Replay, live: Replay, acting: int | None, *, champion: int, min_nights: int, frozen_on: np.datetime64
+    since: Replay,
+    live: Replay,
+    acting: int | None,
+    *,
+    champion: int,
+    min_nights: int,
+    frozen_on: np.datetime64,
+    moved: NDArray[np.datetime64],
 ) -> tuple[NDArray[np.datetime64], NDArray[np.datetime64]]:
     """What the nights since the champion's snapshot are for.
 
@@ -174,20 +194,24 @@ def split_nights(
         acting: what acts in the live nights.
         min_nights: that the champion must have acted in before they are a reference.
         frozen_on: day of the snapshot, which may have begun before it.
+        moved: nights that had drifted or were held: they are no reference.
 
     Returns:
-        The champion's first `min_nights` whole nights before the live ones, or none; and the unbroken run of nights up
-        to the live ones in which what acts now acted, without those, at most `MOST_NIGHTS`. A night without an episode
-        does not break it.
+        The champion's first `min_nights` whole nights before the live ones that had not moved, or none; and the
+        unbroken run of nights after them, up to the live ones, in which what acts now acted, at most `MOST_NIGHTS`. A
+        night without an episode does not break it.
     """
     nights, of_episode = np.unique(since.nights, return_inverse=True)
     share = np.bincount(of_episode, since.policy_versions == str(acting)) / np.bincount(of_episode)
     acted = (share > 0.5) | (acting is None)
     first_live, last_live = live.nights.min(), live.nights.max()
-    own = nights[acted & (nights > frozen_on) & (nights < first_live)][:min_nights]
+    whole = (nights > frozen_on) & (nights < first_live)
+    own = nights[acted & whole & ~np.isin(nights, moved)][:min_nights]
     if acting != champion or len(own) < min_nights:
         own = own[:0]
     others = nights[~acted & (nights < first_live)]
     run = nights[(nights > others.max()) & (nights <= last_live)] if len(others) else nights[nights <= last_live]
     most = max(MOST_NIGHTS, len(np.unique(live.nights)))
-    return own, np.setdiff1d(run, own)[-most:]
+    if len(own):  # those before it that had moved are behind what is compared
+        run = run[run > own.max()]
+    return own, run[-most:]

@@ -14,13 +14,15 @@ import pytest
 
 from datasets.freezing import read_episodes
 from datasets.snapshot import open_snapshot
-from drift.records import DriftReport
+from drift.records import DriftReport, JointDrift, SlowDrift
 from pipelines import stages
+from pipelines.drift_guard import _not_asked
 from pipelines.drift_windows import drift_of_champion
 from pipelines.flow import nightly, warnings_of_drift
 from pipelines.readings import snapshot_of
 from pipelines.workspace import Workspace
 from tests.pipelines.conftest import Run, edit
+from tests.reports.drift_samples import drift_report
 
 Row = dict[str, Any]
 
@@ -143,3 +145,14 @@ def test_a_reward_that_nothing_is_known_of_is_said_to_be_not_looked_for(workspac
     assert "episodes are worth 0.0, and it takes 30" in report.not_looked_for
     outcome = stages.DriftOutcome(report, stages.measure(workspace).decision, None)
     assert report.not_looked_for in warnings_of_drift(outcome)
+
+
+def test_slow_and_joint_drift_that_the_guard_does_not_ask_are_said_to_be_so() -> None:
+    slow = SlowDrift(name="cpu", since="2026-03-01", n_nights=7, psi=0.1, threshold=0.05, p_value=0.001)
+    joint = JointDrift(method="mmd", status="drifted", reason="")
+    calm = drift_report(columns=(), joint=(), slow=())
+    assert _not_asked(calm) == ""
+    assert _not_asked(replace(calm, slow=(slow,), joint=(joint,))) == (
+        "whether few sources or episodes bring the slow drift of cpu and what all columns together show was not looked "
+        "for: only columns that drifted in the live window are asked for that"
+    )

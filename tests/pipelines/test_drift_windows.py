@@ -12,7 +12,15 @@ from datasets.replay import Replay
 from datasets.snapshot import open_snapshot
 from drift.records import ColumnDrift, JointDrift
 from pipelines import stages
-from pipelines.drift_windows import champion_windows, drift_of_champion, moved_columns, split_nights, with_cause
+from pipelines.drift_history import DriftCheck
+from pipelines.drift_windows import (
+    champion_windows,
+    drift_of_champion,
+    moved_columns,
+    moved_nights,
+    split_nights,
+    with_cause,
+)
 from pipelines.live_nights import freshness
 from pipelines.readings import snapshot_of
 from pipelines.workspace import Workspace, open_workspace
@@ -30,11 +38,15 @@ def nights_of(*versions: str, first: int = 0) -> Replay:
     return replay.subset(of_episode != "")
 
 
+def moved(*days: int) -> np.ndarray:
+    return np.datetime64("2026-03-01") + np.array(days, dtype=np.int64) - 1
+
+
 def split(since: Replay, acting: int | None = 1, **options: Any) -> tuple[list[str], list[str]]:
     live = since.subset(since.nights == since.nights.max())
     frozen_on = options.pop("frozen_on", np.datetime64("2026-02-28"))
     own, recent = split_nights(
-        since, live, acting, **{"champion": 1, "min_nights": 3, "frozen_on": frozen_on, **options}
+        since, live, acting, **{"champion": 1, "min_nights": 3, "frozen_on": frozen_on, "moved": moved(), **options}
     )
     return [str(night)[8:] for night in own], [str(night)[8:] for night in recent]
 
@@ -50,6 +62,29 @@ def test_nights_in_which_another_policy_acted_are_neither() -> None:
     assert split(nights_of("1", "1", "0", "1", "1")) == (["01", "02", "04"], ["05"])
     assert split(nights_of("0", "1", "1")) == ([], ["02", "03"])
     assert split(nights_of("0", "2", "2"), acting=2) == ([], ["02", "03"])  # the champion is not what acts
+
+
+def test_nights_that_had_moved_are_no_reference_and_not_looked_at_again() -> None:
+    nights = nights_of("1", "1", "1", "1", "1", "1")
+    assert split(nights, moved=moved(2)) == (["01", "03", "04"], ["05", "06"])
+    assert split(nights, moved=moved(1, 2)) == (["03", "04", "05"], ["06"])
+    assert split(nights, moved=moved(1, 2, 3)) == ([], ["01", "02", "03", "04", "05", "06"])  # too few are left
+
+
+def test_moved_are_nights_that_drifted_from_this_champion_or_were_held() -> None:
+    def check(first: str, last: str, status: str, cause: str, champion: int = 1) -> DriftCheck:
+        report = {"status": status, "joint": (), "slow": ()}
+        return DriftCheck(last, "", "", champion, {"cause": cause, "retrain": False}, (first, last), report)
+
+    checks = [
+        check("2026-03-01", "2026-03-02", "drifted", "cool-down"),
+        check("2026-03-03", "2026-03-03", "stable", "suspicious"),
+        check("2026-03-04", "2026-03-04", "stable", "none"),
+        check("2026-03-05", "2026-03-05", "drifted", "drift", champion=2),
+        replace(check("2026-03-06", "2026-03-06", "drifted", "drift"), live_nights=None),
+    ]
+    assert moved_nights(checks, 1).tolist() == moved(1, 2, 3).tolist()
+    assert moved_nights([], 1).tolist() == []
 
 
 def test_night_without_an_episode_breaks_nothing() -> None:
