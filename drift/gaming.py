@@ -95,12 +95,17 @@ def reward_against_outcomes(
                 sentence=(
                     f"the mean reward of a step rose from {reward.before:.4g} to {reward.now:.4g} while {outcome.name} "
                     f"{worse} from {moved.before:.2%} to {moved.now:.2%} of the steps, both beyond chance (p "
-                    f"{reward.p_value('rose'):.1g} and {moved.p_value(worse):.1g}): what is rewarded is not what is "
-                    "wanted, or the log is not true"
+                    f"{_chance(reward.p_value('rose'))} and {_chance(moved.p_value(worse))}): what is rewarded is not "
+                    "what is wanted, or the log is not true"
                 ),
             )
         )
     return tuple(found)
+
+
+def _chance(p_value: float) -> str:
+    """In words that never say that something cannot happen."""
+    return "below 0.0001" if p_value < 1e-4 else f"{p_value:.1g}"
 
 
 def _in_the_same_seasons(

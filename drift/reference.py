@@ -86,7 +86,7 @@ class Reference:
             return f"the reference holds {window.n_episodes} episodes, and it takes {config.min_live_episodes}"
         if not self.by_nights and window.n_clusters < MIN_CLUSTERS:
             return (
-                f"the reference holds {window.n_clusters} clusters of {window.n_nights} nights, and it takes "
+                f"the reference holds {window.n_clusters} clusters of {_nights(window.n_nights)}, and it takes "
                 f"{MIN_CLUSTERS} clusters or {config.min_nights} nights"
             )
         missing = np.unique(live_kinds)[~self.knows(np.unique(live_kinds))]
@@ -218,6 +218,10 @@ class Reference:
             )
             for stretch, n_clusters in zip(stretches, n_live_clusters, strict=True)
         ]  # fmt: skip
+
+
+def _nights(n: int) -> str:
+    return f"{n} night" if n == 1 else f"{n} nights"
 
 
 def _of(column: BinnedColumn, cells: NDArray[np.bool_]) -> BinnedColumn:

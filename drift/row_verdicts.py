@@ -60,8 +60,9 @@ def judged_by_cells(
     """
     n_nights = len(np.unique(cells.nights))
     if n_nights < config.min_nights and cells.n_clusters < MIN_CLUSTERS:
+        nights = f"{n_nights} night" if n_nights == 1 else f"{n_nights} nights"
         problem = (
-            f"no verdict: the reference holds {cells.n_clusters} clusters of {n_nights} nights, and it takes "
+            f"no verdict: the reference holds {cells.n_clusters} clusters of {nights}, and it takes "
             f"{MIN_CLUSTERS} clusters or {config.min_nights} nights"
         )
         return replace(comparison, columns=tuple(_because(column, problem) for column in comparison.columns))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import difflib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,6 +34,11 @@ _NUMBERS = {
 }
 _TEXTS = {"varchar", "enum", "uuid"}
 _EMPTY = {'"null"', "null", "sqlnull"}
+
+
+_LINEAGE = frozenset(("source", "source_line", "batch_id"))
+"""Columns that together tell a file of the lake."""
+_WRITER = frozenset(("policy_version",))
 
 
 @dataclass(frozen=True)
@@ -144,6 +150,10 @@ def relation_of(connection: duckdb.DuckDBPyConnection, name: str, sql: str) -> R
         found = connection.sql(f"SELECT * FROM {sql}")
         for column, column_type in zip(found.columns, found.types, strict=True):
             _describe(column, quoted(column), column_type, fields, left_out)
+    if {*fields, *left_out} >= _LINEAGE:
+        for column in (_LINEAGE | _WRITER) & set(fields):
+            del fields[column]
+            left_out[column] = "the lake's own note of where a row came from, which always moves"
     return Relation(name, sql, fields, left_out)
 
 
@@ -174,7 +184,7 @@ def require_columns(side: Relation, names: Collection[str]) -> None:
     """Raises DriftDataError where a relation lacks a column."""
     lacking = [name for name in names if not _has(side, name)]
     if lacking:
-        raise DriftDataError(f"{side.name} has no column {' and no '.join(lacking)}. There are {_listed(side)}.")
+        raise DriftDataError(f"{side.name} has no column {' and no '.join(lacking)}. {_known(side, lacking)}")
 
 
 def pair_of(
@@ -188,7 +198,7 @@ def pair_of(
     unknown = [name for name in leave_out if not any(_has(side, name) for side in (reference, live))]
     if unknown:
         raise DriftDataError(
-            f"Neither side has a column {' or '.join(unknown)} that could be left out. There are {_listed(reference)}."
+            f"Neither side has a column {' or '.join(unknown)} that could be left out. {_known(reference, unknown)}"
         )
     sides = _without(reference, leave_out), _without(live, leave_out)
     before, now, left_out = shared_fields(connection, *sides)
@@ -223,8 +233,13 @@ def shared_fields(
         fields = _alike(connection, (reference, live), name)
         if isinstance(fields, str):
             problems.append(f"  {name}: {fields}")
+        elif fields[0].kind == "vector" and not fields[0].length:
+            left_out[name] = "neither side holds a list in it"
         else:
             before[name], now[name] = fields
+    if not before and not problems:
+        said = "; ".join(f"{name}: {why}" for name, why in left_out.items())
+        raise DriftDataError(f"{reference.name} and {live.name} have nothing in common that can be compared: {said}.")
     if problems:
         lines = "\n".join(problems)
         raise DriftDataError(
@@ -340,3 +355,13 @@ def reading(name: str) -> Iterator[None]:
 
 def _listed(relation: Relation) -> str:
     return ", ".join([*relation.fields, *relation.left_out][:12]) or "none"
+
+
+def _known(relation: Relation, asked: Sequence[str]) -> str:
+    """What a misspelt column may have meant, or else what there is."""
+    names = [*relation.fields, *relation.left_out]
+    near = [close[0] for name in asked if (close := difflib.get_close_matches(name, names, n=1, cutoff=0.5))]
+    if near:
+        return f"Did you mean {' and '.join(near)}?"
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return f"There are {_listed(relation)}{more}."

@@ -137,6 +137,24 @@ class _NightFacts:
     n_clusters_by_night: int
 
 
+def _check_dates(pair: Pair, side: int, night: str) -> None:
+    """Raises DriftDataError where the column of nights holds what is no date."""
+    relation, column = pair.sides[side], quoted(night)
+    try:
+        pair.connection.execute(f"SELECT count({day_sql(column)}) FROM {relation.sql}").fetchall()
+    except duckdb.ConversionException:
+        wrong = f"TRY_CAST(CAST({column} AS VARCHAR) AS DATE) IS NULL AND {column} IS NOT NULL"
+        with reading(relation.name):
+            found = pair.connection.execute(f"SELECT {column} FROM {relation.sql} WHERE {wrong} LIMIT 1").fetchall()
+        shown = f", such as '{found[0][0]}'" if found else ""
+        raise DriftDataError(
+            f"{relation.name}: the column {night} holds what is no date{shown}. --night names the column of each row's "
+            "date, or of an instant of it."
+        ) from None
+    except (duckdb.Error, OSError):
+        return  # told by what reads it next
+
+
 def _night_facts(pair: Pair, side: int, night: str, cluster: str | None) -> _NightFacts:
     relation = pair.sides[side]
     day, of = day_sql(quoted(night)), quoted(cluster) if cluster else "0"
@@ -145,11 +163,13 @@ def _night_facts(pair: Pair, side: int, night: str, cluster: str | None) -> _Nig
         with reading(relation.name):
             return pair.connection.execute(sql).fetchall()
 
+    _check_dates(pair, side, night)
     ((n_clusters,),) = ask(f"SELECT approx_count_distinct({of}) FROM {relation.sql}")
     distinct = f"approx_count_distinct({of})"
     if n_clusters <= _FEW_CLUSTERS:
         distinct = f"count(DISTINCT {of})"
-        ((n_clusters,),) = ask(f"SELECT {distinct} FROM {relation.sql}")
+        _check_dates(pair, side, night)
+    ((n_clusters,),) = ask(f"SELECT {distinct} FROM {relation.sql}")
     rows = ask(f"SELECT {day} AS day, count(*), count({of}), {distinct} FROM {relation.sql} GROUP BY 1 ORDER BY 1")
     missing = {
         night: sum(n for day, n, *_ in rows if day is None),

@@ -141,7 +141,7 @@ def _beyond(report: DriftReport) -> Iterator[tuple[str, str, bool]]:
 def _short(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.3g}"
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:,.0f}" if abs(value) < 1e7 else f"{value:.2g}"
 
 
 def _has_blocks(out: Console) -> bool:

@@ -162,7 +162,7 @@ def joint_words(joint: JointDrift) -> str:
     )
     if joint.status == "not enough data" or joint.statistic is None:
         return f"{name} was not asked: {joint.reason or 'not enough data'}."
-    chance = "" if joint.p_value is None else f" (p {number(joint.p_value, 2)})"
+    chance = "" if joint.p_value is None else f" (p {_chance(joint.p_value)})"
     small = not joint.drifted and joint.reason.startswith("beyond chance")
     if joint.method == "classifier":
         better = "better than it tells" if joint.drifted or small else "no better than it tells"
@@ -188,12 +188,17 @@ def _usual(joint: JointDrift, most: float = math.inf) -> str:
     return f"; an unchanged night stays below {number(joint.threshold, 3)}"
 
 
+def _chance(p_value: float) -> str:
+    """Of unchanged nights; never 0, as no finite number of them shows that."""
+    return "below 0.0001" if p_value < 1e-4 else number(p_value, 2)
+
+
 def slow_words(slow: SlowDrift) -> str:
     """A column that moved over several nights, in a sentence."""
     return (
         f"{slow.name} has moved since {slow.since}, over {counted(slow.n_nights, 'night')}: "
         f"PSI {apart(slow.psi, slow.threshold)} together, {number(slow.threshold, 3)} allowed "
-        f"(p {number(slow.p_value, 2)})."
+        f"(p {_chance(slow.p_value)})."
     )
 
 

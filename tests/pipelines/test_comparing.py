@@ -238,7 +238,7 @@ def test_nights_and_clusters_of_files_tell_how_far_chance_goes(n_nights: int, un
     ("options", "message"),
     [
         (["--night", "date"], "the reference holds 1 clusters of 2 nights, and it takes 10 clusters or 14 nights"),
-        (["--night", "day"], "a.parquet has no column day. There are x0, x9, date"),
+        (["--night", "day"], "a.parquet has no column day. Did you mean date?"),
         (["--night", "date", "--cluster", "x9"], "x9 is missing in 1 rows, and what they depend on is not known"),
         (["--cluster", "episode"], "--cluster wants --night too"),
         (["--night", "date", "--independent-rows"], "--independent-rows contradicts nights"),
@@ -299,3 +299,35 @@ def test_nights_of_the_lake_are_compared_as_the_nightly_check_reads_them(fresh: 
 def test_what_is_no_range_of_nights_is_refused(text: str, message: str, fresh: Workspace, run: Run) -> None:
     answer = run(fresh, "drift", "compare", "--reference", text, "--live", "2026-02-01:")
     assert (answer.code, message in answer.err) == (1, True)
+
+
+def test_a_column_that_is_no_date_is_named_with_a_value(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        pq.write_table(pa.table({"x": np.arange(40.0), "zone": ["north"] * 40}), tmp_path / f"{name}.parquet")
+    code, _, said = asked(*(str(tmp_path / f"{name}.parquet") for name in ("a", "b")), "--night", "zone")
+    assert code == 1
+    assert "the column zone holds what is no date, such as 'north'" in " ".join(said.split())
+
+
+def test_lists_that_neither_side_holds_and_where_a_row_came_from_are_left_out(tmp_path: Path) -> None:
+    n = 60
+    for name in ("a", "b"):
+        columns = {
+            "x": pa.array(np.arange(float(n))),
+            "load": pa.array([None] * n, pa.list_(pa.float64())),
+            "source": pa.array([f"{name}.jsonl"] * n),
+            "source_line": pa.array(np.arange(n)),
+            "batch_id": pa.array([name] * n),
+            "policy_version": pa.array([name] * n),
+        }
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+        pq.write_table(pa.table({"source": columns["source"]}), tmp_path / f"own-{name}.parquet")
+    with duck() as connection:
+        pair = pair_of(connection, *(files_relation(connection, str(tmp_path / f"{name}.parquet")) for name in "ab"))
+        own = pair_of(connection, *(files_relation(connection, str(tmp_path / f"own-{name}.parquet")) for name in "ab"))
+    assert list(pair.fields[0]) == ["x"]
+    assert pair.left_out["load"] == "neither side holds a list in it"
+    assert {name for name, why in pair.left_out.items() if "where a row came from" in why} == {
+        "source", "source_line", "batch_id", "policy_version"
+    }  # fmt: skip
+    assert list(own.fields[0]) == ["source"]  # a column of the user's own
