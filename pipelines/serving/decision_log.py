@@ -172,6 +172,11 @@ class DecisionLog:
         self.close()
 
     @property
+    def directory(self) -> Path:
+        """The folder that it writes to."""
+        return self._directory
+
+    @property
     def lag(self) -> LogLag:
         """How it stands now."""
         unsynced = self._written - self._synced

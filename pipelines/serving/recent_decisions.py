@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from datasets.actions import Actions
 from datasets.contract import Contract
 from pipelines.serving.log_tails import newest_blocks
 from pipelines.serving.outcome import digest_of, value_at
+from pipelines.serving.refusals import RefusedRequestError
 
 _COLUMNS = ("decision_id", "episode_id", "step", "action", "behavior_prob", "behavior_probs", "policy_version")
 
@@ -42,11 +44,26 @@ class LoggedDecision:
     release: str
     observation: Mapping[str, Any]
 
-    def answers(self, episode_id: str | None, observation: Mapping[str, Any]) -> bool:
-        """Whether a request asks for this decision: of its episode, and all that it observes is as it was seen. What
-        the server itself filled in, such as what a cap leaves, no request brings."""
-        seen = all(self.observation.get(name) == value for name, value in observation.items())
-        return episode_id in (None, self.episode_id) and seen
+    def is_asked_by(self, decision: Mapping[str, Any]) -> bool:
+        """Whether a request asks for this decision: its episode, its step, and all that it observes as it was seen.
+        What the server itself filled in, such as what a cap leaves, no request brings."""
+        seen = all(self.observation.get(name) == value for name, value in decision["observation"].items())
+        named = {name: decision.get(name) for name in ("episode_id", "step")}
+        return seen and named["episode_id"] in (None, self.episode_id) and named["step"] in (None, self.step)
+
+    def answer(self, actions: Actions) -> dict[str, Any]:
+        """What its client was to be answered; which constraint forbade what is not in the log."""
+        label = next(name for name in actions.names if self.action in (name, actions.value_of(name)))
+        return {
+            "decision_id": self.decision_id,
+            "action": label,
+            "action_value": actions.value_of(label),
+            "probability": self.probability,
+            "probabilities": dict(zip(actions.names, self.probabilities, strict=False)),
+            "decided_by": self.decided_by,
+            "release": int(self.release),
+            "forbidden": {},
+        }
 
 
 class RecentDecisions:
@@ -60,7 +77,7 @@ class RecentDecisions:
     def __init__(self, contract: Contract, steps: Path, *, capacity: int = 10_000) -> None:
         names = [*_COLUMNS, "decided_by", *(f"observation.{name}" for name in contract.features)]
         self._places = {name: tuple(contract.log_paths(name)[0].split(".")) for name in names}
-        self._features = tuple(contract.features)
+        self._features, self._actions = tuple(contract.features), contract.actions
         self._capacity = capacity
         self._lines: OrderedDict[int, bytes] = OrderedDict()
         rows = (row for block in newest_blocks(steps) for row in block)
@@ -74,6 +91,29 @@ class RecentDecisions:
         self._lines[digest_of(decision_id)] = line
         if len(self._lines) > self._capacity:
             self._lines.popitem(last=False)
+
+    def answers_to(self, asked: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
+        """The answers to a request that was sent before; None where none of its decisions was made.
+
+        Raises:
+            RefusedRequestError: a decision_id stands for another decision, or only some of them were made.
+        """
+        names = [decision.get("decision_id") for decision in asked]
+        found = [None if name is None else self.find(name) for name in names]
+        if not any(found):
+            return None
+        answers = []
+        for decision, logged in zip(asked, found, strict=True):
+            if logged is None or not logged.is_asked_by(decision):
+                taken = (logged or next(filter(None, found))).decision_id
+                raise RefusedRequestError.of(
+                    "decision_exists",
+                    f"decision_id '{taken}' was decided already, for another request; ask with a new one, or leave it "
+                    "out. Only the very same request is answered again",
+                    status=409,
+                )
+            answers.append(logged.answer(self._actions))
+        return answers
 
     def find(self, decision_id: str) -> LoggedDecision | None:
         """The decision of that id; None where it was not made, or too long ago."""

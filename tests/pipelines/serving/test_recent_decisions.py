@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pipelines.serving.config import ServeConfig
 from pipelines.serving.decision_log import DecisionLog
 from pipelines.serving.recent_decisions import RecentDecisions
+from pipelines.serving.refusals import RefusedRequestError
 from tests.datasets.builders import step_row, tiny
 
 CONTRACT = tiny(columns={"decision_id": "ref.id", "observation.cpu": "load"})
@@ -41,14 +44,28 @@ def test_a_lost_answer_is_found_in_the_log_before_and_after_a_restart(tmp_path: 
     assert recent.find("d2") == again.find("d2")
 
 
-def test_an_id_that_is_used_for_something_else_is_no_repetition(tmp_path: Path) -> None:
+def test_the_same_request_is_answered_as_it_was_logged_and_another_one_is_refused(tmp_path: Path) -> None:
     recent = RecentDecisions(CONTRACT, tmp_path)
     recent.logged("d2", logged(2))
-    found = recent.find("d2")
-    assert found is not None
-    seen = {"cpu": 0.5, "zone": "a", "busy": True, "load": [0.0, 1.0]}
-    assert found.answers("e", seen)
-    assert found.answers(None, seen)
-    assert not found.answers("f", seen)
-    assert not found.answers("e", {**seen, "cpu": 0.6})
-    assert found.answers("e", {name: value for name, value in seen.items() if name != "zone"})
+    observation = {"cpu": 0.5, "zone": "a", "busy": True, "load": [0.0, 1.0]}
+    asked: dict[str, Any] = {"decision_id": "d2", "episode_id": "e", "observation": observation}
+
+    for same in (asked, {**asked, "step": 2}, {**asked, "episode_id": None}):
+        assert recent.answers_to([same]) == [
+            {
+                "decision_id": "d2",
+                "action": "hold",
+                "action_value": None,
+                "probability": 0.5,
+                "probabilities": {"down": 0.25, "hold": 0.5, "up": 0.25},
+                "decided_by": "guard",
+                "release": 3,
+                "forbidden": {},
+            }
+        ]
+    for other in ({"step": 3}, {"episode_id": "f"}, {"observation": {**observation, "cpu": 0.6}}):
+        with pytest.raises(RefusedRequestError, match="'d2' was decided already, for another request"):
+            recent.answers_to([{**asked, **other}])
+    with pytest.raises(RefusedRequestError, match="'d2' was decided already"):
+        recent.answers_to([{**asked, "decision_id": "new"}, asked])
+    assert recent.answers_to([{**asked, "decision_id": "new"}, {"observation": observation}]) is None
