@@ -80,11 +80,13 @@ class Decisions:
         probs: (n, A) float64 from which the action is drawn; rows sum to 1 but for rounding.
         decided_by: for each row one of POLICY, SHIELD, GUARD, LATE, BASELINE.
         q_values: (n, A) float64, NaN where the policy was not asked; None where it has none.
+        guard: for each row why the policy's guard let version 0 act, "" where it did not.
     """
 
     probs: NDArray[np.float64]
     decided_by: tuple[str, ...]
     q_values: NDArray[np.float64] | None = None
+    guard: tuple[str, ...] = ()
 
 
 def permit(
@@ -135,22 +137,25 @@ def decide(
     if not stuck.any():
         scores = scorer.score(records, permission.permitted)
         _check(scores.probs, permission.permitted)
-        return Decisions(scores.probs, _deciders(scores.guard, decided_by, len(records)), scores.q_values)
+        deciders = _deciders(scores.guard, decided_by, len(records))
+        return Decisions(scores.probs, deciders, scores.q_values, tuple(scores.guard or [""] * len(records)))
     probs = np.zeros(permission.permitted.shape)
     assert actions.safe is not None
     probs[stuck, actions.names.index(actions.safe)] = 1.0
-    deciders = np.full(len(records), SHIELD, dtype=object)
+    who = np.full(len(records), SHIELD, dtype=object)
+    guard = np.full(len(records), "", dtype=object)
     q_values = None
     free = np.flatnonzero(~stuck)
     if len(free):
         scores = scorer.score([records[i] for i in free.tolist()], permission.permitted[free])
         _check(scores.probs, permission.permitted[free])
         probs[free] = scores.probs
-        deciders[free] = _deciders(scores.guard, decided_by, len(free))
+        who[free] = _deciders(scores.guard, decided_by, len(free))
+        guard[free] = list(scores.guard or [""] * len(free))
         if scores.q_values is not None:
             q_values = np.full(probs.shape, np.nan)
             q_values[free] = scores.q_values
-    return Decisions(probs, tuple(deciders.tolist()), q_values)
+    return Decisions(probs, tuple(who.tolist()), q_values, tuple(guard.tolist()))
 
 
 def draw(probs: Sequence[float], uniform: float) -> int:

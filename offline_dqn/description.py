@@ -16,14 +16,16 @@ from datasets.errors import OfflineDqnError
 from datasets.settings import Settings, build_settings
 from offline_dqn.architecture import Architecture, Weights
 from offline_dqn.choice import BehaviorModel, Choice
+from offline_dqn.guard_description import build_guard, describe_guard, guard_tensors
+from offline_dqn.guarded import GuardedPolicy
 from offline_dqn.int8_weights import Int8Weights, int8_names
 from offline_dqn.mixture import MixturePolicy
 from offline_dqn.q_policy import QPolicy
 from offline_dqn.rule_policy import Rule, RulePolicy
 
-AnyPolicy = QPolicy | RulePolicy | MixturePolicy
+AnyPolicy = QPolicy | RulePolicy | MixturePolicy | GuardedPolicy
 Tensors = Mapping[str, NDArray[Any]]
-KINDS = ("q", "rules", "mixture")
+KINDS = ("q", "rules", "mixture", "guarded")
 
 
 class PolicyArtifactError(OfflineDqnError):
@@ -40,6 +42,12 @@ class _Mixture(_Part):
     share: float = Field(gt=0, lt=1)
     own: dict[str, Any]
     partner: dict[str, Any]
+
+
+class _Guarded(_Part):
+    own: dict[str, Any]
+    fallback: dict[str, Any]
+    guard: dict[str, Any]
 
 
 class _Common(_Part):
@@ -84,6 +92,11 @@ class _Q(_Common, _Networks):
 
 def along(policy: AnyPolicy, actions: tuple[str, ...]) -> AnyPolicy:
     """The same policy, with action axes that follow these labels."""
+    if isinstance(policy, GuardedPolicy):
+        own, fallback = along(policy.own, actions), along(policy.fallback, actions)
+        assert not isinstance(own, GuardedPolicy)
+        assert isinstance(fallback, QPolicy | RulePolicy)
+        return replace(policy, own=own, fallback=fallback)
     if isinstance(policy, MixturePolicy):
         own = replace(policy.own, actions=actions)
         return replace(policy, own=own, partner=along(policy.partner, actions))
@@ -91,7 +104,14 @@ def along(policy: AnyPolicy, actions: tuple[str, ...]) -> AnyPolicy:
 
 
 def describe(policy: AnyPolicy) -> dict[str, Any]:
-    """Plain JSON values of everything but the tensors; a mixture holds its parts whole."""
+    """Plain JSON values of everything but the tensors; what is made of parts holds them whole."""
+    if isinstance(policy, GuardedPolicy):
+        return {
+            "kind": "guarded",
+            "own": describe(policy.own),
+            "fallback": describe(policy.fallback),
+            "guard": describe_guard(policy.guard),
+        }
     if isinstance(policy, MixturePolicy):
         return {
             "kind": "mixture",
@@ -125,9 +145,13 @@ def describe(policy: AnyPolicy) -> dict[str, Any]:
 
 
 def tensors_of(policy: AnyPolicy) -> dict[str, NDArray[Any]]:
-    """Every tensor by name: those of a behavior model after "behavior.", those of a partner after "partner."."""
+    """Every tensor by name: those of a behavior model after "behavior.", those of a partner after "partner.", those of
+    a fallback after "fallback.", those of a guard after "guard."."""
     if isinstance(policy, RulePolicy):
         return {}
+    if isinstance(policy, GuardedPolicy):
+        fallback = {f"fallback.{name}": tensor for name, tensor in tensors_of(policy.fallback).items()}
+        return tensors_of(policy.own) | fallback | guard_tensors(policy.guard)
     if isinstance(policy, MixturePolicy):
         partner = tensors_of(policy.partner)
         return tensors_of(policy.own) | {f"partner.{name}": tensor for name, tensor in partner.items()}
@@ -160,6 +184,8 @@ def build(description: Mapping[str, Any], tensors: Tensors, where: str, actions:
 
 def _build(description: Mapping[str, Any], tensors: Tensors, where: str, actions: tuple[str, ...] | None) -> AnyPolicy:
     kind = description.get("kind")
+    if kind == "guarded":
+        return _built_guarded(build_settings(_Guarded, description, where), tensors, where, actions)
     if kind == "mixture":
         mixture = build_settings(_Mixture, description, where)
         own = _build(mixture.own, tensors, where, actions)
@@ -172,6 +198,18 @@ def _build(description: Mapping[str, Any], tensors: Tensors, where: str, actions
     if kind == "q":
         return _built_q(build_settings(_Q, description, where), tensors, where, actions)
     raise PolicyArtifactError(f"{where} has kind {kind!r}; known are {', '.join(KINDS)}.")
+
+
+def _built_guarded(described: _Guarded, tensors: Tensors, where: str, actions: tuple[str, ...] | None) -> GuardedPolicy:
+    own = _build(described.own, tensors, where, actions)
+    fallback = _build(described.fallback, _below("fallback.", tensors), where, own.actions)
+    if isinstance(own, GuardedPolicy):
+        raise PolicyArtifactError(f"{where}: own of a guarded policy is guarded itself; one guard decides.")
+    if not isinstance(fallback, QPolicy | RulePolicy):
+        raise PolicyArtifactError(
+            f"{where}: fallback of a guarded policy has kind {described.fallback['kind']!r}, wanted is 'rules' or 'q'."
+        )
+    return GuardedPolicy(own, fallback, build_guard(described.guard, tensors, own.contract, where))
 
 
 def _built_rules(described: _Rules, where: str, actions: tuple[str, ...] | None) -> RulePolicy:

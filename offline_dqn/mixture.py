@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from datasets.contract import Contract
 from datasets.observations import Observations
+from offline_dqn.guarded import GuardedPolicy
 from offline_dqn.q_policy import QPolicy
 from offline_dqn.rule_policy import RulePolicy
 
@@ -41,7 +42,7 @@ class MixturePolicy:
     """
 
     own: QPolicy
-    partner: QPolicy | RulePolicy | MixturePolicy
+    partner: QPolicy | RulePolicy | MixturePolicy | GuardedPolicy
     share: float
     digest: str = ""
 
@@ -99,6 +100,8 @@ class MixturePolicy:
         return probs
 
 
-def n_policies(policy: QPolicy | RulePolicy | MixturePolicy) -> int:
-    """How many policies act on each decision."""
+def n_policies(policy: QPolicy | RulePolicy | MixturePolicy | GuardedPolicy) -> int:
+    """How many policies act on each decision; what a guard falls back on acts on few."""
+    if isinstance(policy, GuardedPolicy):
+        return n_policies(policy.own)
     return 1 + n_policies(policy.partner) if isinstance(policy, MixturePolicy) else 1

@@ -15,9 +15,12 @@ from datasets.encoding import CLIP, FeatureEncoding
 from offline_dqn.architecture import CONVOLUTIONS, Architecture, ImageShape, Weights
 from offline_dqn.choice import quantile_weights
 from offline_dqn.description import AnyPolicy, PolicyArtifactError
+from offline_dqn.guard import CAUSES
+from offline_dqn.guard_graph import add_guard
+from offline_dqn.guarded import GuardedPolicy, learned_part
 from offline_dqn.mixture import MixturePolicy
 from offline_dqn.onnx_graph import Graph
-from offline_dqn.onnx_policy import AVAILABLE, OWN_PROBS, PROBS, Q_VALUES, OnnxPolicy
+from offline_dqn.onnx_policy import AVAILABLE, EXCESS, OWN_PROBS, PROBS, Q_VALUES, OnnxPolicy
 from offline_dqn.parity import measure_parity, probe_rows
 from offline_dqn.q_policy import QPolicy
 from offline_dqn.rule_graph import has_graph, preferred
@@ -25,6 +28,9 @@ from offline_dqn.rule_policy import PolicyRuleError, RulePolicy
 
 _N_PROBES = 256
 """Rows on which a graph is compared with the policy before it is kept."""
+
+_SAME_EXCESS = 1e-3
+"""Of a guard's score over its threshold: the disagreement is a small difference of what networks say in float32."""
 
 
 def export_graph(policy: AnyPolicy) -> tuple[bytes, dict[str, Any]] | None:
@@ -34,28 +40,53 @@ def export_graph(policy: AnyPolicy) -> tuple[bytes, dict[str, Any]] | None:
     as strings with "" where missing, images as rows of uint8 (height * width * channels numbers, then 1 where it is
     missing, else 0); and `available_actions` (n, A) bool. Any number of rows. Outputs are float64:
     `q_values` (n, A) in reward units, absent for a policy without values, and `probabilities` (n, A), exploration and
-    masks included. A row that allows no action has probabilities of NaN. Where the partner of a mixture acts by rules
-    that have no graph, this holds the own policy alone and calls its output `own_probabilities`.
+    masks included. A row that allows no action has probabilities of NaN. Where the partner of a mixture, or what a
+    guard falls back on, acts by rules that have no graph, this holds the own policy alone and calls its output
+    `own_probabilities`. A guarded policy has `guard_excess` (n, 3) besides, each cause's score over its threshold:
+    above 1 it fires.
 
     Raises:
         PolicyArtifactError: on probe rows, the graph does not say what the policy says.
     """
     whole = is_whole(policy)
-    shown = policy.own if isinstance(policy, MixturePolicy) and not whole else policy
-    if isinstance(shown, RulePolicy) and not whole:
+    shown, depth = _shown(policy)
+    if shown is None:
         return None
     names, graph = policy.contract.actions.names, Graph()
     allowed = graph.input(AVAILABLE, TensorProto.BOOL, ["n", len(names)])
     q_values, probs = _act(graph, shown, names, allowed)
     outputs = {**({Q_VALUES: q_values} if q_values else {}), (PROBS if whole else OWN_PROBS): probs}
-    content = graph.model(outputs, len(names), {"actions": json.dumps(names)}).SerializeToString(deterministic=True)
-    description = {"inputs": graph.described(), "outputs": list(outputs), "actions": list(names), "whole": whole}
+    if isinstance(policy, GuardedPolicy):
+        outputs[EXCESS] = _excess(graph, policy)
+    widths = {**dict.fromkeys(outputs, len(names)), EXCESS: len(CAUSES)}
+    content = graph.model(outputs, widths, {"actions": json.dumps(names)}).SerializeToString(deterministic=True)
+    description = {
+        "inputs": graph.described(),
+        "outputs": list(outputs),
+        "actions": list(names),
+        "whole": whole,
+        "depth": depth,
+    }
     _verify(shown, content, description)
+    if isinstance(policy, GuardedPolicy):
+        _verify_guard(policy, content, description)
     return content, description
+
+
+def _shown(policy: AnyPolicy) -> tuple[AnyPolicy | None, int]:
+    """The largest part that acts alone and has a graph, and behind how many guards and mixtures it stands."""
+    depth = 0
+    while not is_whole(policy):
+        if isinstance(policy, QPolicy | RulePolicy):
+            return None, depth
+        policy, depth = policy.own, depth + 1
+    return policy, depth
 
 
 def is_whole(policy: AnyPolicy) -> bool:
     """Whether a graph can hold all of it."""
+    if isinstance(policy, GuardedPolicy):
+        return is_whole(policy.own) and is_whole(policy.fallback)
     if isinstance(policy, MixturePolicy):
         return is_whole(policy.partner)
     return not isinstance(policy, RulePolicy) or (has_graph(policy) and _rules_agree(policy))
@@ -66,7 +97,7 @@ def _rules_agree(policy: RulePolicy) -> bool:
     graph = Graph()
     allowed = graph.input(AVAILABLE, TensorProto.BOOL, ["n", len(policy.actions)])
     _, probs = _act(graph, policy, policy.actions, allowed)
-    content = graph.model({PROBS: probs}, len(policy.actions), {}).SerializeToString()
+    content = graph.model({PROBS: probs}, {PROBS: len(policy.actions)}, {}).SerializeToString()
     description = {"inputs": graph.described(), "outputs": [PROBS], "actions": list(policy.actions)}
     try:
         parity = measure_parity(
@@ -87,8 +118,55 @@ def _verify(policy: AnyPolicy, content: bytes, description: dict[str, Any]) -> N
         )
 
 
+def _verify_guard(policy: GuardedPolicy, content: bytes, description: dict[str, Any]) -> None:
+    observations, _ = probe_rows(policy, _N_PROBES)
+    wanted = policy.guard_excess(observations)
+    found = OnnxPolicy(policy.contract, content, description).guard_excess(observations)
+    assert found is not None
+    if not (np.abs(found - wanted) <= _SAME_EXCESS * np.maximum(1.0, wanted)).all():
+        raise PolicyArtifactError(
+            f"policy.onnx would not guard as the policy does: on {len(wanted)} probe rows scores differ by up to "
+            f"{np.abs(found - wanted).max():.1e} of their thresholds. Nothing was written. Very large weights can do "
+            "this: see whether training diverged."
+        )
+
+
+def _excess(graph: Graph, policy: GuardedPolicy) -> str:
+    """(n, 3) as `GuardedPolicy.guard_excess`."""
+    learned = learned_part(policy)
+
+    def spread() -> str | None:
+        if not isinstance(learned, QPolicy) or learned.kind == "logits" or learned.architecture.n_members == 1:
+            return None
+        return _choice_spread(graph, learned)
+
+    return add_guard(graph, policy.guard, policy.contract, spread)
+
+
+def _choice_spread(graph: Graph, policy: QPolicy) -> str:
+    """(n, 1) float64 as `guard.choice_spread`."""
+    outputs = _network(graph, policy.architecture, policy.weights, _encode(graph, policy))
+    wide = graph.op("Cast", outputs, to=TensorProto.DOUBLE)
+    values = graph.op("Mul", graph.op("ReduceMean", wide, graph.axes(3), keepdims=0), graph.number(policy.reward_scale))
+    above = graph.op("Sub", values, graph.op("ReduceMean", values, graph.axes(2), keepdims=1))
+    apart = graph.op("Sub", above, graph.op("ReduceMean", above, graph.axes(0), keepdims=1))
+    squared = graph.op("ReduceSum", graph.op("Mul", apart, apart), graph.axes(0), keepdims=0)
+    n_others = float(policy.architecture.n_members - 1)
+    deviations = graph.op("Sqrt", graph.op("Div", squared, graph.number(n_others)))
+    return graph.op("ReduceMax", deviations, graph.axes(1), keepdims=1)
+
+
 def _act(graph: Graph, policy: AnyPolicy, names: Sequence[str], available: str) -> tuple[str, str]:
     """Q-values ("" where there are none) and probabilities, both along `names`."""
+    if isinstance(policy, GuardedPolicy):
+        q_values, own = _act(graph, policy.own, names, available)
+        _, fallback = _act(graph, policy.fallback, names, available)
+        largest = graph.op("ReduceMax", _excess(graph, policy), graph.axes(1), keepdims=1)
+        able_to = graph.constant(np.isin(names, policy.fallback.contract.actions.names))
+        able = graph.op("Cast", graph.op("And", available, able_to), to=TensorProto.FLOAT)
+        able = graph.op("Cast", graph.op("ReduceMax", able, graph.axes(1), keepdims=1), to=TensorProto.BOOL)
+        falls_back = graph.op("And", able, graph.op("Greater", largest, graph.number(1.0)))
+        return q_values, graph.op("Where", falls_back, fallback, own)
     if isinstance(policy, MixturePolicy):
         q_values, own = _act(graph, policy.own, names, available)
         _, partner = _act(graph, policy.partner, names, available)

@@ -21,13 +21,17 @@ _IR_VERSION = 9
 
 
 class Graph:
-    """Collects nodes, constants and inputs; every tensor is named by a number that no feature can have."""
+    """Collects nodes, constants and inputs; every tensor is named by a number that no feature can have.
+
+    The same node of the same inputs is there once, so that a guard and its policy share what both compute.
+    """
 
     def __init__(self) -> None:
         self._nodes: list[onnx.NodeProto] = []
         self._constants: list[onnx.TensorProto] = []
         self._inputs: dict[str, onnx.ValueInfoProto] = {}
         self._features: dict[str, str] = {}
+        self._named: dict[object, str] = {}
 
     def input(self, name: str, kind: int, shape: Sequence[int | str]) -> str:
         """An input of the model, declared once."""
@@ -43,9 +47,12 @@ class Graph:
 
     def constant(self, values: NDArray[Any]) -> str:
         """A tensor that the model holds."""
-        name = f"/constant/{len(self._constants)}"
-        self._constants.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
-        return name
+        values = np.asarray(values)
+        key = ("constant", values.dtype.str, values.shape, values.tobytes())
+        if key not in self._named:
+            self._named[key] = name = f"/constant/{len(self._constants)}"
+            self._constants.append(numpy_helper.from_array(np.array(values, order="C"), name))
+        return self._named[key]
 
     def axes(self, *values: int) -> str:
         """A constant of int64, such as axes or a shape."""
@@ -64,9 +71,11 @@ class Graph:
 
     def op(self, kind: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
         """A node; returns the name of its one output."""
-        name = f"/{kind}/{len(self._nodes)}"
-        self._nodes.append(helper.make_node(kind, inputs, [name], name=name, domain=domain, **attributes))
-        return name
+        key = (kind, inputs, domain, repr(sorted(attributes.items())))
+        if key not in self._named:
+            self._named[key] = name = f"/{kind}/{len(self._nodes)}"
+            self._nodes.append(helper.make_node(kind, inputs, [name], name=name, domain=domain, **attributes))
+        return self._named[key]
 
     def described(self) -> list[dict[str, Any]]:
         """Name, feature (None for the mask), type and shape of each input."""
@@ -78,12 +87,11 @@ class Graph:
             described.append({"name": name, "feature": self._features.get(name), "type": kind, "shape": shape})
         return described
 
-    def model(self, outputs: dict[str, str], n_actions: int, metadata: dict[str, str]) -> onnx.ModelProto:
-        """The checked model whose outputs are the given tensors, each (n, A) float64."""
+    def model(self, outputs: dict[str, str], widths: dict[str, int], metadata: dict[str, str]) -> onnx.ModelProto:
+        """The checked model whose outputs are the given tensors, each float64 with n rows of its width."""
         for name, tensor in outputs.items():
             self._nodes.append(helper.make_node("Identity", [tensor], [name], name=name))
-        shape: list[int | str | None] = ["n", n_actions]
-        infos = [helper.make_tensor_value_info(name, TensorProto.DOUBLE, shape) for name in outputs]
+        infos = [helper.make_tensor_value_info(name, TensorProto.DOUBLE, ["n", widths[name]]) for name in outputs]
         graph = helper.make_graph(self._nodes, "policy", list(self._inputs.values()), infos, self._constants)
         opsets = [helper.make_opsetid(domain, version) for domain, version in _OPSETS]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="offline-dqn")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,32 @@ from numpy.typing import NDArray
 
 from datasets.contract import CategoricalFeature, Contract, ImageFeature
 from datasets.observations import Observations
+from offline_dqn.guard import reasons_of
 
 AVAILABLE, Q_VALUES, PROBS, OWN_PROBS = "available_actions", "q_values", "probabilities", "own_probabilities"
-_RESERVED = {AVAILABLE, Q_VALUES, PROBS, OWN_PROBS}
+EXCESS = "guard_excess"
+_RESERVED = {AVAILABLE, Q_VALUES, PROBS, OWN_PROBS, EXCESS}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What one run of a graph says of n rows.
+
+    Attributes:
+        probs: (n, A) probabilities with which it acts, those of the fallback where the guard fires. Where
+            `OnnxPolicy.depth` is above 0, of the part that the graph holds alone.
+        q_values: (n, A) in reward units; None where the policy has none.
+        excess: (n, 3) score over threshold of each of `guard.CAUSES`, above 1 it fires; None without a guard.
+    """
+
+    probs: NDArray[np.float64]
+    q_values: NDArray[np.float64] | None
+    excess: NDArray[np.float64] | None
+
+    @property
+    def reasons(self) -> NDArray[np.str_] | None:
+        """(n,) why the guard fires, "" where it does not; None without a guard."""
+        return None if self.excess is None else reasons_of(self.excess)
 
 
 def input_name(feature: str) -> str:
@@ -28,6 +52,11 @@ class OnnxPolicy:
         contract: the one the policy was trained under.
         content: the bytes of `policy.onnx`.
         description: of its inputs and outputs, as `policy.json` holds it under "graph".
+
+    Attributes:
+        actions: labels of its action axes.
+        features: that it takes.
+        depth: 0 where it holds all of the policy; else what it holds stands behind so many guards and mixtures.
     """
 
     def __init__(self, contract: Contract, content: bytes, description: Mapping[str, Any]) -> None:
@@ -41,6 +70,7 @@ class OnnxPolicy:
             entry["feature"] for entry in description["inputs"] if entry["feature"] is not None
         )
         self._outputs: list[str] = list(description["outputs"])
+        self.depth = int(description.get("depth", 0))
 
     def score(
         self, observations: Observations, available: NDArray[np.bool_]
@@ -51,19 +81,24 @@ class OnnxPolicy:
             observations: n rows, n at least 1.
             available: (n, A) bool; the probabilities of a row without any are NaN.
         """
-        return self.run({name: _fed(self._contract, observations, name) for name in self.features}, available)
+        found = self.run({name: _fed(self._contract, observations, name) for name in self.features}, available)
+        return found.probs, found.q_values
 
-    def run(
-        self, feeds: Mapping[str, NDArray[Any]], available: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-        """As `score`, of features as the graph takes them: numbers with NaN, labels with "" where missing."""
+    def guard_excess(self, observations: Observations) -> NDArray[np.float64] | None:
+        """(n, 3) as `GuardedPolicy.guard_excess`; None without a guard."""
+        everything = np.ones((len(observations), len(self.actions)), dtype=bool)
+        return self.run({name: _fed(self._contract, observations, name) for name in self.features}, everything).excess
+
+    def run(self, feeds: Mapping[str, NDArray[Any]], available: NDArray[np.bool_]) -> Scored:
+        """As `score`, and what the guard says, of features as the graph takes them: numbers with NaN where missing,
+        labels with ""."""
         inputs = {input_name(name): values for name, values in feeds.items()}
         inputs[AVAILABLE] = available
         found = self._session.run(self._outputs, inputs)
         outputs = dict(zip(self._outputs, found, strict=True))
-        q_values = outputs.pop(Q_VALUES, None)
+        q_values, excess = outputs.pop(Q_VALUES, None), outputs.pop(EXCESS, None)
         (probs,) = outputs.values()
-        return probs, q_values
+        return Scored(probs, q_values, excess)
 
 
 def _fed(contract: Contract, observations: Observations, name: str) -> NDArray[Any]:

@@ -12,6 +12,8 @@ from datasets.contract import CategoricalFeature, ImageFeature, VectorFeature
 from datasets.observations import MISSING_CODE, Observations
 from offline_dqn.choice import supported
 from offline_dqn.description import AnyPolicy
+from offline_dqn.guard import DISAGREEMENT
+from offline_dqn.guarded import GuardedPolicy, learned_part
 from offline_dqn.mixture import MixturePolicy
 from offline_dqn.q_policy import QPolicy
 from offline_dqn.rule_graph import constants_of
@@ -94,7 +96,10 @@ def probe_rows(policy: AnyPolicy, n_rows: int) -> tuple[Observations, NDArray[np
         n observations and (n, A) bool available actions, at least one of which every part of a mixture knows.
     """
     rng = np.random.default_rng(0)
-    own = policy.own if isinstance(policy, MixturePolicy) else policy
+    own = learned_part(policy)
+    # Features drawn one by one do not go together: a guard lets only what lies near its middle through.
+    middles = policy.guard.familiarity.middles() if isinstance(policy, GuardedPolicy) else {}
+    ordinary = 0.1 if middles else 1.0
     numbers, labels = (np.zeros(1), ["a label that no log has held"])
     if isinstance(own, RulePolicy):
         asked = constants_of(own)
@@ -114,7 +119,8 @@ def probe_rows(policy: AnyPolicy, n_rows: int) -> tuple[Observations, NDArray[np
             n_numbers = feature.length if isinstance(feature, VectorFeature) else 1
             level = np.array(encoding.mean) if encoding else rng.choice(numbers, (n_rows, n_numbers))
             scale = np.array(encoding.scale) if encoding else np.abs(level) + 1.0
-            spread = rng.choice([0.0, 1.0, 5.0, 1e6], p=[0.1, 0.7, 0.15, 0.05], size=(n_rows, 1))
+            level = middles.get(name, level)
+            spread = rng.choice([0.0, ordinary, 5.0, 1e6], p=[0.1, 0.7, 0.15, 0.05], size=(n_rows, 1))
             table = level + scale * spread * rng.normal(size=(n_rows, n_numbers))
             table[rng.random(n_rows) < 0.05] = np.nan
             columns[name] = table if isinstance(feature, VectorFeature) else table[:, 0]
@@ -134,6 +140,8 @@ def _probe_images(rng: np.random.Generator, n_rows: int, feature: ImageFeature) 
 def _common_actions(policy: AnyPolicy) -> NDArray[np.bool_]:
     """(A,) actions that every part knows."""
     known: NDArray[np.bool_] = np.isin(policy.actions, policy.contract.actions.names)
+    if isinstance(policy, GuardedPolicy):
+        return _common_actions(policy.own) & _common_actions(policy.fallback)
     return known & _common_actions(policy.partner) if isinstance(policy, MixturePolicy) else known
 
 
@@ -143,6 +151,9 @@ def _rounding_of_probs(policy: AnyPolicy, observations: Observations, available:
     A softmax of scores that are each off by at most d changes the odds of two actions by a factor of at most
     exp(2 d / temperature), and so a probability by at most exp(2 d / temperature) - 1.
     """
+    if isinstance(policy, GuardedPolicy):
+        parts = (policy.own, policy.fallback)
+        return max(_rounding_of_probs(part, observations, available) for part in parts)
     if isinstance(policy, MixturePolicy):
         own = _rounding_of_probs(policy.own, observations, available)
         partner = _rounding_of_probs(policy.partner, observations, available)
@@ -155,8 +166,21 @@ def _rounding_of_probs(policy: AnyPolicy, observations: Observations, available:
     return (1.0 - policy.exploration) * float(min(1.0, np.expm1(min(exponent, 1.0))))
 
 
+def _guard_is_clear(policy: GuardedPolicy, observations: Observations) -> NDArray[np.bool_]:
+    """(n,) whether no score lies so near to its threshold that rounding decides which side of it."""
+    excess, near = policy.guard_excess(observations), np.array([1e-9, 1e-9, 1e-9])
+    learned = learned_part(policy)
+    if policy.guard.watches_disagreement and isinstance(learned, QPolicy):
+        largest = float(np.abs(learned.member_values(observations)).max())
+        near[2] = TOLERANCE * largest / policy.guard.thresholds[DISAGREEMENT]
+    return np.asarray((np.abs(excess - 1.0) > near).all(axis=1), dtype=np.bool_)
+
+
 def _is_decided(policy: AnyPolicy, observations: Observations, available: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """(n,) whether every part's choice is clearer than rounding."""
+    """(n,) whether every part's choice, and who makes it, is clearer than rounding."""
+    if isinstance(policy, GuardedPolicy):
+        clear = _guard_is_clear(policy, observations) & _is_decided(policy.own, observations, available)
+        return clear & _is_decided(policy.fallback, observations, available)
     if isinstance(policy, MixturePolicy):
         own = _is_decided(policy.own, observations, available)
         return own & _is_decided(policy.partner, observations, available)

@@ -19,6 +19,7 @@ from datasets.contract import Contract
 from datasets.durable import write_durably
 from datasets.observations import Observations
 from offline_dqn.description import KINDS, AnyPolicy, PolicyArtifactError, along, build, describe, tensors_of
+from offline_dqn.guarded import GuardedPolicy
 from offline_dqn.mixture import MixturePolicy
 from offline_dqn.q_policy import QPolicy
 from offline_dqn.rule_policy import Rule, RulePolicy
@@ -28,6 +29,7 @@ __all__ = [
     "MANIFEST_FILE",
     "WEIGHTS_FILE",
     "AnyPolicy",
+    "GuardedPolicy",
     "MixturePolicy",
     "Policy",
     "PolicyArtifactError",

@@ -90,8 +90,13 @@ class QPolicy:
         """
         if self.kind == "logits" or self.architecture.n_members == 1:
             return None
-        values = self._outputs(self.encoder.encode(observations)).mean(axis=3, dtype=np.float64)
-        return self._along_actions(values.std(axis=0, ddof=1) * self.reward_scale, unknown=np.nan)
+        return self._along_actions(self.member_values(observations).std(axis=0, ddof=1), unknown=np.nan)
+
+    def member_values(self, observations: Observations) -> NDArray[np.float64]:
+        """(K, n, own actions) float64 what each network says, in reward units or of logits, less any potential."""
+        outputs = self._outputs(self.encoder.encode(observations))
+        values: NDArray[np.float64] = outputs.mean(axis=3, dtype=np.float64) * self.reward_scale
+        return values
 
     def action_probs(self, observations: Observations, available: NDArray[np.bool_]) -> NDArray[np.float64]:
         """(n, A) probabilities with which it acts, exploration and masks included; equal scores share.

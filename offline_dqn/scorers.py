@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from datasets.contract import CategoricalFeature, ImageFeature, VectorFeature
 from datasets.images import image_rows
-from datasets.observations import observations_of_checked
+from datasets.observations import Observations, observations_of_checked
 from datasets.row_conditions import Condition, NotANumberError, Record, compile_condition
 from offline_dqn.decisions import Scorer, Scores
 from offline_dqn.exploration import allowed_actions, explore
+from offline_dqn.guarded import GuardedPolicy, fallback_reasons
+from offline_dqn.mixture import MixturePolicy
 from offline_dqn.onnx_policy import OnnxPolicy
 from offline_dqn.policy import AnyPolicy
 from offline_dqn.rule_policy import RulePolicy
@@ -31,11 +33,13 @@ class NumpyScorer:
         """As `Scorer` says."""
         observations = observations_of_checked(self._policy.contract, records)
         probs = np.asarray(self._policy.action_probs(observations, permitted), dtype=np.float64)
-        return Scores(probs, self._policy.q_values(observations))
+        return Scores(
+            probs, self._policy.q_values(observations), fallback_reasons(self._policy, observations, permitted)
+        )
 
 
 class OnnxScorer:
-    """A policy whose graph holds all of it.
+    """A policy by its graph; what the graph leaves out, rules that have none, is added by numpy.
 
     Args:
         policy: names the actions.
@@ -43,25 +47,57 @@ class OnnxScorer:
     """
 
     def __init__(self, policy: AnyPolicy, graph: OnnxPolicy) -> None:
-        self._graph, self._features = graph, policy.contract.features
+        self._policy, self._graph, self._features = policy, graph, policy.contract.features
         self.actions = policy.actions
         self.known = known_actions(policy)
         self._columns = [policy.actions.index(name) for name in graph.actions]
         self._is_whole_axis = self._columns == list(range(len(self.actions)))
+        self._able = known_actions(policy.fallback) if isinstance(policy, GuardedPolicy) else self.known
 
     def score(self, records: Sequence[Record], permitted: NDArray[np.bool_]) -> Scores:
         """As `Scorer` says."""
         feeds = {name: _fed(self._features[name], [r.get(name) for r in records]) for name in self._graph.features}
+        found = self._graph.run(feeds, permitted if self._is_whole_axis else permitted[:, self._columns])
+        probs = self._along_actions(found.probs, 0.0)
+        q_values = None if found.q_values is None else self._along_actions(found.q_values, -np.inf)
+        reasons = found.reasons
+        if reasons is not None:
+            reasons = np.where((permitted & self._able).any(axis=1), reasons, "")
+        if self._graph.depth:
+            observations = observations_of_checked(self._policy.contract, records)
+            probs = _with_the_rest(self._policy, self._graph.depth, probs, reasons, observations, permitted)
+        return Scores(probs, q_values, None if reasons is None else reasons.tolist())
+
+    def _along_actions(self, own: NDArray[np.float64], unknown: float) -> NDArray[np.float64]:
         if self._is_whole_axis:
-            return Scores(*self._graph.run(feeds, permitted))
-        own_probs, own_q = self._graph.run(feeds, permitted[:, self._columns])
-        probs = np.zeros(permitted.shape)
-        probs[:, self._columns] = own_probs
-        if own_q is None:
-            return Scores(probs)
-        q_values = np.full(permitted.shape, -np.inf)
-        q_values[:, self._columns] = own_q
-        return Scores(probs, q_values)
+            return own
+        spread = np.full((len(own), len(self.actions)), unknown)
+        spread[:, self._columns] = own
+        return spread
+
+
+def _with_the_rest(
+    policy: AnyPolicy,
+    depth: int,
+    probs: NDArray[np.float64],
+    reasons: NDArray[np.str_] | None,
+    observations: Observations,
+    permitted: NDArray[np.bool_],
+) -> NDArray[np.float64]:
+    """(n, A) of a policy of whose `depth`-th own part these are the probabilities."""
+    if depth == 0:
+        return probs
+    assert isinstance(policy, GuardedPolicy | MixturePolicy)
+    own = _with_the_rest(policy.own, depth - 1, probs, None, observations, permitted)
+    if isinstance(policy, MixturePolicy):
+        mixed: NDArray[np.float64] = policy.share * own
+        return mixed + (1.0 - policy.share) * policy.partner.action_probs(observations, permitted)
+    assert reasons is not None  # only the outermost policy has a guard, beside partners that are whole
+    rows = np.flatnonzero(reasons != "")
+    if len(rows):
+        own = own.copy()
+        own[rows] = policy.fallback.action_probs(observations.take(rows), permitted[rows])
+    return own
 
 
 class CompiledRules:
@@ -110,7 +146,7 @@ def scorer_of(policy: AnyPolicy, graph: tuple[bytes, Mapping[str, Any]] | None =
         conditions = [compile_condition(rule.when, policy.contract) for rule in policy.rules]
         if all(conditions):
             return CompiledRules(policy, [condition for condition in conditions if condition is not None])
-    if graph is not None and graph[1]["whole"]:
+    if graph is not None:
         return OnnxScorer(policy, OnnxPolicy(policy.contract, *graph))
     return NumpyScorer(policy)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from datasets.encoding import Encoder
 from datasets.errors import OfflineDqnError
 from offline_dqn.description import AnyPolicy
-from offline_dqn.mixture import MixturePolicy
+from offline_dqn.guarded import learned_part
 from offline_dqn.networks import Parameters
 from offline_dqn.q_policy import QPolicy
 from offline_dqn.sampling import BatchSource
@@ -31,7 +31,7 @@ def champion_parameters(champion: AnyPolicy, source: BatchSource, config: TrainC
     last layer. It is exact but for values that were cut as too far out, and for vectors with missing components.
 
     Args:
-        champion: of a mixture, its own part counts.
+        champion: behind guard and mixture, its own part counts.
         source: today's steps, with their encoder and reward scale.
         config: today's settings.
 
@@ -42,7 +42,7 @@ def champion_parameters(champion: AnyPolicy, source: BatchSource, config: TrainC
     Raises:
         WarmStartError: its networks do not learn values, or have another shape, inputs, actions or potential.
     """
-    own = champion.own if isinstance(champion, MixturePolicy) else champion
+    own = learned_part(champion)
     if not isinstance(own, QPolicy) or own.kind != "values":
         raise WarmStartError("it acts by rules or clones the log: it has no networks that learned values")
     found = list(_differences(own, source, config))

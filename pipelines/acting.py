@@ -92,6 +92,7 @@ def act(workspace: Workspace, release: int, path: Path, engine: Engine = "numpy"
             "action": names[chosen[i]],
             "action_value": policy.contract.actions.value_of(names[chosen[i]]),
             "decided_by": decided.decided_by[i],
+            "guard": decided.guard[i] or None,
             "forbidden": forbidden_by(names, forbidden, i, masks[i]),
             "probabilities": dict(zip(names, probs[i].round(6).tolist(), strict=True)),
             "q_values": None if q is None else dict(zip(names, q[i].round(6).tolist(), strict=True)),
@@ -106,7 +107,7 @@ def _scorer(folder: Path, policy: AnyPolicy, engine: Engine) -> Scorer:
         return NumpyScorer(policy)
     graph = read_graph(folder)
     if graph is None or not graph[1]["whole"]:
-        holder = "acts by rules" if graph is None else "mixes in a policy of rules"
+        holder = "acts by rules" if graph is None else "mixes in, or falls back on, a policy of rules"
         raise ReleaseError(
             f"Release {folder.name} {holder}, and these have no graph: leave out --engine onnx, and it acts as it is."
         )

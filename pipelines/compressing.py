@@ -11,7 +11,9 @@ from datasets.replay import SELECT, TRAIN, Replay
 from datasets.snapshot import current_snapshot, open_snapshot
 from offline_dqn.compression import DistillConfig, distill, quantize
 from offline_dqn.compression_loss import CompressionLoss, measure_loss
-from offline_dqn.policy import WEIGHTS_FILE, AnyPolicy, MixturePolicy, QPolicy, RulePolicy, save_policy
+from offline_dqn.guard_fit import GuardFitter
+from offline_dqn.guarded import GuardedPolicy, learned_part, with_learned_part
+from offline_dqn.policy import WEIGHTS_FILE, AnyPolicy, QPolicy, save_policy
 from pipelines.acting import ReleaseError, load_release
 from pipelines.known_releases import intact_trainings
 from pipelines.workspace import Workspace
@@ -54,7 +56,8 @@ def compress(
 ) -> CompressOutcome:
     """Makes a smaller candidate of a release: distilled on the `train` episodes of its snapshot, or in int8, or both.
 
-    Of a mixture the learned policy becomes smaller; its partner stays as it is. The same release with the same settings
+    Of a mixture the learned policy becomes smaller; its partner stays as it is. A guard stays, its thresholds set anew
+    on `select` by `[guard]`: smaller networks disagree otherwise. The same release with the same settings
     gives the candidate that stands there already, since a twin would meet the gate a second time.
 
     Raises:
@@ -64,7 +67,7 @@ def compress(
     if distillation is None and not int8:
         raise ReleaseError("There is nothing to compress by: give --hidden for a smaller network, --int8, or both.")
     before = load_release(workspace, release)
-    if isinstance(before, RulePolicy):
+    if not isinstance(learned_part(before), QPolicy):
         raise ReleaseError(f"Release {release} acts by rules, which have no weights to compress.")
     folder = workspace.release_path(release)
     training = json.loads((folder / "training.json").read_text())
@@ -85,11 +88,13 @@ def compress(
             "snapshot.select_share, or wait for more nights."
         )
     before = load_release(workspace, release, replay.contract)
-    assert isinstance(before, QPolicy | MixturePolicy)
-    own = before.own if isinstance(before, MixturePolicy) else before
+    own = learned_part(before)
+    assert isinstance(own, QPolicy)
     smaller = _smaller(own, replay.of_split(TRAIN), distillation, int8, on_update)
     smaller = replace(smaller, config={**own.config, "compression": settings})
-    after: AnyPolicy = replace(before, own=smaller) if isinstance(before, MixturePolicy) else smaller
+    after: AnyPolicy = with_learned_part(before, smaller)
+    if isinstance(after, GuardedPolicy):
+        after = GuardFitter(replay.of_split(TRAIN), select, after.fallback, workspace.config.guard).guarded(after)
     config = workspace.config
     loss = measure_loss(before, after, select, encoder=own.encoder, config=config.evaluate.fqe, seed=config.train.seed)
     with workspace.registry.staging() as staged:

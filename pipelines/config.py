@@ -14,6 +14,7 @@ from datasets.settings import Settings, build_settings, read_toml
 from datasets.snapshot_config import SnapshotConfig
 from datasets.validation import ValidateConfig
 from drift.config import DriftConfig
+from offline_dqn.guard_config import GuardConfig
 from offline_dqn.policy import Rule, RulePolicy
 from offline_dqn.train_config import TrainConfig
 from pipelines.metrics.config import CostConfig, MetricsConfig
@@ -71,6 +72,7 @@ class PipelineConfig(Settings):
     drift: DriftConfig = DriftConfig()
     train: TrainConfig = TrainConfig()
     select: SelectConfig = SelectConfig()
+    guard: GuardConfig = GuardConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     gate: GateConfig = GateConfig()
     canary: CanaryConfig = CanaryConfig()

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from offline_dqn.policy import load_policy
+from pipelines.config import PipelineConfig
 from pipelines.workspace import Workspace
 from reports.manifest import read_manifest
 
@@ -35,6 +36,7 @@ def deciding_settings(
     return {
         "config": config.train.model_dump(mode="json"),
         "select_config": config.select.model_dump(mode="json"),
+        "guard": deciding_guard(config, version_zero),
         "fqe": config.evaluate.fqe.model_dump(mode="json"),
         "propensity": config.evaluate.propensity.model_dump(mode="json"),
         "gate_config": config.gate.model_dump(mode="json"),
@@ -43,6 +45,13 @@ def deciding_settings(
         "version_zero": version_zero,
         "parent": dict(parent) if parent is not None else None,
     }
+
+
+def deciding_guard(config: PipelineConfig, version_zero: str | None) -> dict[str, Any] | None:
+    """What of `[guard]` decides which policy training makes; None where there is no guard."""
+    if version_zero is None or not config.guard.enabled:
+        return None
+    return config.guard.model_dump(mode="json", exclude={"enabled", "alert_share"})
 
 
 def intact_trainings(workspace: Workspace) -> Iterator[tuple[int, Training]]:

@@ -7,6 +7,7 @@ chosen is registered, with the whole table beside it. `gate` is not read here.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +32,8 @@ from offline_dqn.candidates import (
 )
 from offline_dqn.devices import resolve_device
 from offline_dqn.distributed import ALONE, Ranks
+from offline_dqn.guard_fit import GuardFitter
+from offline_dqn.guarded import learned_part
 from offline_dqn.learner import fit
 from offline_dqn.policy import AnyPolicy, Policy, save_policy
 from offline_dqn.potential import Potential
@@ -46,6 +49,8 @@ from pipelines.workspace import Workspace
 from reports.crossfit import step_probs
 from reports.judging import Judge
 from reports.selection import Selection, select_candidate
+
+_logger = logging.getLogger(__name__)
 
 VERSION_ZERO = 0
 
@@ -353,7 +358,35 @@ def choose(
             may_judge()
             yield candidate
 
-    return select_candidate(each(_candidates(workspace, episodes, trained)), judge, other_forms=forms)
+    guard = guard_fitter(workspace, episodes, acting.version_zero)
+    return select_candidate(
+        each(_candidates(workspace, episodes, trained)),
+        judge,
+        other_forms=forms,
+        as_served=guard.guarded if guard is not None else lambda policy: policy,
+    )
+
+
+def guard_fitter(workspace: Workspace, episodes: Replay, version_zero: AnyPolicy | None) -> GuardFitter | None:
+    """What puts a guard around candidates; None, with a logged warning where one is wanted, without version 0 or rows.
+
+    Args:
+        episodes: of `train`, which say what is ordinary, and of `select`, on which thresholds are set.
+        version_zero: what acts where a guard fires.
+    """
+    config = workspace.config.guard
+    if not config.enabled or version_zero is None:
+        return None
+    train, select = episodes.of_split(TRAIN), episodes.of_split(SELECT)
+    if not train.n_episodes or not select.n_episodes:
+        _logger.warning(
+            "guard: no candidate gets one tonight: what is ordinary is learned on `train`, which holds %d episodes, "
+            "and thresholds are set on `select`, which holds %d; wait for more nights",
+            train.n_episodes,
+            select.n_episodes,
+        )
+        return None
+    return GuardFitter(train, select, learned_part(version_zero), config)
 
 
 def _candidates(workspace: Workspace, episodes: Replay, trained: TrainedQ) -> Iterator[Candidate]:
@@ -391,7 +424,7 @@ def _first(replay: Replay, order: NDArray[np.int64], n_steps: int) -> NDArray[np
 
 def _named_after(selection: Selection, name: str, step: int) -> bool:
     """Whether the chosen policy acts on this network."""
-    found = getattr(getattr(selection.policy, "own", selection.policy), "config", {})
+    found = getattr(learned_part(selection.policy), "config", {})
     return (found.get("learner"), found.get("updates")) == (name, step)
 
 

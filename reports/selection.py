@@ -139,6 +139,7 @@ def select_candidate(
     judge: Judge,
     *,
     other_forms: Callable[[Candidate], Iterable[Candidate]] = lambda _: (),
+    as_served: Callable[[AnyPolicy], AnyPolicy] = lambda policy: policy,
 ) -> Selection:
     """Judge every candidate and the other forms of the best ones, and choose.
 
@@ -147,11 +148,13 @@ def select_candidate(
         judge: with its settings.
         other_forms: of a candidate; asked for the `n_finalists` best only that act on values or logits, each a learner
             of its own.
+        as_served: the policy that would act of a candidate's, with its guard: that one is judged, and becomes the
+            release.
 
     Raises:
         NoCandidateError: there is none.
     """
-    board = _Board(judge)
+    board = _Board(judge, as_served)
     for candidate in candidates:
         board.add(candidate)
     if not board.judged:
@@ -166,7 +169,7 @@ def select_candidate(
     )
     chosen = next(judged.name for judged in ranked if judged.chosen)
     return Selection(
-        policy=board.candidates[chosen].policy,
+        policy=as_served(board.candidates[chosen].policy),
         candidates=ranked,
         baseline_value=judge.baseline_value,
         level=judge.config.level,
@@ -242,6 +245,7 @@ class _Board:
     """What was judged so far."""
 
     judge: Judge
+    as_served: Callable[[AnyPolicy], AnyPolicy]
     judged: dict[str, Judged] = field(default_factory=dict)
     candidates: dict[str, Candidate] = field(default_factory=dict)
     _alike: dict[bytes, str] = field(default_factory=dict)
@@ -249,11 +253,12 @@ class _Board:
     def add(self, candidate: Candidate) -> None:
         if candidate.name in self.judged:
             return
-        probs = self.judge.probs(candidate.policy)
+        served = self.as_served(candidate.policy)
+        probs = self.judge.probs(served)
         self.candidates[candidate.name] = candidate
         baseline = self.judge.baseline_probs
         if baseline is not None and np.abs(probs - baseline).max() <= _SAME_PROBABILITY:
-            found = _judged(candidate, probs, self.judge)
+            found = _judged(candidate, served, probs, self.judge)
             nothing = f"it acts as {BASELINE} does"
             self.judged[candidate.name] = replace(found, same_as=BASELINE, cannot_certify=nothing)
             return
@@ -263,7 +268,7 @@ class _Board:
                 self.judged[first], name=candidate.name, origin=candidate.origin, same_as=first
             )
             return
-        self.judged[candidate.name] = _judged(candidate, probs, self.judge)
+        self.judged[candidate.name] = _judged(candidate, served, probs, self.judge)
 
     def best(self, n: int) -> list[Candidate]:
         """At most n that have other forms, of each learner the best step; those that act as the baseline does last."""
@@ -277,11 +282,11 @@ class _Board:
         return list(found.values())[:n]
 
 
-def _judged(candidate: Candidate, probs: Floats, judge: Judge) -> Judged:
+def _judged(candidate: Candidate, served: AnyPolicy, probs: Floats, judge: Judge) -> Judged:
     direct = judge.direct(probs)
     refused, weighted, claims = judge.why_not_weighted(probs), None, None
     if refused is None:
-        assessment = judge.weighted(candidate.policy, probs)
+        assessment = judge.weighted(served, probs)
         weighted, refused = _weighted_difference(assessment)
         claims = _claims_too_much(assessment)
     level = judge.config.level

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from datasets.contract import contract_from_json
+from offline_dqn.guarded import GuardedPolicy, learned_part
 from offline_dqn.rule_policy import Rule, RulePolicy
 from pipelines import acting
 from pipelines.acting import load_release
@@ -17,7 +18,7 @@ from pipelines.training import ensure_version_zero
 from pipelines.workspace import Workspace, open_workspace
 from tests.pipelines.conftest import Run, edit
 
-OBSERVATION = {"cpu": 0.9, "request_rate": 90.0, "replicas": 2, "pending": 0, "p95_ms": 300, "hour": 3.0, "zone": "a"}
+OBSERVATION = {"cpu": 0.9, "request_rate": 170.0, "replicas": 2, "pending": 0, "p95_ms": 300, "hour": 3.0, "zone": "a"}
 
 Write = Callable[..., Path]
 
@@ -207,7 +208,9 @@ def test_the_shield_of_the_current_contract_holds_for_an_older_release(
     free, cool, stopped = run(workspace, "act", 1, path, "--engine", engine, "--json").json["decisions"]
 
     assert (free["forbidden"], free["decided_by"]) == ({}, "policy")
-    assert (cool["forbidden"], cool["decided_by"]) == ({"scale_up": "cool"}, "policy")
+    # So idle under so many requests was never seen: version 0 acts, behind the same shield.
+    assert (cool["forbidden"], cool["decided_by"], cool["guard"]) == ({"scale_up": "cool"}, "guard", "strange")
+    assert cool["probabilities"]["scale_up"] == 0.0
     assert cool["probabilities"]["scale_up"] == 0.0
     assert sum(cool["probabilities"].values()) == pytest.approx(1, abs=1e-5)
     assert stopped["decided_by"] == "shield"
@@ -252,5 +255,6 @@ def test_what_acts_is_what_was_registered(workspace: Workspace) -> None:
     policy = load_release(workspace, 1)
 
     assert policy.actions == ("scale_down", "hold", "scale_up")
-    assert policy.exploration == 0.7
+    assert isinstance(policy, GuardedPolicy)
+    assert learned_part(policy).exploration == 0.7
     assert np.isfinite(policy.exploration)
