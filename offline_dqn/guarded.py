@@ -94,7 +94,7 @@ class GuardedPolicy:
 
     def falls_back(self, observations: Observations, available: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """(n,) where the fallback acts: the guard fires, and the fallback knows an action that is available."""
-        known = np.isin(self.fallback.actions, self.fallback.contract.actions.names)
+        known = _known(self.fallback)
         fires: NDArray[np.bool_] = self.guard_reasons(observations) != ""
         if available.shape != (len(observations), len(known)):
             return np.zeros(len(observations), dtype=bool)  # `own` says what is wrong with it
@@ -130,6 +130,11 @@ def fallback_reasons(policy: object, observations: Observations, available: NDAr
     """(n,) why the fallback acts in a policy's place, "" where it does not; None for a policy without a guard."""
     if not isinstance(policy, GuardedPolicy):
         return None
-    reasons = policy.guard_reasons(observations)
-    found: list[str] = np.where(policy.falls_back(observations, available), reasons, "").tolist()
+    able = (available & _known(policy.fallback)).any(axis=1)
+    found: list[str] = np.where(able, policy.guard_reasons(observations), "").tolist()
     return found
+
+
+def _known(policy: QPolicy | RulePolicy) -> NDArray[np.bool_]:
+    """(A,) which actions its contract has."""
+    return np.isin(policy.actions, policy.contract.actions.names)

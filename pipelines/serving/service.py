@@ -146,6 +146,8 @@ class DecisionService:
                 by = forbidden_by(self._names, forbidden, row, available[row]) if taken is not None else {}
                 if by:
                     self._metrics.forbidden(set(by.values()))
+                if decided.guard and decided.guard[k]:
+                    self._metrics.guarded(str(turn.release.number), decided.guard[k])
                 answers[row], lines[row] = self._drawn(
                     decisions[row], places[row], turn.release, decided.decided_by[k], probs[k], by
                 )
