@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from datasets.contract import contract_from_json
@@ -257,4 +256,3 @@ def test_what_acts_is_what_was_registered(workspace: Workspace) -> None:
     assert policy.actions == ("scale_down", "hold", "scale_up")
     assert isinstance(policy, GuardedPolicy)
     assert learned_part(policy).exploration == 0.7
-    assert np.isfinite(policy.exploration)
