@@ -86,7 +86,7 @@ class DecisionLog:
         self._unsynced_since = 0.0
         self._space_checked_at, self._space_checked_bytes = float("-inf"), 0
         self._n_lines = self._n_refused = self._n_sync_failures = self._n_disturbed = 0
-        self._must_rotate = False
+        self._must_rotate = self._is_lost = False
         self._closed = threading.Event()
         self._held = ExitStack()
         try:
@@ -195,6 +195,9 @@ class DecisionLog:
         if self._closed.is_set():
             raise LogFullError(f"The log in {self._directory} is closed; nothing more is written to it.")
         self._check_space(len(data))
+        if self._is_lost:
+            self._leave_disturbed()
+            self._is_lost = False
         file = self._file_for(len(data))
         file.take_back_torn()
         rest = memoryview(data)
@@ -285,8 +288,11 @@ class DecisionLog:
             if self._synced < self._written:
                 with suppress(LogFullError):  # counted; there is nobody to be told
                     self.sync()
-            with self._write_lock, suppress(OSError):
-                self._leave_disturbed()
+            with self._write_lock:
+                try:
+                    self._leave_disturbed()
+                except OSError:
+                    self._is_lost = True  # tried again before the next line, which is refused if that fails
 
     def _leave_disturbed(self) -> None:
         """Goes on in a new file where somebody moved, removed or cut the open one; the lines of a removed one are

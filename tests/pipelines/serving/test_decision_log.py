@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -190,3 +191,18 @@ def test_a_closed_log_refuses(tmp_path: Path) -> None:
     log.close()
     with pytest.raises(LogFullError, match="is closed"):
         log.append([line(1)])
+
+
+def test_a_folder_that_was_removed_refuses_and_once_it_is_back_has_every_line(tmp_path: Path) -> None:
+    folder = tmp_path / "steps"
+    with DecisionLog(folder, CONFIG.model_copy(update={"sync_every_s": 0.02})) as log:
+        log.append([line(1)])
+        shutil.rmtree(folder)
+        deadline = time.monotonic() + 5
+        while not log._is_lost and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with pytest.raises(LogFullError, match="No such file or directory"):
+            log.append([line(2)])
+        folder.mkdir()
+        log.append([line(3)])
+    assert lines_in(folder) == [line(1), line(3)]
