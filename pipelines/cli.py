@@ -302,6 +302,8 @@ def query(
         writer.writerow(answer.columns)
         writer.writerows([console.cell(value) for value in row] for row in answer.rows)
         sys.stdout.write(text.getvalue())
+    elif not answer.rows:  # a table of heads alone would fold them letter by letter
+        print(f"no rows; columns: {', '.join(answer.columns)}")
     else:
         console.print_table("", list(answer.columns), [[console.shown(v) for v in row] for row in answer.rows])
 

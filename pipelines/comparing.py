@@ -135,7 +135,10 @@ def files_relation(connection: duckdb.DuckDBPyConnection, pattern: str) -> Relat
             f"{pattern}: what kind of file is it? It ends in none of .parquet, .csv, .tsv, .jsonl, .json (or .gz of "
             "the last four). Name files by their ending, with a glob where there are several: 'nights/*.parquet'."
         )
-    return relation_of(connection, pattern, reader.format(literal(pattern)))
+    found = relation_of(connection, pattern, reader.format(literal(pattern)))
+    if [*found.fields, *found.left_out] == ["column0"] and _is_empty(connection, found, "column0"):  # DuckDB's own name
+        raise DriftDataError(f"{pattern} is empty: it holds neither a head nor a row.")
+    return found
 
 
 def relation_of(connection: duckdb.DuckDBPyConnection, name: str, sql: str) -> Relation:

@@ -262,8 +262,8 @@ def _to_do(decision: RetrainDecision, report: DriftReport | None) -> Iterator[st
         yield f"Rule out the logging first: {listed}."
     if decision.retrain:
         yield (
-            "The nightly run trains a candidate because of this; its report will say whether it may be promoted. Until "
-            "then nothing changes."
+            "The nightly run trains a candidate because of this; the candidate's report says whether it may be "
+            "promoted. Nothing changes before it is."
         )
     elif decision.cause == "cool-down":
         yield "Nothing: a training was just made. `offline-dqn nightly --force-train` does not wait."

@@ -155,6 +155,12 @@ def test_query_prints_a_table_csv_and_json(workspace: Workspace, run: Run) -> No
     assert run(workspace, "query", sql, "--json").out == as_json.out
 
 
+def test_a_query_without_a_row_names_its_columns_in_a_line(workspace: Workspace, run: Run) -> None:
+    wide = ", ".join(f"1 AS column_{i}" for i in range(40))
+    shown = run(workspace, "query", f"SELECT * FROM (SELECT {wide}) WHERE false")
+    assert shown.out == f"no rows; columns: {', '.join(f'column_{i}' for i in range(40))}\n"
+
+
 def test_only_the_table_of_a_query_rounds_its_numbers(workspace: Workspace, run: Run) -> None:
     sql = (
         "SELECT 0.1::DOUBLE + 0.2::DOUBLE AS sum, [2::DOUBLE / 3] AS third, -1234567.891::DOUBLE AS large, "

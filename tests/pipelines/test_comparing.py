@@ -331,3 +331,11 @@ def test_lists_that_neither_side_holds_and_where_a_row_came_from_are_left_out(tm
         "source", "source_line", "batch_id", "policy_version"
     }  # fmt: skip
     assert list(own.fields[0]) == ["source"]  # a column of the user's own
+
+
+def test_an_empty_csv_file_is_called_empty(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("")
+    (tmp_path / "b.csv").write_text("x\n1\n")
+    code, _, said = asked(str(tmp_path / "a.csv"), str(tmp_path / "b.csv"))
+    assert code == 1
+    assert "a.csv is empty: it holds neither a head nor a row." in " ".join(said.split())
