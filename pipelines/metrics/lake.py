@@ -203,8 +203,9 @@ def _violations(values: Values, rows: Sequence[Any], contract: Contract, failed:
         values.missing("safety_violation_rate", "contract.toml has no [constraints]: nothing is forbidden")
         return
     any_broken, n, *by_constraint = rows[0]
-    for name in constraints:
-        values.add("offline_dqn_constraint_limit_ratio", contract.constraints[name].limit or 0.0, constraint=name)
+    limits = {name: rule.limit or 0.0 for name, rule in contract.constraints.items()}
+    for name in constraints:  # what follows from a cap is forbidden, too
+        values.add("offline_dqn_constraint_limit_ratio", limits.get(name, 0.0), constraint=name)
     pairs = zip(by_constraint[::2], by_constraint[1::2], strict=True)
     for name, (broken, judged) in zip([name for name in constraints if name not in failed], pairs, strict=True):
         values.add("offline_dqn_constraint_violation_ratio", broken / judged if judged else None, constraint=name)

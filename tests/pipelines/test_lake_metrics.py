@@ -74,6 +74,19 @@ def test_a_night_is_counted_by_hand(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quiet")
+def test_a_cap_is_a_constraint_that_allows_nothing(tmp_path: Path) -> None:
+    rows = episode("a", [0.4, 0.5, 0.6], ["up", "up", "hold"], [-1.0, -2.0, -3.0])
+    for taken, row in enumerate(rows):
+        row["observation"]["taken_up"] = taken
+    contract = tiny(actions={"caps": {"up": {"at_most": 1, "per": "1h"}}})
+
+    night = measured(tmp_path, contract, rows)[FIRST]
+
+    assert numbers(night, "offline_dqn_constraint_limit_ratio") == {("actions.caps.up",): 0.0}
+    assert numbers(night, "offline_dqn_constraint_violation_ratio") == {("actions.caps.up",): pytest.approx(1 / 3)}
+
+
+@pytest.mark.usefixtures("quiet")
 def test_the_worst_episodes_are_traced_without_their_names(tmp_path: Path) -> None:
     night = measured(tmp_path, tiny(RULES), ROWS)[FIRST]
 
