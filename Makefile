@@ -7,9 +7,10 @@ PEERS := .venv-peers/.ready
 DRIFT_PEERS := .venv-drift-peers/.ready
 WORKSPACE ?= workspace
 WORK ?=
+PORT ?= 4200
 
 .DEFAULT_GOAL := help
-.PHONY: schema help setup nightly test lint format bench peers calibrate clean
+.PHONY: schema help setup nightly serve test lint format bench peers calibrate clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -27,6 +28,9 @@ $(READY): requirements.lock pyproject.toml
 
 nightly: $(READY) ## Simulate logs and run three nights in ./workspace
 	@$(BIN)/python -m pipelines.demo $(WORKSPACE)
+
+serve: $(READY) ## Run nights by schedule: Prefect's server and worker on loopback, until Ctrl-C (PORT=4200)
+	@exec $(BIN)/offline-dqn scheduler --workspace $(WORKSPACE) --port $(PORT)
 
 test: $(READY) ## Run the tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)

@@ -34,11 +34,13 @@ from pipelines.command import (
 from pipelines.drift_commands import drift_app
 from pipelines.erase_command import add_erase_command
 from pipelines.metrics.command import metrics_app
+from pipelines.notify.commands import notify_app
 from pipelines.policy_commands import policy_app
 from pipelines.proof_commands import proof_app
 from pipelines.quarantine_commands import quarantine_app
 from pipelines.release_commands import print_budget, print_replay, release_app
 from pipelines.report_commands import report_app
+from pipelines.scheduler_command import add_scheduler_command
 from pipelines.serve_commands import serve_app
 from pipelines.sign_command import add_sign_command
 from pipelines.snapshot_commands import import_command, snapshot_app
@@ -73,9 +75,11 @@ app.add_typer(upkeep_app)
 app.add_typer(backup_app)
 app.add_typer(metrics_app)
 app.add_typer(quarantine_app, name="quarantine")
+app.add_typer(notify_app, name="notify")
 app.command("import")(import_command)
 add_sign_command(app)
 add_erase_command(app)
+add_scheduler_command(app)
 
 
 def main() -> None:
@@ -377,7 +381,7 @@ def evaluate(
     ] = False,
     again: Annotated[
         bool,
-        typer.Option("--again", help="Another reading, where the recorded decision was against a former champion."),
+        typer.Option("--again", help="Once more, where it was compared with a former champion, or has lapsed."),
     ] = False,
     workspace: WorkspaceOption = Path(),
     as_json: JsonOption = False,
@@ -472,13 +476,16 @@ def nightly(
     workspace: WorkspaceOption = Path(),
     as_of: AsOfOption = None,
     force_train: Annotated[bool, typer.Option("--force-train", help="Train whatever drift says.")] = False,
+    afresh: Annotated[
+        bool, typer.Option("--afresh", help="Begin anew, even where a night that died could be taken up.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """The whole night, in order."""
     from pipelines.running import run_night
 
     opened = open_workspace_of(workspace, as_of)
-    record = run_night(opened, force_train=force_train)
+    record = run_night(opened, force_train=force_train, afresh=afresh)
     if as_json:
         console.print_json(record.to_json())
         return

@@ -18,6 +18,8 @@ from offline_dqn.guard_config import GuardConfig
 from offline_dqn.policy import Rule, RulePolicy
 from offline_dqn.train_config import TrainConfig
 from pipelines.metrics.config import CostConfig, MetricsConfig
+from pipelines.nightly_config import NightlyConfig
+from pipelines.notify.config import NotifyConfig
 from pipelines.serving.config import ServeConfig
 from reports.canary_config import CanaryConfig
 from reports.evaluate_config import EvaluateConfig
@@ -79,6 +81,8 @@ class PipelineConfig(Settings):
     serve: ServeConfig = ServeConfig()
     metrics: MetricsConfig = MetricsConfig()
     cost: CostConfig = CostConfig()
+    nightly: NightlyConfig = NightlyConfig()
+    notify: NotifyConfig = NotifyConfig()
     baseline: BaselineConfig | None = None
     """Version 0; without it the logging policy takes its place in every comparison."""
     simulate: SimulateConfig | None = None

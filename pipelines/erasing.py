@@ -135,9 +135,11 @@ def _erase_traces(
     """Takes the subject's names out of what was made from the lake. Everything here can be repeated."""
     for name in snapshots:  # half a training on what is no longer there
         shutil.rmtree(workspace.root / "checkpoints" / name, ignore_errors=True)
-    if pattern is not None and workspace.nights_path.exists() and _names(workspace.nights_path, pattern):
-        write_durably(workspace.nights_path, pattern.sub(_ERASED, workspace.nights_path.read_bytes()))
     if pattern is not None:
+        told = (workspace.root / "notify").glob("*.json*")
+        for path in (workspace.nights_path, workspace.root / "night.json", *told):
+            if path.exists() and _names(path, pattern):
+                write_durably(path, pattern.sub(_ERASED, path.read_bytes()))
         erase_from_history(workspace.drift_path, lambda text: pattern.sub(_ERASED, text.encode()).decode())
         for page in workspace.drift_path.glob("*.html"):  # made from that history, and made again by `drift page`
             if _names(page, pattern):

@@ -1,8 +1,15 @@
-"""The nightly Prefect flow: one coarse task per stage, in the order of the night."""
+"""The nightly Prefect flow: one coarse task per stage, in the order of the night.
+
+A night that died is taken up where it stopped, by our own record (`night_progress`); Prefect's cache plays no part.
+Only what touches the outside is tried again: the logs that others write, and Prefect's server.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,33 +20,38 @@ from pathlib import Path
 from typing import Any
 
 from prefect import State, Task, flow, task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import TaskRun
+from prefect.client.schemas.objects import FlowRun, TaskRun
+from prefect.runtime import flow_run
+from prefect.task_engine import TaskRunTimeoutError
 
-from datasets.batches import Batch, list_batches
 from datasets.errors import OfflineDqnError
 from datasets.ingest import IngestReport
 from datasets.journal import LakeError
 from datasets.locking import exclusive_lock
+from datasets.snapshot import SnapshotError, current_snapshot
 from drift.findings import changed_since
 from offline_dqn.trained import Metrics
 from pipelines import stages
 from pipelines.drift_history import read_drift_history, record_check
-from pipelines.drift_pages import night_page, write_night_page
-from pipelines.markdown import as_markdown
+from pipelines.drift_pages import write_night_page
+from pipelines.lapsing import record_lapses
 from pipelines.metrics.budget import BudgetSpentError
 from pipelines.metrics.measuring import measure
 from pipelines.metrics.usage import UsageLog
-from pipelines.nights import COLUMNS, NightRecord, append_night
+from pipelines.night_artifacts import ended, show_night
+from pipelines.night_progress import NightProgress, begin_or_resume, end_progress, read_progress, write_progress
+from pipelines.night_record import Ingested, drift_from_json, drift_to_json, held_tonight, record_of
+from pipelines.nights import NightRecord, append_night, read_nights
+from pipelines.notify.night import Found, held_batches, of_failed_night, of_night
+from pipelines.notify.telling import tell
 from pipelines.readings import TooFewEpisodesError
-from pipelines.review import ask_for_review
+from pipelines.review import ask_for_review, review_by_shell
 from pipelines.stages import DriftOutcome, EvaluateOutcome
-from pipelines.training import TrainOutcome, train
+from pipelines.training import StageError, TrainOutcome, train
 from pipelines.upkeep import Retained, retain
 from pipelines.workspace import Workspace, open_workspace
 from reports.ledger import ErrorSpentError
-from reports.records import GateDecision
 
 
 @dataclass(frozen=True)
@@ -56,10 +68,15 @@ _NOBODY = Watch()
 watch: ContextVar[Watch] = ContextVar("watch", default=_NOBODY)
 """Set by the command line: a flow's parameters are stored as JSON and cannot carry a function."""
 
+_GRACE_S = 120.0
+"""Seconds that a stage has left to stop once its time is up: what hangs in a library's own code hears nothing of it."""
+
 
 def _may_pass(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
     """Whether the same ingest can succeed a little later: a full disk may, a wrong contract or path does not."""
     error = state.result(raise_on_failure=False)
+    if isinstance(error, TimeoutError):
+        return False
     return isinstance(error, LakeError) or not isinstance(error, OfflineDqnError)
 
 
@@ -94,6 +111,12 @@ def evaluate_candidate(workspace: Workspace, release: int, drift: DriftOutcome) 
     return stages.evaluate(workspace, release, drift)
 
 
+@task(name="ask for review", retries=2, retry_delay_seconds=[2, 10], cache_policy=NO_CACHE)
+def start_review(workspace: Workspace, release: int) -> str:
+    """The review of a candidate that passed. It asks a server, so it is tried again."""
+    return ask_for_review(workspace, release)
+
+
 @task(name="retention", cache_policy=NO_CACHE)
 def remove_aged(workspace: Workspace) -> Retained:
     """What is older than configured leaves the lake, the snapshots and the disk."""
@@ -106,55 +129,166 @@ def measure_metrics(workspace: Workspace) -> list[str]:
     return measure(workspace).warnings
 
 
-@flow(name="nightly", flow_run_name="nightly-{workspace}", validate_parameters=False)
-def nightly(workspace: str, force_train: bool = False, as_of: str | None = None) -> dict[str, object]:
+def _run_name() -> str:
+    given = flow_run.parameters
+    night = str(given.get("as_of") or datetime.now(UTC).date())[:10]
+    return f"night {night} of {Path(str(given.get('workspace'))).name}"
+
+
+class CrashedError(OfflineDqnError):
+    """A night whose process ended without a word: killed, or out of memory."""
+
+
+def tell_of_crash(_: Any, run: FlowRun, state: State[Any]) -> None:
+    """What a worker does where the process of a night has died: whoever is to be told is told, by the living."""
+    workspace = open_workspace(Path(str(run.parameters["workspace"])))
+    progress = read_progress(workspace)
+    error = CrashedError(f"Its process ended: {state.message or 'nobody knows why'}")
+    stage, n_starts = (progress.under_way, progress.n_starts) if progress is not None else ("", 1)
+    tell(workspace, *_parts(of_failed_night(stage, error, n_starts=n_starts)))
+
+
+@flow(
+    name="nightly",
+    flow_run_name=_run_name,
+    validate_parameters=False,
+    on_crashed=[tell_of_crash],  # type: ignore[list-item]  # which is called by position, whatever the names
+)
+def nightly(
+    workspace: str, force_train: bool = False, as_of: str | None = None, afresh: bool = False
+) -> dict[str, object]:
     """One night: ingest, drift, and where the decision says so snapshot, training, evaluation and gate.
 
     Args:
         workspace: folder of the workspace.
         force_train: train whatever drift says.
         as_of: ISO instant with a zone that every stage takes for now.
+        afresh: begin anew, even where a night that died could be taken up.
 
     Returns:
         The night's record as JSON values.
     """
     opened = open_workspace(Path(workspace), datetime.fromisoformat(as_of) if as_of else None)
-    with exclusive_lock(opened.root / ".lock", f"The workspace {opened.root}", wait_s=0.0):
-        record = _night(opened, force_train)
-        record = replace(record, warnings=[*record.warnings, *measure_metrics(opened)])
-        with UsageLog(opened.metrics_path).stage("retention", opened.night):
-            remove_aged(opened)
-    _show(opened, record)
-    return record.to_json()
-
-
-def _night(workspace: Workspace, force_train: bool) -> NightRecord:
-    clock = _Clock(workspace)
-    with clock.stage("ingest"):
-        ingested = ingest_logs(workspace)
-    if _held(workspace, ingested) is not None:
-        return _record(workspace, clock, ingested, None, None)
-    with clock.stage("drift"):
-        drift = measure_drift(workspace, force_train)
-        _keep(workspace, drift)
-    if not drift.decision.retrain:
-        return _record(workspace, clock, ingested, drift, None)
-    with clock.stage("snapshot"):
-        snapshot = freeze_replay_dataset(workspace, _changed_since(workspace, drift))
+    running = _Running(opened)
     try:
-        with clock.stage("train", workspace.config.train.n_updates):
-            trained = train_candidate(workspace, snapshot)
-    except BudgetSpentError as spent:  # no failure either: what it learned is kept, and the champion stays
-        return _record(workspace, clock, ingested, drift, None, not_trained=str(spent))
-    with clock.stage("evaluate"):
+        with exclusive_lock(opened.root / ".lock", f"The workspace {opened.root}", wait_s=0.0):
+            record = _whole_night(running, force_train, afresh)
+    except Exception as error:
+        tell(opened, *_parts(of_failed_night(running.stage_under_way, error, n_starts=running.n_starts)))
+        raise
+    show_night(opened, record)
+    return ended(record)  # type: ignore[return-value]  # a state that says how it ended; Prefect unpacks the record
+
+
+def _whole_night(running: _Running, force_train: bool, afresh: bool) -> NightRecord:
+    running.progress = begin_or_resume(running.workspace, force_train=force_train, afresh=afresh)
+    record = _recorded(running)
+    if record is None:
+        record, found = _night(running, force_train)
+        untold = tell(running.workspace, *_parts(found))
+        record = replace(record, warnings=[*record.warnings, *untold])
+        append_night(running.workspace.nights_path, record)
+    end_progress(running.workspace)
+    record = replace(record, warnings=[*record.warnings, *measure_metrics(running.workspace)])
+    with running.stage("retention"):
+        _limited(running, remove_aged)(running.workspace)
+    return record
+
+
+def _recorded(running: _Running) -> NightRecord | None:
+    """The line of this very night, where it died between writing that and forgetting how far it had come."""
+    last = read_nights(running.workspace.nights_path)[-1:]
+    return next((night for night in last if night.started_at == running.progress.started_at), None)
+
+
+def _parts(found: Found) -> tuple[Any, Any]:
+    return found.notices, found.looked_for
+
+
+def _night(running: _Running, force_train: bool) -> tuple[NightRecord, Found]:
+    ingested = _ingest(running)
+    workspace = running.workspace
+    if held_tonight(workspace, ingested) is not None:
+        return running.ends(ingested)
+    drift = _drift(running, force_train)
+    if not drift.decision.retrain:
+        return running.ends(ingested, drift)
+    snapshot = _snapshot(running, drift)
+    try:
+        release = _train(running, snapshot)
+    except BudgetSpentError as spent:  # no failure: what it learned is kept, and the champion stays
+        return running.ends(ingested, drift, not_trained=str(spent))
+    with running.stage("evaluate"):
         try:
-            evaluated = evaluate_candidate(workspace, trained.release, drift)
+            evaluated = _limited(running, evaluate_candidate)(workspace, release, drift)
         except (ErrorSpentError, TooFewEpisodesError) as unread:  # no failure: the night ends, the candidate waits
             workspace.refresh_catalog(workspace.open_lake())
-            return _record(workspace, clock, ingested, drift, None, not_judged=(trained.release, str(unread)))
+            return running.ends(ingested, drift, not_judged=(release, str(unread)))
     workspace.refresh_catalog(workspace.open_lake())
-    review = ask_for_review(workspace, evaluated.release) if evaluated.passed else None
-    return _record(workspace, clock, ingested, drift, evaluated, review=review)
+    review = _review(workspace, evaluated.release) if evaluated.passed else None
+    return running.ends(ingested, drift, evaluated, review=review)
+
+
+def _ingest(running: _Running) -> Ingested:
+    """Tonight's logs in the lake; where the lake moved since a night died, what it found before the snapshot is old."""
+    workspace = running.workspace
+    lake = workspace.open_lake()
+    if running.intact_snapshot() is not None:
+        known = running.progress.found("ingest")
+    else:
+        known = running.progress.found("ingest", lake.commit_number())
+    if known is not None:
+        running.skipped.append("ingest")
+    else:
+        with running.stage("ingest"):
+            report = _limited(running, ingest_logs)(workspace)
+            known = running.keep("ingest", Ingested.of(report).to_json())
+    running.take_instant()
+    return Ingested(**known)
+
+
+def _drift(running: _Running, force_train: bool) -> DriftOutcome:
+    lake = running.workspace.open_lake().commit_number()
+    known = running.progress.found("drift", None if running.intact_snapshot() else lake)
+    if known is not None:
+        running.skipped.append("drift")
+        return drift_from_json(known)
+    with running.stage("drift"):
+        drift: DriftOutcome = _limited(running, measure_drift)(running.workspace, force_train)
+        _keep(running.workspace, drift)
+        running.keep("drift", drift_to_json(drift))
+    return drift
+
+
+def _snapshot(running: _Running, drift: DriftOutcome) -> Path:
+    known = running.intact_snapshot()
+    if known is not None:
+        running.skipped.append("snapshot")
+        return known
+    workspace = running.workspace
+    with running.stage("snapshot"):
+        path: Path = _limited(running, freeze_replay_dataset)(workspace, _changed_since(workspace, drift))
+        running.keep("snapshot", {"snapshot": path.name})
+    return path
+
+
+def _train(running: _Running, snapshot: Path) -> int:
+    workspace, known = running.workspace, running.progress.found("train")
+    if known is not None and (workspace.release_path(known["release"]) / "training.json").is_file():
+        running.skipped.append("train")
+        return int(known["release"])
+    with running.stage("train", workspace.config.train.n_updates):
+        release: int = _limited(running, train_candidate)(workspace, snapshot).release
+        running.keep("train", {"release": release})
+    return release
+
+
+def _review(workspace: Workspace, release: int) -> str:
+    """How the candidate can be decided on; a night never fails for a server that does not answer."""
+    try:
+        return start_review(workspace, release)
+    except Exception as error:
+        return f"{review_by_shell(release)} (no review was started: {type(error).__name__})"
 
 
 def _keep(workspace: Workspace, drift: DriftOutcome) -> None:
@@ -185,140 +319,143 @@ def _changed_since(workspace: Workspace, drift: DriftOutcome) -> date | None:
     return changed
 
 
-class _Clock:
-    """Seconds by stage, and in the log of usage all that a stage took."""
+class _Running:
+    """A night that runs: how far it has come, written down before and after every stage."""
 
     def __init__(self, workspace: Workspace) -> None:
-        self._workspace, self._log = workspace, UsageLog(workspace.metrics_path)
+        self.workspace = workspace
+        self.progress = NightProgress({}, "", None)
+        self.stage_under_way = ""
+        self.skipped: list[str] = []
         self._began = time.perf_counter()
-        self.seconds: dict[str, float] = {}
+        self._seconds: dict[str, float] = {}
+        self._stage_began = 0.0
+
+    @property
+    def n_starts(self) -> int:
+        return self.progress.n_starts
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[None]:
         watch.get().stage(name, total)
-        began = time.perf_counter()
-        with contextlib.ExitStack() as measured:
-            if name != "train":  # measures itself, as it does when it is run by hand
-                measured.enter_context(self._log.stage(name, self._workspace.night))
-            yield
-        self.seconds[name] = round(time.perf_counter() - began, 2)
+        self.stage_under_way = name
+        if name != "retention":  # the night is over then, and nothing of it is taken up
+            self.progress = self.progress.begin(name)
+            write_progress(self.workspace, self.progress)
+        self._stage_began = time.perf_counter()
+        try:
+            with contextlib.ExitStack() as measured:
+                if name != "train":  # measures itself, as it does when it is run by hand
+                    log = UsageLog(self.workspace.metrics_path)
+                    measured.enter_context(log.stage(name, self.workspace.night))
+                yield
+        except TaskRunTimeoutError as error:
+            raise _too_long(self.workspace, name) from error
+        finally:
+            self._seconds[name] = round(time.perf_counter() - self._stage_began, 2)
+        self.stage_under_way = ""
 
-    def total(self) -> dict[str, float]:
-        return {**self.seconds, "total": round(time.perf_counter() - self._began, 2)}
+    def keep(self, name: str, found: dict[str, Any]) -> dict[str, Any]:
+        """Writes down what the stage under way found."""
+        lake = self.workspace.open_lake().commit_number()
+        seconds = round(time.perf_counter() - self._stage_began, 2)
+        self.progress = self.progress.finish(name, lake, seconds, found)
+        write_progress(self.workspace, self.progress)
+        return found
+
+    def intact_snapshot(self) -> Path | None:
+        """The snapshot that this night froze; from there on the lake may move. None without one, or where it is gone
+        or was erased from."""
+        known = self.progress.found("snapshot")
+        path = self.workspace.snapshots_path / known["snapshot"] if known is not None else None
+        try:
+            return path if path is not None and path.is_dir() and current_snapshot(path) == path else None
+        except SnapshotError:
+            return None
+
+    def take_instant(self) -> None:
+        """From here on every stage takes the same instant for now, and so does the night that is taken up."""
+        if self.progress.as_of is None:
+            as_of = self.workspace.as_of(self.workspace.open_lake()).isoformat()
+            self.progress = replace(self.progress, as_of=as_of)
+            write_progress(self.workspace, self.progress)
+        self.workspace = open_workspace(self.workspace.root, datetime.fromisoformat(str(self.progress.as_of)))
+
+    def ends(
+        self,
+        ingested: Ingested,
+        drift: DriftOutcome | None = None,
+        evaluated: EvaluateOutcome | None = None,
+        *,
+        not_judged: tuple[int, str] | None = None,
+        not_trained: str | None = None,
+        review: str | None = None,
+    ) -> tuple[NightRecord, Found]:
+        """The record of the night and what of it a person should hear of."""
+        seconds = {**{s: self.progress.seconds()[s] for s in self.skipped}, **self._seconds}
+        seconds["total"] = round(time.perf_counter() - self._began, 2)
+        record = record_of(
+            self.workspace,
+            ingested,
+            drift,
+            evaluated,
+            seconds=seconds,
+            not_judged=not_judged,
+            not_trained=not_trained,
+            review=review,
+        )
+        record = replace(
+            record,
+            started_at=self.progress.started_at,
+            ended_at=datetime.now(UTC).isoformat(),
+            resumed=_resumed(self.progress, self.skipped),
+        )
+        lapsed = record_lapses(self.workspace)
+        record = replace(record, warnings=[*record.warnings, *lapsed])
+        moved = [c.name for c in drift.report.drifted_columns] if drift and drift.report else []
+        promise = drift.broken_promise if drift else ""
+        return record, of_night(record, held_batches(self.workspace), promise=promise, moved=moved, lapsed=lapsed)
 
 
-def _record(
-    workspace: Workspace,
-    clock: _Clock,
-    ingested: IngestReport,
-    drift: DriftOutcome | None,
-    evaluated: EvaluateOutcome | None,
-    not_judged: tuple[int, str] | None = None,
-    not_trained: str | None = None,
-    review: str | None = None,
-) -> NightRecord:
-    """The line of the night; `not_judged` is a candidate that did not meet `gate`, and why, `not_trained` why there is
-    none."""
-    held = _held(workspace, ingested) if drift is None else None
-    batch = held or ingested.batch
-    evaluation = evaluated.evaluation if evaluated else None
-    decision = evaluation.decision if evaluation else None
-    value, baseline = (evaluated.candidate, evaluated.baseline) if evaluated else (None, None)
-    report = evaluated.report_path.relative_to(workspace.root) if evaluated else None
-    as_of = workspace.as_of(workspace.open_lake())
-    page = night_page(workspace, as_of.astimezone(UTC).date().isoformat())
-    gate = "not read" if not_judged else "not trained" if not_trained else None
-    record = NightRecord(
-        as_of=as_of.isoformat(timespec="seconds"),
-        batch=batch.batch_id if batch else None,
-        status=batch.status if batch else "nothing new",
-        n_in=batch.counts.n_in if batch else 0,
-        n_quarantined=batch.counts.n_quarantined if batch else 0,
-        drift="not measured" if drift is None or drift.report is None else drift.report.status,
-        decision="batch held" if drift is None else drift.decision.cause,
-        release=evaluated.release if evaluated else not_judged[0] if not_judged else None,
-        value=value.value if value else None,
-        low=value.interval.low if value and value.interval else None,
-        high=value.interval.high if value and value.interval else None,
-        baseline=baseline.value if baseline else None,
-        gate=gate if decision is None else "passed" if decision.passed else "refused",
-        reason=not_judged[1] if not_judged else not_trained or _reason(drift, decision, batch),
-        report=str(report) if report else None,
-        seconds=clock.total(),
-        live_from=drift.live_nights[0].isoformat() if drift and drift.live_nights else None,
-        warnings=[*_warnings(ingested), *_still_held(workspace, batch), *warnings_of_drift(drift)],
-        review=review,
-        drift_page=str(page.relative_to(workspace.root)) if drift and page.is_file() else None,
+def _resumed(progress: NightProgress, skipped: list[str]) -> str | None:
+    if progress.n_starts > 1:
+        kept = f"taken over from before: {', '.join(skipped)}" if skipped else "nothing of it could be taken over"
+        return f"start {progress.n_starts} of this night; {kept}"
+    return f"begun afresh: {progress.why_afresh}" if progress.why_afresh else None
+
+
+class StageTimeoutError(StageError):
+    """A stage that took longer than its time."""
+
+
+def _too_long(workspace: Workspace, name: str) -> StageTimeoutError:
+    hours = getattr(workspace.config.nightly.timeout_hours, name)
+    return StageTimeoutError(
+        f"The stage {name} was stopped after {hours:g} hours, its time in [nightly.timeout_hours]. Look at what it was "
+        "given and at the machine; where it needs longer, raise the number. `offline-dqn nightly` goes on from there."
     )
-    append_night(workspace.nights_path, record)
-    return record
 
 
-def _reason(drift: DriftOutcome | None, decision: GateDecision | None, batch: Batch | None) -> str:
-    return decision.reason if decision else drift.decision.sentence if drift else _why_held(batch)
+def _limited(running: _Running, stage: Task[..., Any]) -> Callable[..., Any]:
+    """A stage with its time limit: Prefect stops it; what does not stop ends with the process, a little later."""
+    limit_s = 3600.0 * getattr(running.workspace.config.nightly.timeout_hours, stage.name)
+    limited = stage.with_options(timeout_seconds=limit_s)
+
+    def run(*arguments: Any) -> Any:
+        last = threading.Timer(limit_s * (stage.retries + 1) + _GRACE_S, _end_hanging, (running.workspace, stage.name))
+        last.daemon = True
+        last.start()
+        try:
+            return limited(*arguments)
+        finally:
+            last.cancel()
+
+    return run
 
 
-def _held(workspace: Workspace, ingested: IngestReport) -> Batch | None:
-    """The batch that ends the night here: tonight's, or one of outcomes of any night."""
-    if ingested.batch is not None and ingested.batch.status == "held":
-        return ingested.batch
-    return stages.held_outcomes(workspace.open_lake())
-
-
-def _why_held(batch: Batch | None) -> str:
-    if batch is None:
-        return ""
-    return (
-        f"Batch {batch.batch_id} is held and the lake is as it was. {batch.note} `offline-dqn batches show "
-        f"{batch.batch_id}` says more, `batches release` lets it in, `batches reject` turns it away."
-    )
-
-
-def _still_held(workspace: Workspace, tonight: Batch | None) -> list[str]:
-    """Batches of earlier nights that wait for a person: their rows are missing from everything above."""
-    held = [b for b in list_batches(workspace.open_lake()) if b.status == "held"]
-    return [
-        f"batch {b.batch_id} with {b.counts.n_held:,} rows is still held since {b.settled_at:%Y-%m-%d}; "
-        f"`offline-dqn batches show {b.batch_id}`"
-        for b in held
-        if tonight is None or b.batch_id != tonight.batch_id
-    ]
-
-
-def warnings_of_drift(drift: DriftOutcome | None) -> list[str]:
-    """What a person should look at: what is suspicious, what could not be looked for, and what was not compared."""
-    if drift is None or drift.report is None:
-        return []
-    unknown = [said for said in (drift.report.not_looked_for, drift.report.left_out) if said]
-    return [*(f"suspicious: {suspicion.sentence}" for suspicion in drift.report.suspicions), *unknown]
-
-
-def _warnings(ingested: IngestReport) -> list[str]:
-    is_held = ingested.batch is not None and ingested.batch.status == "held"  # then no row is in quarantine yet
-    of_outcomes = _warnings(ingested.outcomes) if ingested.outcomes else []
-    return [
-        *(cause for _, cause in ingested.damaged),
-        *(f"{file} is empty" for file in ingested.empty),
-        *(f"{n:,} rows quarantined: {reason}" for reason, n in ingested.reasons if not is_held),
-        *([ingested.account.warning] if ingested.account and ingested.account.warning else []),
-        *of_outcomes,
-    ]
-
-
-def _show(workspace: Workspace, record: NightRecord) -> None:
-    """The night as Prefect artefacts: the table, and the verdict in words."""
-    name = "".join(c if c.isalnum() else "-" for c in workspace.contract.name.lower()).strip("-") or "workspace"
-    create_table_artifact(
-        table=[dict(zip(COLUMNS, record.row(), strict=True))],
-        key=f"night-{name}",
-        description=f"The night of {record.as_of[:10]} in {workspace.root.name}",
-    )
-    verdict = f"**{record.gate or record.decision}**: {as_markdown(record.reason)}"
-    verdict += "".join(f"\n\n- {as_markdown(warning)}" for warning in record.warnings)
-    if record.review:
-        verdict += f"\n\nReview: {as_markdown(record.review)}"
-    if record.report:
-        verdict += f"\n\nReport: `{workspace.root / record.report}`"
-    if record.drift_page:
-        verdict += f"\n\nDrift: `{workspace.root / record.drift_page}`"
-    create_markdown_artifact(markdown=verdict, key=f"verdict-{name}", description="What the night decided")
+def _end_hanging(workspace: Workspace, name: str) -> None:
+    """Ends the process: a library holds the stage and does not come back. Whatever it was at can be repeated."""
+    error = _too_long(workspace, name)
+    print(f"error: {error} It did not stop when told to, so the process ends.", file=sys.stderr, flush=True)
+    tell(workspace, *_parts(of_failed_night(name, error, n_starts=1)))
+    os._exit(1)

@@ -29,6 +29,8 @@ class NightRecord:
         live_from: first night of the live window that drift was measured on.
         review: where a candidate that passed waits for its reviewer, or how it is decided from a shell.
         drift_page: path of the page of the drift check, relative to the workspace.
+        started_at, ended_at: by the clock, ISO; `as_of` is of the log's.
+        resumed: how often the night had died and was taken up again, and in which stages nothing was repeated.
         warnings: what a person should look at although the night went on, such as files that could not be read.
     """
 
@@ -52,6 +54,9 @@ class NightRecord:
     warnings: Sequence[str] = ()
     review: str | None = None
     drift_page: str | None = None
+    started_at: str | None = None
+    ended_at: str | None = None
+    resumed: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipelines.lapsing import why_lapsed
 from pipelines.live_nights import freshness_of_release
 from pipelines.readings import reading_behind, snapshot_of
 from pipelines.stages import held_outcomes
@@ -9,6 +10,10 @@ from pipelines.workspace import Workspace
 from reports.history import Promotion, Rejection
 from reports.manifest import read_manifest
 from reports.registry import TRAINING, PromotionRefusedError
+
+
+class LapsedError(PromotionRefusedError):
+    """Nobody decided on it before its deadline."""
 
 
 class WorldChangedError(PromotionRefusedError):
@@ -30,14 +35,17 @@ def promote(
 
     Raises:
         PromotionRefusedError: the gate did not pass, compared with another champion, held it to other constraints or
-            slices than the contract's of today, was followed by a rejection, or the world has changed since. Nothing
-            changes then.
+            slices than the contract's of today, was followed by a rejection or lapsed, or the world has changed since.
+            Nothing changes then.
         RegistryError: it is unknown, damaged, or champion already, or no reviewer (or no note to override) is given.
     """
     registry = workspace.registry
     if override and not note.strip():
         raise PromotionRefusedError(f"Why is release {release} promoted all the same? --override takes a --note.")
     registry.check_promotion(release, despite_rejection=override)
+    lapsed = why_lapsed(workspace, release)
+    if lapsed:
+        raise LapsedError(f"Release {release} cannot be promoted. {lapsed}")
     refuse_other_rules(workspace, release)
     manifest = read_manifest(workspace.release_path(release))
     says = ""

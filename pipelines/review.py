@@ -10,18 +10,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import httpx
 from prefect import flow
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.exceptions import ObjectNotFound
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from pydantic import Field
 
 from datasets.errors import OfflineDqnError
 from pipelines import promoting
+from pipelines.lapsing import EVALUATED_AT, deadline_of, why_lapsed
 from pipelines.markdown import as_markdown
+from pipelines.night_artifacts import page_link
 from pipelines.readings import digest_of, reading_behind
 from pipelines.stages import recorded_evaluation
 from pipelines.workspace import Workspace, open_workspace
@@ -68,7 +69,7 @@ def review(workspace: str, release: int) -> dict[str, Any]:
         if done is not None:
             return done
         form = ReviewForm.with_initial_data(description=question(opened, release, refused))
-        answer = suspend_flow_run(wait_for_input=form, key=f"answer-{n}")
+        answer = suspend_flow_run(wait_for_input=form, key=f"answer-{n}", timeout=_seconds_left(opened, release))
         try:
             return carry_out(opened, release, answer)
         except OfflineDqnError as error:
@@ -77,6 +78,13 @@ def review(workspace: str, release: int) -> dict[str, Any]:
         f"None of {_MOST_ANSWERS} answers could be carried out, the last because: {refused} `offline-dqn promote "
         f"{release}` or `reject` decides from a shell."
     )
+
+
+def _seconds_left(workspace: Workspace, release: int) -> int | None:
+    """Until the deadline, for Prefect, which then ends the run; None where there is none. Never so few that the form is
+    gone before it is shown: an answer that comes too late is refused all the same."""
+    deadline = deadline_of(workspace, release)
+    return max(60, int((deadline - datetime.now(UTC)).total_seconds())) if deadline is not None else None
 
 
 def question(workspace: Workspace, release: int, refused: str = "") -> str:
@@ -89,9 +97,11 @@ def question(workspace: Workspace, release: int, refused: str = "") -> str:
         if decision
         else "It was not judged."
     )
+    deadline = deadline_of(workspace, release)
+    until = f" Decide by {deadline.astimezone(UTC):%Y-%m-%d %H:%M} UTC; then it lapses." if deadline else ""
     return (
-        f"{again}**Release {release} of {as_markdown(workspace.contract.name)}.** {verdict}\n\n"
-        f"Report: `{workspace.release_path(release) / 'report.html'}`\n\n"
+        f"{again}**Release {release} of {as_markdown(workspace.contract.name)}.** {verdict}{until}\n\n"
+        f"Report: {page_link(workspace, f'releases/{release}/report.html')}\n\n"
         f"The same from a shell: `offline-dqn promote {release} --reviewer NAME`, or `offline-dqn reject {release} "
         "--reviewer NAME --note TEXT`."
     )
@@ -110,6 +120,9 @@ def settled(workspace: Workspace, release: int) -> dict[str, Any] | None:
     rejected = [r for r in registry.rejections() if r.release == release and r.at > since]
     if rejected:
         return rejected[-1].to_json()
+    lapsed = why_lapsed(workspace, release)
+    if lapsed:
+        return {"action": "lapse", "release": release, "note": lapsed}
     stale = registry.stale(release)
     return {"action": "none", "release": release, "note": f"no longer to be decided: {stale}"} if stale else None
 
@@ -128,19 +141,25 @@ def carry_out(workspace: Workspace, release: int, form: ReviewForm) -> dict[str,
     return {**promotion.to_json(), "freshness": fresh}
 
 
+def review_by_shell(release: int) -> str:
+    """The two commands that decide on a candidate from a shell."""
+    return f"offline-dqn promote {release} --reviewer NAME, or offline-dqn reject {release} --reviewer NAME --note TEXT"
+
+
 def ask_for_review(workspace: Workspace, release: int) -> str:
     """Starts the review of a release that passed, once for each evaluation; returns how it can be decided, in words.
 
-    A night never fails for it: where there is no server, no such deployment, or no answer, the shell remains.
+    Where there is no such deployment, the shell remains.
+
+    Raises:
+        PrefectHTTPStatusError, httpx.HTTPError: the server does not answer; the same call may be made again.
     """
-    by_shell = (
-        f"offline-dqn promote {release} --reviewer NAME, or offline-dqn reject {release} --reviewer NAME --note TEXT"
-    )
+    by_shell = review_by_shell(release)
     done = settled(workspace, release)
     if done is not None:
         return f"decided already: {done['action']}, {done.get('note', '')}".rstrip(", ")
     manifest = read_manifest(workspace.release_path(release))
-    evaluated = repr(dict(manifest.evaluation_files)) if manifest else ""
+    evaluated = repr((dict(manifest.evaluation_files), manifest.tags.get(EVALUATED_AT))) if manifest else ""
     try:
         run = run_deployment(
             DEPLOYMENT,
@@ -151,7 +170,5 @@ def ask_for_review(workspace: Workspace, release: int) -> str:
         )
     except ObjectNotFound:
         return by_shell
-    except (PrefectHTTPStatusError, httpx.HTTPError) as error:
-        return f"{by_shell} (no review was started: {type(error).__name__}: {error})"
     assert isinstance(run, FlowRun)  # only inside a coroutine it is something to wait for
     return f"{run.name} in Prefect waits for a reviewer (flow run {run.id}); or {by_shell}"

@@ -3,47 +3,46 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
-from datasets.errors import OfflineDqnError
 from pipelines import console
 from pipelines.nights import NightRecord
+from pipelines.prefect_server import ServerError, api_url, free_port, prefect_server
 from pipelines.workspace import Workspace
 
 
-class ServerError(OfflineDqnError):
-    """Prefect's server cannot be reached."""
-
-
-def run_night(workspace: Workspace, *, force_train: bool) -> NightRecord:
+def run_night(workspace: Workspace, *, force_train: bool, afresh: bool = False) -> NightRecord:
     """One night through Prefect, against the server that is configured or a temporary one.
 
     Raises:
         OfflineDqnError: a stage failed; what earlier stages committed stays.
     """
     use_workspace_home(workspace.root)
-    # Prefect reads its settings when it is imported.
-    from pipelines.flow import Watch, nightly, watch
+    with _some_server(), ExitStack() as shown:
+        # Prefect reads its settings when it is imported.
+        from pipelines.flow import Watch, nightly, watch
 
-    with ExitStack() as shown:
         watching = _Watching(shown)
         token = watch.set(Watch(watching.stage, watching.on_rows, watching.on_metrics))
         as_of = workspace.given_as_of.isoformat() if workspace.given_as_of else None
         try:
-            record = nightly(str(workspace.root), force_train, as_of)
+            record: Any = nightly(str(workspace.root), force_train, as_of, afresh)
         except (httpx.HTTPError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "API" not in str(error):
                 raise
             raise ServerError(
-                f"Prefect's server does not answer: {error}. "
+                f"Prefect's server does not answer: {type(error).__name__}. "
                 + (
-                    f"PREFECT_API_URL is {os.environ['PREFECT_API_URL']}: start the server there, or unset it."
+                    f"PREFECT_API_URL is {_without_secret(os.environ['PREFECT_API_URL'])}: start the server there, or "
+                    "unset it."
                     if "PREFECT_API_URL" in os.environ
-                    else "The machine may be too busy to start a temporary one; run the night again."
+                    else "The machine may be too busy; run the night again, it goes on from there."
                 )
             ) from error
         finally:
@@ -51,10 +50,53 @@ def run_night(workspace: Workspace, *, force_train: bool) -> NightRecord:
     return NightRecord.from_json(record)
 
 
-def use_workspace_home(root: Path) -> None:
-    """Keeps Prefect's database in the workspace, unless a home or a server is configured."""
-    if "PREFECT_API_URL" not in os.environ:
-        os.environ.setdefault("PREFECT_HOME", str(root / ".prefect"))
+@contextmanager
+def _some_server() -> Iterator[None]:
+    """The server that is configured; where there is none, one for this run alone, which ends with this process."""
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_HOME,
+        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
+        get_current_settings,
+        temporary_settings,
+    )
+
+    if PREFECT_API_URL.value():
+        yield
+        return
+    port, home = free_port(), Path(PREFECT_HOME.value())
+    settings = {
+        **get_current_settings().to_environment_variables(exclude_unset=True),
+        "PREFECT_UI_ENABLED": "0",
+        "PREFECT__SERVER_EPHEMERAL": "1",
+    }
+    timeout_s = float(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value())
+    with (
+        prefect_server(
+            "prefect.server.api.server:create_app",
+            port=port,
+            log_path=home / "temporary-server.log",
+            timeout_s=timeout_s,
+            settings=settings,
+        ),
+        temporary_settings({PREFECT_API_URL: api_url(port)}),
+    ):
+        yield
+
+
+def _without_secret(url: str) -> str:
+    """An address without the user and password that may stand in it."""
+    return urlsplit(url)._replace(netloc=urlsplit(url).netloc.rpartition("@")[2]).geturl()
+
+
+def use_workspace_home(root: Path, *, own_server: bool = False) -> None:
+    """Keeps Prefect's database in the workspace, unless a home or a server is configured.
+
+    Args:
+        own_server: a server is about to be started here, whatever is configured.
+    """
+    if own_server or "PREFECT_API_URL" not in os.environ:
+        os.environ.setdefault("PREFECT_HOME", str(root.resolve() / ".prefect"))
 
 
 class _Watching:

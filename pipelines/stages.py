@@ -35,6 +35,7 @@ from offline_dqn.shield import Shielded
 from pipelines.acting import load_release
 from pipelines.drift_pages import checks_now, checks_of_night
 from pipelines.drift_windows import drift_of_champion
+from pipelines.lapsing import EVALUATED_AT, why_lapsed
 from pipelines.live_nights import freshness, newest_nights, nothing_to_compare
 from pipelines.log_reading import read_log
 from pipelines.promising import own_episodes, promises_of
@@ -230,11 +231,14 @@ class DriftOutcome:
         report: the comparison; None where there is no champion or no live episode.
         decision: whether to retrain, and why.
         live_nights: first and last night of the live window.
+        broken_promise: how the champion's own nights break what its evaluation promised, as a clause; "" if they
+            do not.
     """
 
     report: DriftReport | None
     decision: RetrainDecision
     live_nights: tuple[date, date] | None
+    broken_promise: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -284,7 +288,7 @@ def measure(workspace: Workspace, *, forced: bool = False) -> DriftOutcome:
         nothing_to_compare=nothing_to_compare(since, frozen_at, as_of) if live is None else "",
     )
     nights = (live.nights.min().astype(date), live.nights.max().astype(date)) if live is not None else None
-    return DriftOutcome(report, decision, nights)
+    return DriftOutcome(report, decision, nights, broken)
 
 
 def _without_reference(
@@ -390,7 +394,8 @@ def evaluate(
 
     Args:
         drift: what the night's drift stage found, for the report.
-        again: read `gate` once more for a release whose recorded decision compared it with a former champion.
+        again: judge a release once more whose recorded decision compared it with a former champion (another reading of
+            `gate`), or that has lapsed (the same reading, held against the newest nights).
 
     Raises:
         ErrorSpentError: the year's error is spent; `gate` was not read.
@@ -404,7 +409,7 @@ def evaluate(
     ledger = ledger_of(workspace)
     report_path = folder / "report.html"
     stale = workspace.registry.stale(release)
-    if recorded is not None and again and not stale:
+    if recorded is not None and again and not stale and not why_lapsed(workspace, release):
         raise StageError(
             f"The decision on release {release} stands: it was compared with what acts now. A second reading of the "
             "same episodes would spend error and could only repeat or contradict it."
@@ -435,7 +440,12 @@ def evaluate(
         release,
         gate=verdict,
         files={EVALUATION: content, EPISODES: episodes, "report.html": render_report(data).encode()},
-        tags={**_headline(evaluation), JUDGED_AGAINST: bench.stands_for, READING: reading.number},
+        tags={
+            **_headline(evaluation),
+            EVALUATED_AT: datetime.now(UTC).isoformat(),
+            JUDGED_AGAINST: bench.stands_for,
+            READING: reading.number,
+        },
     )
     ledger.decide(reading, verdict, digest_of(content), release)
     return EvaluateOutcome(release, evaluation, report_path, repeated=False)

@@ -18,7 +18,8 @@ from drift.records import DriftReport, JointDrift, SlowDrift
 from pipelines import stages
 from pipelines.drift_guard import _not_asked
 from pipelines.drift_windows import drift_of_champion
-from pipelines.flow import nightly, warnings_of_drift
+from pipelines.flow import nightly
+from pipelines.night_record import warnings_of_drift
 from pipelines.readings import snapshot_of
 from pipelines.workspace import Workspace
 from tests.pipelines.conftest import Run, edit

@@ -20,6 +20,7 @@ from datasets.snapshot import open_snapshot
 from pipelines import stages
 from pipelines.markdown import as_markdown
 from pipelines.nights import NightRecord, append_night, read_nights
+from pipelines.notify.telling import read_open
 from pipelines.readings import ledger_of
 from pipelines.running import run_night
 from pipelines.workspace import Workspace, open_workspace
@@ -194,6 +195,7 @@ def test_no_logs_at_all_is_a_failure_at_once(fresh: Workspace, run: Run) -> None
     assert "Put logs there or name another path." in answer.err
     assert time.monotonic() - began < 20  # a retry would have waited 35 s for what time does not heal
     assert not fresh.nights_path.exists()
+    assert [cause.notice.title for cause in read_open(fresh)] == ["the night failed in ingest"]
 
 
 def test_only_what_may_pass_is_tried_again() -> None:
@@ -243,6 +245,10 @@ def test_a_night_that_was_killed_goes_on_from_there(stage: str, fresh: Workspace
     record = answer.json
     assert (record["decision"], record["release"]) == ("no champion", 1)
     assert record["gate"] in {"passed", "refused"}
+    assert record["resumed"].startswith("start 2 of this night; taken over from before: ingest, drift, snapshot")
+    assert record["n_in"] == 3600  # read by the first start
+    assert {"ingest", "drift", "snapshot", "train", "evaluate"} < set(record["seconds"])
+    assert not (fresh.root / "night.json").exists()
     assert before == ([0] if stage == "train" else [0, 1])
     assert fresh.releases_on_disk() == [0, 1]
     reopened = open_workspace(fresh.root)
@@ -285,20 +291,23 @@ def test_a_night_of_its_own_prints_nothing_of_the_libraries(workspace: Workspace
     assert list((tmp_path / "home").iterdir()) == []
 
 
-def test_a_night_that_is_told_to_stop_leaves_no_server_behind(workspace: Workspace) -> None:
-    """A scheduler's SIGTERM: Prefect's temporary server, a child of the night, ends with it."""
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_night_that_is_stopped_or_killed_leaves_no_server_behind(workspace: Workspace, how: signal.Signals) -> None:
+    """A scheduler's SIGTERM, or a kill, in which no code of ours runs: the temporary server ends with the night."""
     edit(workspace.root / "offline_dqn.toml", "n_updates = 800", "n_updates = 100000")
     process = start_command(workspace, "nightly", "--force-train", PREFECT_HOME=None, PREFECT_API_URL=None)
     try:
         _wait_for(lambda: _has_come_to(workspace, "train"), process)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        process.terminate()
+        process.send_signal(how)
         stopped = finish(process)
     finally:
         process.kill()
 
-    assert (stopped.code, stopped.out) == (143, "")
-    assert "stopped by a signal. Nothing half-done was kept; the same command goes on from there." in stopped.err
+    assert children, "there was no server to leave behind"
+    assert (stopped.code, stopped.out) == (143 if how is signal.SIGTERM else -how, "")
+    if how is signal.SIGTERM:
+        assert "stopped by a signal. Nothing half-done was kept; the same command goes on from there." in stopped.err
     assert chatter(stopped) == []
     deadline = time.monotonic() + 30
     while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < deadline:

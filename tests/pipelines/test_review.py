@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import uuid
 from typing import Any
 
@@ -36,7 +37,8 @@ def answering(monkeypatch: pytest.MonkeyPatch, *forms: ReviewForm) -> list[str]:
     shown: list[str] = []
     left = list(forms)
 
-    def suspended(wait_for_input: Any, key: str) -> ReviewForm:
+    def suspended(wait_for_input: Any, key: str, timeout: int) -> ReviewForm:
+        assert 13 * 86400 < timeout <= 14 * 86400  # until the deadline; by default Prefect waits an hour
         assert key == f"answer-{len(shown)}"
         shown.append(wait_for_input._description)
         return left.pop(0)
@@ -142,22 +144,32 @@ def test_the_question_names_the_shell_commands(waiting: Workspace) -> None:
     assert "`offline-dqn promote 1 --reviewer NAME`" in question(waiting, 1)
 
 
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (ObjectNotFound(Exception()), "offline-dqn promote 1 --reviewer NAME, or offline-dqn reject 1"),
-        (httpx.ConnectError("refused"), "(no review was started: ConnectError: refused)"),
-    ],
-)
-def test_a_night_without_a_deployment_says_how_to_decide(
-    waiting: Workspace, monkeypatch: pytest.MonkeyPatch, error: Exception, expected: str
-) -> None:
+def test_a_night_without_a_deployment_says_how_to_decide(waiting: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_deployment(*_: Any, **__: Any) -> None:
-        raise error
+        raise ObjectNotFound(Exception())
 
     monkeypatch.setattr(review, "run_deployment", no_deployment)
 
-    assert expected in ask_for_review(waiting, 1)
+    assert ask_for_review(waiting, 1).startswith("offline-dqn promote 1 --reviewer NAME, or offline-dqn reject 1")
+
+
+def test_a_server_that_does_not_answer_is_asked_again_and_fails_no_night(
+    waiting: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines import flow
+
+    def no_answer(*_: Any, **__: Any) -> None:
+        raise httpx.ConnectError("refused")
+
+    monkeypatch.setattr(review, "run_deployment", no_answer)
+    with pytest.raises(httpx.ConnectError):  # so that the task tries again
+        ask_for_review(waiting, 1)
+    assert (flow.start_review.retries, flow.start_review.retry_delay_seconds) == (2, [2, 10])
+
+    monkeypatch.setattr(flow, "start_review", flow.start_review.fn)
+    says = flow._review(waiting, 1)
+    assert says.startswith("offline-dqn promote 1 --reviewer NAME, or offline-dqn reject 1")
+    assert says.endswith("(no review was started: ConnectError)")
 
 
 def test_a_review_is_started_once_for_each_evaluation(waiting: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,5 +198,11 @@ def test_a_review_is_started_once_for_each_evaluation(waiting: Workspace, monkey
 def test_the_deployments_name_flows_that_are_there() -> None:
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
 
-    assert [d["entrypoint"] for d in deployments] == ["pipelines/flow.py:nightly", "pipelines/review.py:review"]
-    assert f"{review.review.name}/{deployments[1]['name']}" == review.DEPLOYMENT
+    for deployment in deployments:
+        module, _, name = deployment["entrypoint"].rpartition(".")
+        flow = getattr(importlib.import_module(module), name)
+        assert flow.name == deployment["name"]
+        assert set(deployment["parameters"]) <= set(flow.parameters.properties), deployment["name"]
+    assert review.DEPLOYMENT == "review/review"
+    crons = {d["name"]: d["schedules"][0]["cron"] for d in deployments if "schedules" in d}
+    assert crons == {"nightly": "30 2 * * *", "ingest": "5 * * * *", "calibrate": "0 4 * * 0"}

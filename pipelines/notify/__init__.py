@@ -1,0 +1,1 @@
+"""Telling people: what is worth a page or a ticket, when it is told, and to whom."""

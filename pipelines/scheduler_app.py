@@ -1,0 +1,56 @@
+"""Prefect's server as the scheduler runs it: with the workspace's reports beside the UI, for runs to link to."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+WORKSPACE = "OFFLINE_DQN_WORKSPACE"
+"""Environment variable: absolute path of the workspace."""
+
+PAGES_URL = "OFFLINE_DQN_PAGES_URL"
+"""Environment variable: where these pages are, for the runs that the scheduler starts; a browser opens no file from a
+page that came over HTTP."""
+
+PREFIX = "/offline-dqn"
+
+_PAGES = re.compile(r"releases/[0-9]+/report\.html|drift/[0-9]{4}-[0-9]{2}-[0-9]{2}\.html")
+"""What is shown: pages that hold no row of a log. Nothing else of the workspace is."""
+
+_HEADERS = {
+    # The page's own script may run, but not as this origin: it must not reach Prefect's API.
+    "Content-Security-Policy": "sandbox allow-scripts allow-popups",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",
+}
+
+
+def create_app() -> FastAPI:
+    """Prefect's application with the pages in front; uvicorn's factory."""
+    from prefect.server.api.server import create_app as prefect_app
+
+    app = prefect_app()
+    app.router.routes.insert(0, pages_route(Path(os.environ[WORKSPACE])))  # Prefect's UI answers to all that is left
+    return app
+
+
+def pages_route(root: Path) -> Route:
+    """The reports and drift pages of a workspace, read-only."""
+
+    def page(request: Request) -> Response:
+        name = request.path_params["page"]
+        path = root / name
+        if not _PAGES.fullmatch(name) or not path.is_file() or not path.resolve().is_relative_to(root.resolve()):
+            return PlainTextResponse("There is no such report.\n", status_code=404)
+        return FileResponse(path, media_type="text/html", headers=_HEADERS)
+
+    return Route(f"{PREFIX}/{{page:path}}", page, methods=["GET"])

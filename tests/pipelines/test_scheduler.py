@@ -1,0 +1,145 @@
+"""Prefect's server and worker, started and stopped as a user does it; and that no child outlives a killed parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+
+from datasets.locking import exclusive_lock
+from pipelines.descent import descendants, end_all, is_alive
+from pipelines.prefect_server import free_port
+from pipelines.scheduler import SchedulerError, refuse_taken
+from pipelines.scheduler_app import pages_route
+from pipelines.workspace import Workspace
+from tests.pipelines.conftest import Run, finish, start_command
+
+PARENT = """
+import subprocess, sys, time
+from pipelines import bound
+child = subprocess.Popen(bound.command("tests.pipelines.sleeper"), start_new_session=True)
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def wait_for(happened: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not happened():
+        assert time.monotonic() < deadline, "it did not come so far"
+        time.sleep(0.1)
+
+
+def test_what_a_killed_process_started_ends_with_it_and_so_does_what_that_started() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    try:
+        wait_for(lambda: len(descendants(child)) == 1)
+        grandchild = descendants(child)[0]
+        assert descendants(parent.pid) == [child, grandchild]
+        parent.kill()
+        parent.wait()
+        wait_for(lambda: not is_alive(child) and not is_alive(grandchild), 30)
+    finally:
+        end_all([parent.pid, child], grace_s=0)
+
+
+def test_what_does_not_end_when_asked_is_ended() -> None:
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    stubborn = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert stubborn.stdout is not None
+    stubborn.stdout.readline()
+
+    end_all([stubborn.pid], grace_s=0.3)
+
+    assert stubborn.wait(10) == -signal.SIGKILL
+    assert not is_alive(stubborn.pid)
+    assert descendants(stubborn.pid) == []
+
+
+def test_a_port_in_use_is_told_with_a_way_out(fresh: Workspace, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(fresh.root / ".prefect"))
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        answer = run(fresh, "scheduler", "--port", port)
+
+    assert answer.code == 1
+    assert f"Port {port} of 127.0.0.1 is in use by another program." in answer.err
+    assert f"`offline-dqn scheduler --port {port + 1}`, `make serve PORT={port + 1}`" in answer.err
+    refuse_taken(free_port())
+    if os.geteuid() != 0:
+        with pytest.raises(SchedulerError, match="needs rights"):
+            refuse_taken(80)
+
+
+def test_a_second_scheduler_of_a_workspace_is_told_of_the_first(
+    fresh: Workspace, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(fresh.root / ".prefect"))
+    with exclusive_lock(fresh.root / ".scheduler.lock", "it", wait_s=0):
+        answer = run(fresh, "scheduler", "--port", free_port())
+
+    assert answer.code == 1
+    assert f"The scheduler of {fresh.root} is in use by process {os.getpid()}" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("releases/1/report.html", 200),
+        ("drift/2026-01-05.html", 200),
+        ("releases/2/report.html", 404),
+        ("releases/1/policy.json", 404),
+        ("offline_dqn.toml", 404),
+        ("releases/1/..%2f..%2foffline_dqn.toml", 404),
+        ("releases/3/report.html", 404),  # a link that leads out of the workspace
+    ],
+)
+def test_reports_are_shown_and_nothing_else(tmp_path: Path, path: str, status: int) -> None:
+    root = tmp_path / "workspace"
+    for page in ("releases/1/report.html", "drift/2026-01-05.html", "releases/1/policy.json", "offline_dqn.toml"):
+        (root / page).parent.mkdir(parents=True, exist_ok=True)
+        (root / page).write_text("<!doctype html>page")
+    (tmp_path / "report.html").write_text("outside")
+    (root / "releases" / "3").mkdir()
+    (root / "releases" / "3" / "report.html").symlink_to(tmp_path / "report.html")
+    client = TestClient(Starlette(routes=[pages_route(root)]))
+
+    answer = client.get(f"/offline-dqn/{path}")
+
+    assert answer.status_code == status
+    if status == 200:
+        assert answer.headers["content-security-policy"].startswith("sandbox")
+
+
+def test_it_starts_deploys_and_leaves_nothing_behind(fresh: Workspace) -> None:
+    """As `make serve` does it: about half a minute of Prefect's own start."""
+    port = free_port()
+    scheduler = start_command(fresh, "scheduler", "--port", port, PREFECT_API_URL=None, PREFECT_HOME=None)
+    started: list[int] = []
+    try:
+        assert scheduler.stdout is not None
+        lines = [scheduler.stdout.readline() for _ in range(7)]
+        started = descendants(scheduler.pid)
+        assert f"http://127.0.0.1:{port}" in "".join(lines)
+        assert len(started) >= 2  # server and worker
+        scheduler.terminate()
+        stopped = finish(scheduler, 60)
+    finally:
+        end_all([*started, scheduler.pid], grace_s=0)
+
+    assert (stopped.code, [pid for pid in started if is_alive(pid)]) == (0, [])
+    assert "stopped: nothing of it is left running" in stopped.err
+    refuse_taken(port)
