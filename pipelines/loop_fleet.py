@@ -169,15 +169,24 @@ def play_day(
         began = start_of(day.number) + timedelta(hours=hour)
         at_hour(hour, began)
         if len(rows):
-            part = Conditions(*(values[rows] for values in conditions))
+            part = _of_rows(conditions, rows)
             returns[rows] = _play_hour(day, part, rows, began, client, tally)
     return returns
 
 
 def start_of(day: int) -> datetime:
     """Midnight with which a day begins, UTC."""
-    first = FIRST_NIGHT.astype(datetime).replace(tzinfo=UTC)
-    return first + timedelta(days=day - 1)
+    return datetime.fromisoformat(str(FIRST_NIGHT)).replace(tzinfo=UTC) + timedelta(days=day - 1)
+
+
+def _of_rows(conditions: Conditions, rows: NDArray[np.int64]) -> Conditions:
+    return Conditions(
+        seconds=conditions.seconds[rows],
+        rates=conditions.rates[rows],
+        ready=conditions.ready[rows],
+        zone=conditions.zone[rows],
+        replicas=conditions.replicas[rows],
+    )
 
 
 def _play_hour(
