@@ -22,7 +22,6 @@ class OpenStep:
     at: float
     """Seconds since 1970."""
     step: int
-    decision_id: str
     action: str
     observation: Mapping[str, Any]
     policy_version: str

@@ -18,8 +18,9 @@ from datasets.contract import Contract
 from datasets.durable import write_durably
 from datasets.errors import OfflineDqnError
 from pipelines.canary_episodes import ClosedEpisode, OpenEpisode, OpenStep, close_episodes, is_complete
-from pipelines.canary_logs import instant, last_instant, log_files, parsed, whole_lines
+from pipelines.canary_logs import StepRows, last_instant, log_files, parsed, whole_lines
 from pipelines.canary_state import Canary
+from pipelines.serving.outcome import OutcomeLog
 
 
 class EvidenceError(OfflineDqnError):
@@ -58,6 +59,9 @@ class Evidence:
     _older: dict[str, float] = field(default_factory=dict)
     """Episodes that began before the canary and may go on, and when they last did."""
     _stored_bytes: int = -1
+
+    def __post_init__(self) -> None:
+        self._rows, self._outcomes = StepRows(self.workspace.contract), OutcomeLog(self.workspace.contract)
 
     def read(self, as_of: float) -> None:
         """Reads what was logged since, and closes what is complete at `as_of` (seconds since 1970).
@@ -114,7 +118,7 @@ class Evidence:
         """Files whose last line is too old to belong to an episode that still ran at the start are passed over."""
         oldest = self.canary.started_at.timestamp() - self.workspace.contract.episodes.timeout_s
         files = log_files(self.workspace.logs_path)
-        return {_key(p): p.stat().st_size for p in files if (last_instant(p) or oldest) < oldest}
+        return {_key(p): p.stat().st_size for p in files if (last_instant(p, self._rows) or oldest) < oldest}
 
     def _new_lines(self, folder: Path) -> Iterator[dict[str, Any]]:
         for path in log_files(folder):
@@ -128,12 +132,11 @@ class Evidence:
                     yield found
 
     def _add_step(self, line: dict[str, Any], resume: dict[str, int]) -> None:
-        at, name, action = instant(line.get("timestamp")), line.get("episode_id"), line.get("action")
-        contract = self.workspace.contract
-        if at is None or name is None or action not in contract.actions.names:
+        row = self._rows.read(line)
+        if row is None:
             self.n_unreadable += 1
             return
-        name = str(name)
+        at, name = row["at"], row["episode_id"]
         if name in self._older:
             self._older[name] = max(at, self._older[name])
             return
@@ -145,42 +148,39 @@ class Evidence:
             return
         episode = self._open.get(name)
         if episode is None:
-            cluster = (
-                line.get("cluster", line.get(contract.episodes.cluster or "")) if contract.episodes.cluster else None
-            )
+            cluster = row.get("cluster")
             episode = OpenEpisode(name, name if cluster is None else str(cluster), at, resume=resume)
             self._open[name] = episode
-        step = line.get("step")
-        number = step if isinstance(step, int) else len(episode.steps)
-        decision = str(line.get("decision_id") or f"{name}/{number}")
-        reward, observation = line.get("reward"), line.get("observation")
-        episode.steps.setdefault(
-            decision,
-            OpenStep(
-                at=at,
-                step=number,
-                decision_id=decision,
-                action=str(action),
-                observation=observation if isinstance(observation, dict) else {},
-                policy_version=str(line.get("policy_version")),
-                decided_by=str(line.get("decided_by") or "policy"),
-                reward=float(reward) if isinstance(reward, int | float) else None,
-            ),
+        number = row["step"] if isinstance(row["step"], int) else len(episode.steps)
+        decision = str(row["decision_id"] or f"{name}/{number}")
+        reward = row["reward"]
+        step = OpenStep(
+            at=at,
+            step=number,
+            action=row["action"],
+            observation=row["observation"],
+            policy_version=str(row["policy_version"]),
+            decided_by=str(row["decided_by"] or "policy"),
+            reward=float(reward) if isinstance(reward, int | float) else None,
         )
+        episode.steps.setdefault(decision, step)
         episode.began = min(episode.began, at)
+        episode.ended = episode.ended or True in (row["terminated"], row["truncated"])
         self._of_decision[decision] = name
-        _add_end(episode, line)
 
     def _add_outcome(self, line: dict[str, Any]) -> None:
-        decision = str(line.get("decision_id"))
-        episode = self._open.get(self._of_decision.get(decision, ""))
+        outcome = self._outcomes.read(line)
+        if outcome is None:
+            self.n_unreadable += 1
+            return
+        episode = self._open.get(self._of_decision.get(outcome.decision_id, ""))
         if episode is None:
             return  # of an episode that is older, or complete
-        reward, at = line.get("reward"), instant(line.get("timestamp"))
-        step = episode.steps[decision]
-        if isinstance(reward, int | float) and not isinstance(reward, bool):
-            step.outcomes.append((step.at if at is None else at, float(reward)))
-        _add_end(episode, line)
+        if outcome.reward is not None:
+            episode.steps[outcome.decision_id].outcomes.append((outcome.at.timestamp(), outcome.reward))
+        episode.ended = episode.ended or outcome.end is not None
+        if outcome.final_observation is not None:
+            episode.final_observation = outcome.final_observation
 
     def _close(self, as_of: float) -> None:
         contract = self.workspace.contract
@@ -202,14 +202,6 @@ class Evidence:
             # Files that were not there yet when it began are read from their beginning.
             resume = {key: min(end, places.get(key, 0)) for key, end in resume.items()}
         write_durably(self._path.with_suffix(".json"), json.dumps({"resume": resume, "older": self._older}))
-
-
-def _add_end(episode: OpenEpisode, line: dict[str, Any]) -> None:
-    if line.get("terminated") is True or line.get("truncated") is True:
-        episode.ended = True
-    final = line.get("final_observation")
-    if isinstance(final, dict):
-        episode.final_observation = final
 
 
 def _key(path: Path) -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from datasets.contract import Contract
+from pipelines.serving.logged_times import read_time
+from pipelines.serving.outcome import value_at
 
 _PART = 1 << 24
 """Bytes that are read at a time."""
@@ -45,23 +48,53 @@ def parsed(line: bytes) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def instant(value: object) -> float | None:
-    """Seconds since 1970 of an ISO timestamp; None where it is none. Without a zone it is UTC, as servers write it."""
-    try:
-        at = datetime.fromisoformat(value)  # type: ignore[arg-type]  # anything but text is refused below
-    except (TypeError, ValueError):
-        return None
-    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+class StepRows:
+    """Reads rows of the decision log under a contract: its own names of columns, and its form of times."""
+
+    def __init__(self, contract: Contract) -> None:
+        self._contract = contract
+        named = ["episode_id", "step", "timestamp", "decision_id", "policy_version", "decided_by", "action", "reward"]
+        named += ["terminated", "truncated", *(["cluster"] if contract.episodes.cluster else [])]
+        self._places = {name: _places(contract, name) for name in named}
+        self._features = {name: _places(contract, f"observation.{name}") for name in contract.features}
+        self._plain = all(places[0] == ("observation", name) for name, places in self._features.items())
+
+    def at(self, row: dict[str, Any]) -> float | None:
+        """Seconds since 1970 of a row; None where it has no time."""
+        found = read_time(self._contract, _first(row, self._places["timestamp"]))
+        return None if found is None else found.timestamp()
+
+    def read(self, row: dict[str, Any]) -> dict[str, Any] | None:
+        """The canonical columns, `at` and `observation` among them; None where it is no decision of the contract."""
+        found = {name: _first(row, places) for name, places in self._places.items()}
+        actions, action = self._contract.actions, found["action"]
+        if actions.bins is not None and isinstance(action, int | float) and not isinstance(action, bool):
+            found["action"] = actions.name_of(action)
+        at = self.at(row)
+        if at is None or found["episode_id"] is None or found["action"] not in actions.names:
+            return None
+        seen = row.get("observation") if self._plain else None
+        if not isinstance(seen, dict):
+            seen = {name: _first(row, places) for name, places in self._features.items()}
+        return found | {"at": at, "episode_id": str(found["episode_id"]), "observation": seen}
 
 
-def last_instant(path: Path) -> float | None:
-    """Seconds since 1970 of the last line that has a timestamp; None where the end of the file shows none."""
+def _places(contract: Contract, canonical: str) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(path.split(".")) for path in contract.log_paths(canonical))
+
+
+def _first(row: dict[str, Any], places: tuple[tuple[str, ...], ...]) -> Any:
+    return next((found for found in (value_at(row, place) for place in places) if found is not None), None)
+
+
+def last_instant(path: Path, rows: StepRows) -> float | None:
+    """Seconds since 1970 of the last line that has a time; None where the end of the file shows none."""
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - _TAIL))
         lines = file.read().split(b"\n")
     for line in reversed(lines):
-        at = instant((parsed(line) or {}).get("timestamp"))
+        at = rows.at(parsed(line) or {})
         if at is not None:
             return at
     return None

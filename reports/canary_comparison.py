@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,9 +41,20 @@ class Arms:
     def __len__(self) -> int:
         return len(self.candidate)
 
+    @cached_property
+    def codes(self) -> Ints:
+        """(N,) units, numbered from 0 without a gap."""
+        return np.unique(self.units, return_inverse=True)[1]
+
+    @cached_property
+    def information(self) -> float:
+        """Effective number of units on both sides: p(1 - p) for each, as the spread grows."""
+        first = np.unique(self.units, return_index=True)[1]
+        return float((self.share * (1 - self.share))[first].sum())
+
     def n_units(self, candidate: bool) -> int:
         """How many units have an episode on one side."""
-        return len(np.unique(self.units[self.candidate == candidate]))
+        return int((np.bincount(self.codes, weights=self.candidate == candidate) > 0).sum())
 
 
 @dataclass(frozen=True)
@@ -92,9 +104,7 @@ def compare(
     if any(side is None for side in sides):
         return None
     ours, theirs = (side for side in sides if side is not None)
-    # Grows as the spread does: by p(1 - p) for each new unit.
-    first = np.unique(arms.units, return_index=True)[1]
-    factor = _boundary(float((p * (1 - p))[first].sum()), alpha, tuned_at)
+    factor = _boundary(arms.information, alpha, tuned_at)
     largest = max(ours.spread, theirs.spread)
     charged = [side.charge(largest, _WORST_SEEN if is_rate else 0.0) for side in (ours, theirs)]
 
@@ -137,7 +147,7 @@ class _Side:
 
     @classmethod
     def of(cls, arms: Arms, numerators: Floats, denominators: Floats, weights: Floats) -> _Side | None:
-        codes = np.unique(arms.units, return_inverse=True)[1]
+        codes = arms.codes
         total = float((weights * denominators).sum())
         used = np.bincount(codes, weights=weights > 0) > 0
         n_units = int(used.sum())

@@ -26,6 +26,7 @@ from tests.benchmarks.calibration_files import write_calibration
 from tests.benchmarks.calibration_rows import (
     CalibrationRow,
     calibration_table,
+    canary_rows,
     drift_rows,
     gate_rows,
     promises_in_words,
@@ -45,6 +46,7 @@ _FAMILIES: dict[str, tuple[str, str, Callable[[Any, Sequence[dict[str, Any]]], l
     "drift": ("drift_cells", "drift_cells", drift_rows),
     "joint": ("joint_cells", "joint_cells", drift_rows),
     "promotion": ("promotion_cells", "promotion_cells", drift_rows),
+    "canary": ("canary_cells", "canary_cells", canary_rows),
 }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reports.calibration_line import SHIPPED, CalibratedWorld
-from tests.benchmarks.calibration_rows import DRIFT, DRIFT_POWER_WORK, SLACK, CalibrationRow, promises_in_words
+from tests.benchmarks.calibration_rows import CANARY, DRIFT, DRIFT_POWER_WORK, SLACK, CalibrationRow, promises_in_words
 from tests.benchmarks.rows import write_json
 
 FALSE_PASS, POWER = "false pass, over all logs", "power: a better candidate passes"
@@ -71,10 +71,11 @@ def calibration_page(rows: Sequence[CalibrationRow]) -> str:
         f"![False passes of each world with their limits]({_PICTURES['false_passes']})",
         f"![Power of each world]({_PICTURES['power']})",
     ]
-    gate_rows = [row for row in rows if row.method != DRIFT]
+    gate_rows = [row for row in rows if row.method not in (DRIFT, CANARY)]
     for world in dict.fromkeys(row.world for row in gate_rows):
         parts += _world_part(world, [row for row in gate_rows if row.world == world])
     parts += _drift_part([row for row in rows if row.method == DRIFT])
+    parts += canary_part([row for row in rows if row.method == CANARY])
     return "\n\n".join(parts) + "\n"
 
 
@@ -96,6 +97,29 @@ def _drift_part(rows: Sequence[CalibrationRow]) -> Iterator[str]:
                 for row in shown
             ],
         )
+
+
+def canary_part(rows: Sequence[CalibrationRow]) -> Iterator[str]:
+    """What became of whole canaries: errors over all looks first, then the power, the time and the cost."""
+    yield "## Canary"
+    yield (
+        "Whole canaries with the settings as they come: a look every hour at first, shares of 5, 20 and 50 %, 160 "
+        "episodes an hour, undecided after ten days; in shared capacity a share of 50 %, 72 episodes an hour, 28 days. "
+        "The cost is what the champion would have earned more in the candidate's episodes, the true gain that of an "
+        "episode where the candidate has all the traffic."
+    )
+    yield _markdown(
+        ["world", "candidate", "true gain", "counted", "level", "observed", "at most", "canaries", "held",
+         "stopped", "promoted", "undecided", "hours", "its episodes", "cost"],
+        [
+            [row.world.removeprefix("canary, "), row.candidate or "", f"{row.gain:g}",
+             "power" if row.work.startswith("power") else row.work.removeprefix("a canary "), f"{row.level:.0%}",
+             f"{row.observed:.1%}", f"{row.upper:.1%}", f"{row.n:,}", _held(row),
+             *(f"{(row.endings or {}).get(ending, 0.0):.0%}" for ending in ("stopped", "promoted", "undecided")),
+             f"{row.hours:g}", f"{row.n_candidate:g}", f"{row.cost:g}"]
+            for row in rows
+        ],
+    )  # fmt: skip
 
 
 def _world_part(world: str, rows: Sequence[CalibrationRow]) -> Iterator[str]:

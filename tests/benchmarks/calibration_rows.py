@@ -18,7 +18,10 @@ SLACK = 1.5
 
 DRIFT = "drift: columns and stretches of nights"
 DRIFT_POWER = 0.8
+CANARY_ERROR = 0.05
+"""`stop_error` and `promote_error`, as they are by default."""
 DRIFT_POWER_WORK = "power: a changed night alarms"
+CANARY = "canary: asymptotic confidence sequences, by assignment"
 Kind = Literal["promise", "comparison"]
 
 
@@ -62,6 +65,14 @@ class CalibrationRow:
     coverage_90: float | None = None
     coverage_95: float | None = None
     """Share of such intervals that hold the true value."""
+    endings: dict[str, float] | None = None
+    """Of canaries: shares of them that were stopped, promoted or undecided."""
+    hours: float | None = None
+    """Of canaries: median time to the end."""
+    n_candidate: float | None = None
+    """Of canaries: median episodes of the candidate."""
+    cost: float | None = None
+    """Of canaries: what the champion would have earned more in these, in reward units; mean over canaries."""
 
 
 def upper_limit(n_found: int, n: int, confidence: float = 0.95) -> float:
@@ -221,10 +232,43 @@ def drift_rows(cell: Any, outcomes: Sequence[Outcome]) -> list[CalibrationRow]:
     ]  # fmt: skip
 
 
+_CANARY_WORK = {
+    "not stopped": ("a canary stops a candidate as good as the champion", "stopped"),
+    "no success": ("a canary promotes a candidate that is worse by the margin", "promoted"),
+    "stopped": ("power: a canary stops a worse candidate", "stopped"),
+    "promoted": ("power: a canary promotes a better candidate", "promoted"),
+    "either": ("a canary stops a candidate that is worse by less than the margin", "stopped"),
+}
+
+
+def canary_rows(cell: Any, outcomes: Sequence[Outcome]) -> list[CalibrationRow]:
+    """How the canaries of one cell ended: an error rate over all their looks, or the power and what it took."""
+    if not outcomes:
+        return []
+    work, counted = _CANARY_WORK[cell.expects]
+    endings = Counter(o["ending"] for o in outcomes)
+    n = len(outcomes)
+    share, upper = endings[counted] / n, upper_limit(endings[counted], n)
+    is_error = cell.expects in ("not stopped", "no success")
+    level = CANARY_ERROR if is_error else DRIFT_POWER
+    return [
+        CalibrationRow(
+            work=work, world=cell.world, method=CANARY, kind="promise" if is_error and cell.promised else "comparison",
+            level=level, observed=_rounded(share), upper=_rounded(upper), n=n,
+            met=upper <= SLACK * level if is_error else share >= level, candidate=cell.candidate,
+            gain=_significant(outcomes[0]["gain"]), n_episodes=int(np.median([o["n_episodes"] for o in outcomes])),
+            endings={ending: _rounded(count / n) for ending, count in endings.most_common()},
+            hours=float(np.median([o["hours"] for o in outcomes])),
+            n_candidate=float(np.median([o["n_candidate"] for o in outcomes])),
+            cost=_significant(float(np.mean([o["cost"] for o in outcomes]))),
+        )
+    ]  # fmt: skip
+
+
 def calibration_table(rows: Sequence[CalibrationRow]) -> str:
     """The table of `make calibrate`: under each world its candidates, with what passed and what refused them."""
     lines: list[str] = []
-    shown = [row for row in rows if row.refused is not None or row.method == DRIFT]
+    shown = [row for row in rows if row.refused is not None or row.method in (DRIFT, CANARY)]
     for world in dict.fromkeys(row.world for row in shown):
         cells = [_cells_of(row) for row in shown if row.world == world]
         lines += ["", world, *(f"  {line}" for line in table(cells, _HEADS).splitlines())]

@@ -111,7 +111,7 @@ class Server:
         reward = float(np.clip(drawn["mean"] + self.rng.normal(), -20, 20))
         line: dict[str, Any] = {"decision_id": f"{name}-{k}", "timestamp": at.isoformat(), "reward": reward}
         if last:
-            line |= {"terminated": True, "final_observation": {"load": drawn["load"]}}
+            line |= {"truncated": True, "final_observation": {"load": drawn["load"]}}
         return line
 
     def write(self, kind: str, lines: list[dict[str, Any]]) -> None:

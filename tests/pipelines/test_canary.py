@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from datasets.contract import contract_from_text
 from pipelines import canary as canary_module
 from pipelines.canary import (
     CanaryRefusedError,
@@ -19,9 +20,10 @@ from pipelines.canary import (
     override_advance,
 )
 from pipelines.canary_evidence import EvidenceError
+from pipelines.canary_logs import StepRows
 from pipelines.canary_state import Share, last_canary, read_canary, read_events
 from reports.history import Promotion, Rejection, append_promotion, append_rejection, read_history
-from tests.pipelines.canary_world import START, Server, alike, shifted, started, tiny_workspace
+from tests.pipelines.canary_world import CONTRACT, START, Server, alike, shifted, started, tiny_workspace
 
 FAST = "min_episodes = 20\nmargin_sd = 0.5\nlate_margin = 0.05\nbreach_margin = 1.0"
 
@@ -380,3 +382,17 @@ def test_two_at_once_look_one_after_the_other(tmp_path: Path) -> None:
     ended = last_canary(workspace)
     assert ended is not None
     assert ended.ending == "stopped"
+
+
+def test_rows_are_read_under_the_names_and_times_of_the_contract() -> None:
+    text = CONTRACT.replace('names = ["wait", "act"]\nsafe = "wait"', "bins = [0.0, 1.0, 3.0]")
+    contract = contract_from_text(
+        f'{text}\n[time]\nformat = "epoch_s"\n[columns]\nepisode_id = "session.id"\n"observation.load" = "cpu"', "here"
+    )
+    line = {"session": {"id": 7}, "timestamp": 100.5, "action": 2.0, "cpu": 0.3, "step": 4, "decided_by": "late"}
+    row = StepRows(contract).read(line)
+    assert row is not None
+    assert (row["episode_id"], row["at"], row["step"], row["observation"]) == ("7", 100.5, 4, {"load": 0.3})
+    assert row["action"] == contract.actions.names[1]
+    assert StepRows(contract).read({**line, "action": 17.0}) is None
+    assert StepRows(contract).read({**line, "timestamp": "soon"}) is None
