@@ -10,7 +10,7 @@ WORK ?=
 PORT ?= 4200
 
 .DEFAULT_GOAL := help
-.PHONY: schema help setup nightly serve test lint format bench peers calibrate clean
+.PHONY: derived schema help setup nightly serve test lint format bench peers calibrate clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -60,6 +60,9 @@ calibrate: $(READY) ## Measure the gate's error rates and write docs/calibration
 
 clean: ## Remove .venv and the demo workspace
 	rm -rf .venv $(WORKSPACE)
+
+derived: $(READY) ## Write dashboards/, its alert rules and the table of docs/metrics.md from the definitions of the metrics
+	@$(BIN)/python -m pipelines.metrics.derived
 
 schema: $(READY) ## Write docs/evaluation.schema.json from the records behind evaluation.json
 	@$(BIN)/offline-dqn report schema > docs/evaluation.schema.json
