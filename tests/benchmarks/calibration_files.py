@@ -101,6 +101,8 @@ def _drift_part(rows: Sequence[CalibrationRow]) -> Iterator[str]:
 
 def canary_part(rows: Sequence[CalibrationRow]) -> Iterator[str]:
     """What became of whole canaries: errors over all looks first, then the power, the time and the cost."""
+    if not rows:
+        return
     yield "## Canary"
     yield (
         "Whole canaries with the settings as they come: a look every hour at first, shares of 5, 20 and 50 %, 160 "

@@ -30,9 +30,10 @@ def test_worse_is_stopped_better_promoted_and_equal_not_stopped() -> None:
 
 
 def test_slices_of_shared_capacity_show_a_gain_where_there_is_a_loss() -> None:
-    shared = SharedCapacity(planned=0.4, per_step=4)
-    assert shared.gain < -0.3
-    assert shared.seen_on_slices > 0.1
+    world, hours = SharedCapacity(planned=0.4), np.arange(240)
+    alone, none, half = (world.draw(np.random.default_rng(2), hours, share) for share in (1.0, 0.0, 0.5))
+    assert alone.value.mean() - none.value.mean() == pytest.approx(-0.357, abs=0.03)
+    assert half.value[half.candidate].mean() - half.value[~half.candidate].mean() > 0.1
 
 
 def test_the_worlds_are_worth_what_they_say() -> None:
