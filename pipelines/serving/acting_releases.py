@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -19,11 +19,13 @@ from datasets.errors import OfflineDqnError
 from offline_dqn.decisions import Scorer
 from offline_dqn.policy import AnyPolicy
 from offline_dqn.scorers import scorer_of
-from pipelines.acting import load_release, read_graph
+from pipelines.acting import ReleaseError, load_release, read_graph
+from pipelines.canary_state import Canary, CanaryError, canary_path, read_canary
 from pipelines.serving.switch import SWITCH_FILE, Disabled, read_switch
+from pipelines.serving.timed_scorer import measured_cost
 from pipelines.workspace import Workspace
 from reports.history import read_history
-from reports.manifest import MANIFEST
+from reports.manifest import MANIFEST, read_manifest
 
 _LOG = logging.getLogger("offline_dqn.serve")
 _EVERY_S = 0.2
@@ -44,6 +46,7 @@ class LoadedRelease:
         digest: of its policy.
         scorer: what answers for it.
         engine: which that is, for people.
+        cost_s: seconds that it is likely to take for n rows, as measured when it was loaded.
         loaded_at: when.
     """
 
@@ -51,6 +54,7 @@ class LoadedRelease:
     digest: str
     scorer: Scorer
     engine: str
+    cost_s: Callable[[int], float]
     loaded_at: datetime
 
 
@@ -62,6 +66,7 @@ class Acting:
         champion: of the registry's history, or version 0 where there is none yet or it could not be loaded.
         version_zero: None where the workspace has no rules.
         disabled: what the kill switch says; None where releases may act.
+        canary: the one that runs, of which `candidate` has part of the traffic; None where none does.
         refused: why a release that should act does not, by its number.
         wanted: the champion that the history names; None where it names none.
     """
@@ -69,8 +74,24 @@ class Acting:
     champion: LoadedRelease
     version_zero: LoadedRelease | None
     disabled: Disabled | None
-    refused: dict[int, str]
+    refused: Mapping[int, str]
     wanted: int | None
+    canary: Canary | None = None
+    candidate: LoadedRelease | None = None
+
+    def in_charge(self, episode: str, began_at: datetime) -> LoadedRelease:
+        """Who decides in an episode.
+
+        Args:
+            episode: its id.
+            began_at: when it began, as far as is known.
+        """
+        if self.disabled is not None and self.version_zero is not None:
+            return self.version_zero
+        candidate, canary = self.candidate, self.canary
+        if candidate is not None and canary is not None and canary.assigned(episode, began_at):
+            return candidate
+        return self.champion
 
     @property
     def fallback(self) -> LoadedRelease:
@@ -93,10 +114,9 @@ class ActingReleases:
         self._folder = workspace.serving_path
         self._seen: object = None
         self._stop = threading.Event()
-        self._listeners: list[Callable[[Acting], None]] = []
-        signature = self._signature(None)
         self.current = self._begin()
-        self._seen = signature if self.current.wanted is None else self._signature(self.current.wanted)
+        # What changes between the two is seen at the next look: a stale signature only makes it look again.
+        self._seen = None
         self._thread = threading.Thread(target=self._watch, name="watch releases", daemon=True)
 
     def start(self) -> None:
@@ -142,7 +162,29 @@ class ActingReleases:
             )
         for number, text in refused.items():
             _LOG.error("release %s is refused and version 0 acts: %s", number, text)
-        return Acting(champion, zero, disabled, refused, wanted)
+        return self._with_canary(Acting(champion, zero, disabled, refused, wanted), None)
+
+    def _with_canary(self, now: Acting, before: Acting | None) -> Acting:
+        """With the canary that runs, if it is one against the champion that acts; its candidate is loaded once."""
+        try:
+            canary = read_canary(self._workspace)
+        except CanaryError as error:
+            _LOG.error("%s", error)
+            canary = None
+        if canary is None or canary.champion != now.wanted or now.champion.number != (now.wanted or VERSION_ZERO):
+            return replace(now, canary=None, candidate=None)
+        if before is not None and before.candidate is not None and before.candidate.number == canary.release:
+            return replace(now, canary=canary, candidate=before.candidate)
+        try:
+            manifest = read_manifest(self._workspace.release_path(canary.release))
+            if manifest is not None and manifest.digest != canary.digest:
+                raise ReleaseError(f"Release {canary.release} is not what it was when its canary began.")
+            candidate = load(self._workspace, canary.release)
+        except (OfflineDqnError, OSError) as error:
+            _LOG.error("release %s is refused, and its canary gets no traffic: %s", canary.release, error)
+            return replace(now, canary=canary, candidate=None, refused={**now.refused, canary.release: str(error)})
+        _LOG.warning("canary %s: release %s gets %.3g of the traffic", canary.id, canary.release, canary.share)
+        return replace(now, canary=canary, candidate=candidate)
 
     def _version_zero(self) -> tuple[LoadedRelease | None, str]:
         """Version 0 as it was registered, else as it is configured; and why not where it is neither."""
@@ -180,21 +222,29 @@ class ActingReleases:
         if problem:
             _LOG.error("%s What acted goes on.", problem)
         if wanted is None or wanted == before.champion.number:
-            return replace(before, disabled=disabled, wanted=wanted, refused={})
+            return self._with_canary(replace(before, disabled=disabled, wanted=wanted, refused={}), before)
         try:
             zero = before.version_zero
             champion = zero if wanted == VERSION_ZERO and zero is not None else load(self._workspace, wanted)
         except (OfflineDqnError, OSError) as error:
             _LOG.error("release %s is refused and release %s goes on: %s", wanted, before.champion.number, error)
-            return replace(before, disabled=disabled, wanted=wanted, refused={wanted: str(error)})
-        return replace(before, champion=champion, disabled=disabled, wanted=wanted, refused={})
+            return self._with_canary(
+                replace(before, disabled=disabled, wanted=wanted, refused={wanted: str(error)}), before
+            )
+        return self._with_canary(
+            replace(before, champion=champion, disabled=disabled, wanted=wanted, refused={}), before
+        )
 
     def _signature(self, wanted: int | None) -> object:
         """What changes when one of the files does; a release that was refused is looked at again when it is mended."""
         paths = [self._workspace.releases_path / "history.jsonl", self._folder / SWITCH_FILE]
-        if wanted is not None:
-            paths.append(self._workspace.release_path(wanted) / MANIFEST)
-            paths.append(self._workspace.release_path(wanted))
+        paths.append(canary_path(self._workspace))
+        current: Acting | None = getattr(self, "current", None)
+        tried = None if current is None or current.canary is None else current.canary.release
+        for number in {wanted, tried} - {None}:
+            assert number is not None
+            folder = self._workspace.release_path(number)
+            paths += [folder, folder / MANIFEST]
         return tuple(_stat(path) for path in paths)
 
     def _watch(self) -> None:
@@ -217,7 +267,11 @@ def load(workspace: Workspace, number: int) -> LoadedRelease:
 
 
 def _loaded(number: int, policy: AnyPolicy, scorer: Scorer) -> LoadedRelease:
-    return LoadedRelease(number, policy.digest, scorer, type(scorer).__name__, datetime.now(UTC))
+    try:
+        cost_s = measured_cost(scorer, policy.contract)
+    except Exception as error:  # whatever an engine may throw: what cannot answer must not act
+        raise ReleaseError(f"Release {number} cannot answer: {error}") from error
+    return LoadedRelease(number, policy.digest, scorer, type(scorer).__name__, cost_s, datetime.now(UTC))
 
 
 def _tell(before: Acting, now: Acting) -> None:

@@ -14,8 +14,9 @@ from starlette.exceptions import HTTPException
 
 from pipelines.serving.acting_releases import Acting, ActingReleases, LoadedRelease
 from pipelines.serving.config import ServeConfig
-from pipelines.serving.messages import ActMessages
+from pipelines.serving.messages import ActMessages, OutcomeMessages
 from pipelines.serving.metrics import Metrics
+from pipelines.serving.outcome_service import OutcomeService
 from pipelines.serving.refusals import RefusedRequestError
 from pipelines.serving.service import DecisionService
 from pipelines.serving.tokens import Role, Tokens
@@ -25,6 +26,7 @@ _JSON = "application/json"
 
 def build_app(
     service: DecisionService,
+    outcomes: OutcomeService,
     acting: ActingReleases,
     messages: ActMessages,
     metrics: Metrics,
@@ -56,6 +58,13 @@ def build_app(
             return refused(error)
         return _json({"decisions": answers} if asked.is_batch else answers[0])
 
+    async def tell(request: Request) -> Response:
+        try:
+            allow(request, "act")
+            return _json(*await outcomes.take(await bodies.read(request)))
+        except RefusedRequestError as error:
+            return refused(error)
+
     async def health() -> Response:
         return _json({"status": "up"})
 
@@ -85,13 +94,18 @@ def build_app(
             RefusedRequestError.of(causes.get(error.status_code, "http"), str(error.detail), status=error.status_code)
         )
 
+    async def broken(_: Request, error: Exception) -> Response:  # uvicorn logs it, with its traceback
+        return refused(RefusedRequestError.of("internal", f"{type(error).__name__}: {error}", status=500))
+
     app.add_exception_handler(HTTPException, not_found)
+    app.add_exception_handler(Exception, broken)
     app.add_api_route("/v1/act", act, methods=["POST"], summary="Decide for one observation or many")
+    app.add_api_route("/v1/outcomes", tell, methods=["POST"], summary="Tell what became of decisions")
     app.add_api_route("/v1/health", health, summary="Whether the server runs")
     app.add_api_route("/v1/ready", ready, summary="Whether it decides, and what stands in the way of a release")
     app.add_api_route("/v1/release", release, summary="Which releases act")
     app.add_api_route("/metrics", page, summary="Counts and times for Prometheus")
-    app.openapi = lambda: _openapi(app, messages)  # type: ignore[method-assign]  # FastAPI's own way to change it
+    app.openapi = lambda: _openapi(app, messages, outcomes.messages)  # type: ignore[method-assign]  # FastAPI's own way to change it
     return app
 
 
@@ -143,6 +157,9 @@ def _state(now: Acting) -> dict[str, Any]:
         "release": in_charge.number,
         "champion": now.champion.number,
         "wanted": now.wanted,
+        "canary": None
+        if now.canary is None
+        else {"release": now.canary.release, "share": now.canary.share, "acts": now.candidate is not None},
         "disabled": None if now.disabled is None else now.disabled.to_json(),
         "refused": {str(number): text for number, text in now.refused.items()},
     }
@@ -162,9 +179,10 @@ def _described(release: LoadedRelease) -> dict[str, Any]:
     }
 
 
-def _openapi(app: FastAPI, messages: ActMessages) -> dict[str, Any]:
+def _openapi(app: FastAPI, messages: ActMessages, outcomes: OutcomeMessages) -> dict[str, Any]:
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
         messages.describe(schema)
+        outcomes.describe(schema)
         app.openapi_schema = schema
     return app.openapi_schema

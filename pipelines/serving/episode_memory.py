@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeVar
 
+from offline_dqn.caps import Turn
 from pipelines.serving.refusals import RefusedRequestError
 
 _Kept = TypeVar("_Kept")
@@ -23,7 +24,22 @@ class Place:
     step: int | None
     decision_id: str
     at: datetime
+    cluster: str | None
     where: str
+
+    @property
+    def turn(self) -> Turn:
+        """What caps count it by."""
+        return Turn.of(self.at, self.episode_id or "", self.cluster or "")
+
+
+@dataclass(frozen=True, slots=True)
+class _Last:
+    """The last step and time of an episode, and its first time."""
+
+    step: int | None
+    at: datetime
+    began_at: datetime
 
 
 class EpisodeMemory:
@@ -35,8 +51,8 @@ class EpisodeMemory:
 
     def __init__(self, tolerance_s: float) -> None:
         self._tolerance = timedelta(seconds=tolerance_s)
-        self._episodes: OrderedDict[str, tuple[int | None, datetime]] = OrderedDict()
-        self._decisions: OrderedDict[str, None] = OrderedDict()
+        self._episodes: OrderedDict[str, _Last] = OrderedDict()
+        self._decisions: OrderedDict[str, Place] = OrderedDict()
 
     def enter(self, places: Sequence[Place]) -> None:
         """Remembers decisions that are about to be made, all or none of them.
@@ -44,8 +60,8 @@ class EpisodeMemory:
         Raises:
             RefusedRequestError: a decision's id or step is taken, or its time lies before that of its episode.
         """
-        episodes: dict[str, tuple[int | None, datetime]] = {}
-        ids: dict[str, None] = {}
+        episodes: dict[str, _Last] = {}
+        ids: dict[str, Place] = {}
         for place in places:
             if place.decision_id in self._decisions or place.decision_id in ids:
                 raise RefusedRequestError.of(
@@ -55,12 +71,14 @@ class EpisodeMemory:
                     where=place.where,
                     status=409,
                 )
-            ids[place.decision_id] = None
+            ids[place.decision_id] = place
             if place.episode_id is not None:
                 before = episodes.get(place.episode_id) or self._episodes.get(place.episode_id)
                 if before is not None:
-                    self._check(place, *before)
-                episodes[place.episode_id] = (place.step, place.at)
+                    self._check(place, before)
+                began_at = place.at if before is None else before.began_at
+                step = place.step if place.step is not None or before is None else before.step
+                episodes[place.episode_id] = _Last(step, place.at, began_at)
         for episode_id, last in episodes.items():
             self._episodes[episode_id] = last
             self._episodes.move_to_end(episode_id)
@@ -72,10 +90,21 @@ class EpisodeMemory:
         """Forgets decisions that were not made after all, so that they can be asked for again."""
         for place in places:
             self._decisions.pop(place.decision_id, None)
-            if place.episode_id is not None:
-                self._episodes.pop(place.episode_id, None)
+            last = None if place.episode_id is None else self._episodes.get(place.episode_id)
+            if last is not None and last.at == place.at:  # what was before is forgotten with it, not contradicted
+                del self._episodes[place.episode_id or ""]
 
-    def _check(self, place: Place, last_step: int | None, last_at: datetime) -> None:
+    def place_of(self, decision_id: str) -> Place | None:
+        """Where a decision stands; None where it is no longer remembered."""
+        return self._decisions.get(decision_id)
+
+    def began_at(self, place: Place) -> datetime:
+        """When the episode of a decision that has entered began, as far as is remembered."""
+        last = None if place.episode_id is None else self._episodes.get(place.episode_id)
+        return place.at if last is None else last.began_at
+
+    def _check(self, place: Place, last: _Last) -> None:
+        last_step, last_at = last.step, last.at
         if place.step is not None and last_step is not None and place.step <= last_step:
             raise RefusedRequestError.of(
                 "step_taken",

@@ -26,7 +26,8 @@ from datasets.contract import (
     VectorFeature,
 )
 from datasets.images import image_problem
-from pipelines.serving.refusals import Problem, RefusedRequestError
+from pipelines.serving.outcome import End, Outcome
+from pipelines.serving.refusals import Problem, Refusal, RefusedRequestError
 
 _MAX_STEP = 2**31 - 1
 _SHOWN = 20
@@ -80,16 +81,79 @@ class ActMessages:
 
     def describe(self, openapi: dict[str, Any]) -> None:
         """Puts what /v1/act takes and gives into an OpenAPI page."""
-        template = "#/components/schemas/{model}"
-        _, found = TypeAdapter.json_schemas(
-            [("decision", "validation", self.decision), ("answer", "serialization", TypeAdapter(list[Answer]))],
-            ref_template=template,
+        _describe(openapi, "/v1/act", ("Decision", self.decision), ("Answer", Answer), "decisions")
+
+
+class OutcomeMessages:
+    """Reads outcomes under a contract.
+
+    Args:
+        contract: whose rewards and features they speak of.
+        clock: "request" wants a `timestamp` with every outcome.
+        max_batch: most outcomes of a request.
+    """
+
+    def __init__(self, contract: Contract, clock: Literal["server", "request"], max_batch: int) -> None:
+        self._contract, self._max_batch = contract, max_batch
+        outcomes: Any = GenericAlias(list, (_outcome_type(contract, clock),))
+        self.outcome: TypeAdapter[list[dict[str, Any]]] = TypeAdapter(outcomes)
+
+    def read(self, body: bytes, now: datetime) -> tuple[list[Outcome], bool]:
+        """The outcomes that a body tells of, and whether they came as a list.
+
+        Args:
+            body: of the request.
+            now: the time of those that say none.
+
+        Raises:
+            RefusedRequestError: it is no JSON, too long a list, or any of it is wrong; nothing is written then.
+        """
+        values = parse_json(body)
+        is_batch = "outcomes" in values
+        found = batch_of(values, "outcomes", self._max_batch) if is_batch else [values]
+        try:
+            checked = self.outcome.validate_python(found)
+        except ValidationError as error:
+            raise refusal_of(error, "outcomes" if is_batch else "") from None
+        return [
+            self._outcome(each, now, f"outcomes[{row}]" if is_batch else "") for row, each in enumerate(checked)
+        ], is_batch
+
+    def _outcome(self, told: dict[str, Any], now: datetime, where: str) -> Outcome:
+        ends: list[End] = [end for end in ("terminated", "truncated") if told.get(end)]
+        if len(ends) > 1:
+            raise RefusedRequestError.of(
+                "contradiction", "an episode is terminated or truncated, not both", where=where
+            )
+        if told.get("reward") is None and not ends:
+            raise RefusedRequestError.of("empty_outcome", "it brings neither a reward nor an end", where=where)
+        final = told.get("final_observation")
+        if final is not None and ends != ["truncated"]:
+            raise RefusedRequestError.of(
+                "contradiction", "final_observation belongs to a truncated episode alone", where=where
+            )
+        timestamp = told.get("timestamp")
+        return Outcome(
+            told["decision_id"],
+            now if timestamp is None else read_instant(timestamp, where),
+            told.get("reward"),
+            ends[0] if ends else None,
+            final,
+            is_timed=timestamp is not None,
         )
-        components = openapi.setdefault("components", {}).setdefault("schemas", {})
-        components.update(found["$defs"])
-        operation = openapi["paths"]["/v1/act"]["post"]
-        operation["requestBody"] = {"required": True, "content": _content("Decision", "decisions")}
-        operation["responses"]["200"]["content"] = _content("Answer", "decisions")
+
+    def describe(self, openapi: dict[str, Any]) -> None:
+        """Puts what /v1/outcomes takes and gives into an OpenAPI page."""
+        _describe(openapi, "/v1/outcomes", ("Outcome", self.outcome), ("OutcomeAnswer", OutcomeAnswer), "outcomes")
+
+
+class OutcomeAnswer(TypedDict):
+    """What became of an outcome: accepted ones are in the log."""
+
+    decision_id: str
+    status: Literal["new", "unverified", "repeated", "unknown", "early", "late", "contradicting"]
+    accepted: bool
+    message: str
 
 
 class Answer(TypedDict):
@@ -104,6 +168,24 @@ class Answer(TypedDict):
     release: int
     forbidden: dict[str, str]
     logged: NotRequired[bool]
+
+
+def _describe(
+    openapi: dict[str, Any], path: str, asked: tuple[str, TypeAdapter[Any]], answer: tuple[str, Any], name: str
+) -> None:
+    answers: Any = GenericAlias(list, (answer[1],))
+    _, found = TypeAdapter.json_schemas(
+        [("asked", "validation", asked[1]), ("answer", "serialization", TypeAdapter(answers))],
+        ref_template="#/components/schemas/{model}",
+    )
+    components = openapi.setdefault("components", {}).setdefault("schemas", {})
+    refused = TypeAdapter(Refusal).json_schema(ref_template="#/components/schemas/{model}")
+    components.update({**found["$defs"], **refused.pop("$defs"), "Refusal": refused})
+    operation = openapi["paths"][path]["post"]
+    operation["requestBody"] = {"required": True, "content": _content(asked[0], name)}
+    operation["responses"]["200"]["content"] = _content(answer[0], name)
+    told = {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}}
+    operation["responses"]["4XX"] = {"description": "Refused; nothing of it was done", "content": told}
 
 
 def _content(model: str, name: str) -> dict[str, Any]:
@@ -206,6 +288,19 @@ def _decision_type(contract: Contract, clock: str) -> Any:
         key_fields = TypedDict("Keys", dict.fromkeys(keys, NotRequired[Label | None]))  # type: ignore[misc]
         fields["keys"] = NotRequired[_forbidding(key_fields)]
     return _forbidding(TypedDict("Decision", fields))  # type: ignore[operator]
+
+
+def _outcome_type(contract: Contract, clock: str) -> Any:
+    low, high = contract.reward.min, contract.reward.max
+    fields: dict[str, Any] = {
+        "decision_id": Label,
+        "reward": NotRequired[Annotated[float, Field(ge=low, le=high, allow_inf_nan=False)] | None],
+        "terminated": NotRequired[bool | None],
+        "truncated": NotRequired[bool | None],
+        "final_observation": NotRequired[observation_type(contract) | None],
+        "timestamp": Label if clock == "request" else NotRequired[Label | None],
+    }
+    return _forbidding(TypedDict("Outcome", fields))  # type: ignore[operator]
 
 
 def key_names(contract: Contract) -> tuple[str, ...]:

@@ -54,6 +54,12 @@ class Metrics:
             ["release"],
             registry=self._registry,
         )
+        self._late = Counter(
+            "offline_dqn_late", "Requests that a release missed the deadline of.", ["release"], registry=self._registry
+        )
+        self._outcomes = Counter(
+            "offline_dqn_outcomes", "Outcomes, by what they were.", ["status"], registry=self._registry
+        )
         self._children: dict[tuple[str, str, str], Counter] = {}
         self._histograms: dict[str, Histogram] = {}
 
@@ -89,6 +95,14 @@ class Metrics:
         """One answer of a release that could not be acted upon."""
         self._failed.labels(release).inc()
 
+    def late(self, release: str) -> None:
+        """One request that a release missed the deadline of."""
+        self._late.labels(release).inc()
+
+    def told(self, status: str) -> None:
+        """One outcome."""
+        self._outcomes.labels(status).inc()
+
     def text(self) -> bytes:
         """The page, in Prometheus' text format."""
         return generate_latest(self._registry)
@@ -112,6 +126,10 @@ def _of_releases(now: Acting) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "offline_dqn_disabled", "1 while the kill switch has version 0 act.", int(now.disabled is not None)
     )
+    canary = GaugeMetricFamily("offline_dqn_canary_share", "Share of the traffic of a canary.", labels=["release"])
+    if now.canary is not None:
+        canary.add_metric([str(now.canary.release)], now.canary.share if now.candidate is not None else 0.0)
+    yield canary
     refused = GaugeMetricFamily(
         "offline_dqn_release_refused", "1 for a release that should act and cannot.", labels=["release"]
     )

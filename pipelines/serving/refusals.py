@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
+
+from typing_extensions import TypedDict
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,21 @@ class Problem:
     cause: str
     where: str
     message: str
+
+
+class RefusalBody(TypedDict):
+    """Why a request was refused; `cause` is that of the first problem, `more` how many are not listed."""
+
+    cause: str
+    message: str
+    problems: list[Problem]
+    more: int
+
+
+class Refusal(TypedDict):
+    """The body of a refusal."""
+
+    error: RefusalBody
 
 
 class RefusedRequestError(Exception):
@@ -52,7 +69,7 @@ class RefusedRequestError(Exception):
 
     def to_json(self) -> dict[str, Any]:
         """The body of the answer."""
-        listed = [{"cause": p.cause, "where": p.where, "message": p.message} for p in self.problems]
+        listed = [asdict(problem) for problem in self.problems]
         first = self.problems[0]
         message = f"{first.where}: {first.message}" if first.where else first.message
         return {"error": {"cause": first.cause, "message": message, "problems": listed, "more": self.more}}

@@ -20,11 +20,14 @@ from datasets.errors import OfflineDqnError
 from datasets.locking import exclusive_lock
 from pipelines.serving.acting_releases import ActingReleases
 from pipelines.serving.app import build_app
+from pipelines.serving.canary_looks import CanaryLooks
+from pipelines.serving.caps import ActionCaps
 from pipelines.serving.config import ServeConfig
 from pipelines.serving.decision_log import DecisionLog
 from pipelines.serving.messages import ActMessages
 from pipelines.serving.metrics import Metrics
-from pipelines.serving.outcomes import check_outcomes
+from pipelines.serving.outcome_service import OutcomeService
+from pipelines.serving.outcomes import Outcomes, check_outcomes
 from pipelines.serving.service import DecisionService
 from pipelines.serving.tokens import TOKENS_VARIABLE, tokens_from
 from pipelines.workspace import Workspace
@@ -63,17 +66,25 @@ def serve(workspace: Workspace, config: ServeConfig, on_start: Callable[[str, Ac
             exclusive_lock(workspace.serving_path / LOCK_FILE, f"The server of {workspace.root}", wait_s=0.0)
         )
         acting = ActingReleases(workspace)
-        log = held.enter_context(DecisionLog(workspace.logs_path, config))
-        metrics = Metrics(acting, [("steps", log)])
-        service = DecisionService(workspace.contract, config, acting, log, metrics)
+        contract, steps, told = workspace.contract, workspace.logs_path, workspace.outcome_logs_path
+        log = held.enter_context(DecisionLog(steps, config))
+        outcome_log = held.enter_context(DecisionLog(told, config))
+        metrics = Metrics(acting, [("steps", log), ("outcomes", outcome_log)])
+        outcomes = Outcomes(contract, config, outcome_log, steps=steps, outcomes=told)
+        caps = ActionCaps.rebuilt(contract, steps)
+        service = DecisionService(contract, config, acting, log, outcomes, caps, metrics)
         held.callback(service.close)
-        messages = ActMessages(workspace.contract, config.clock, config.max_batch)
-        app = build_app(service, acting, messages, metrics, tokens, config)
+        messages = ActMessages(contract, config.clock, config.max_batch)
+        telling = OutcomeService(contract, config, outcomes, service.memory, caps, metrics)
+        held.callback(telling.close)
+        app = build_app(service, telling, acting, messages, metrics, tokens, config)
         listening = held.enter_context(_listening(config))
         tls = _tls(workspace.root, config)
         server = _Server(_uvicorn(app, config, tls))
-        acting.start()
-        held.callback(acting.stop)
+        looks = CanaryLooks(workspace, service.now)
+        for watching in (acting, looks):
+            watching.start()
+            held.callback(watching.stop)
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         on_start(f"{'https' if tls else 'http'}://{shown}:{port}", acting)
@@ -122,7 +133,8 @@ def _tls(root: Path, config: ServeConfig) -> tuple[Path, Path] | None:
 
 def _listening(config: ServeConfig) -> socket.socket:
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # Only to a socket that says it is TCP does asyncio turn Nagle's algorithm off, which costs 40 ms an answer.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((config.host, config.port))

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -21,35 +21,27 @@ from datasets.observations import record_of
 from datasets.row_conditions import Record
 from datasets.step_rules import ConstraintError
 from offline_dqn.compiled_shield import CompiledShield
-from offline_dqn.decisions import (
-    BASELINE,
-    LATE,
-    POLICY,
-    Decisions,
-    Permission,
-    Scorer,
-    decide,
-    draw,
-    forbidden_by,
-    merged,
-    permit,
-)
+from offline_dqn.decisions import BASELINE, LATE, POLICY, Decisions, decide, draw, forbidden_by, merged, permit
 from offline_dqn.exploration import NoAvailableActionError
 from pipelines.serving.acting_releases import VERSION_ZERO, Acting, ActingReleases, LoadedRelease
+from pipelines.serving.caps import ActionCaps
+from pipelines.serving.clock import Clock
 from pipelines.serving.config import ServeConfig
 from pipelines.serving.decision_log import DecisionLog, LogFullError
 from pipelines.serving.episode_memory import EpisodeMemory, Place
 from pipelines.serving.log_lines import StepLines
 from pipelines.serving.messages import Asked, read_instant
 from pipelines.serving.metrics import Metrics
+from pipelines.serving.outcomes import Outcomes
 from pipelines.serving.refusals import RefusedRequestError
+from pipelines.serving.timed_scorer import Deadline, LateError
 
 _LOG = logging.getLogger("offline_dqn.serve")
 
 
 @dataclass(frozen=True)
-class _Turn:
-    """The decisions of a request that one release is in charge of.
+class _Charge:
+    """Who is in charge of some rows of a request.
 
     Attributes:
         rows: of the request.
@@ -62,28 +54,63 @@ class _Turn:
     decided_by: str
 
 
+@dataclass(frozen=True)
+class _Choice:
+    """What is done at one row, and the observation that it was chosen for, counters included."""
+
+    observation: dict[str, Any]
+    action: str
+    probability: float
+    probs: list[float]
+    decided_by: str
+    release: int
+    forbidden: dict[str, str]
+
+
 class DecisionService:
-    """Answers requests for decisions; its methods run on the server's event loop."""
+    """Answers requests for decisions; its methods run on the server's event loop, one request after the other.
+
+    Args:
+        contract: the current one.
+        config: the `[serve]` table.
+        acting: who acts.
+        log: of decisions, open.
+        outcomes: is told of each decision that is in the log.
+        caps: the counters, as the log has them.
+        metrics: are told of each decision.
+    """
 
     def __init__(
-        self, contract: Contract, config: ServeConfig, acting: ActingReleases, log: DecisionLog, metrics: Metrics
+        self,
+        contract: Contract,
+        config: ServeConfig,
+        acting: ActingReleases,
+        log: DecisionLog,
+        outcomes: Outcomes,
+        caps: ActionCaps,
+        metrics: Metrics,
     ) -> None:
         self._contract, self._config = contract, config
-        self._acting, self._log, self._metrics = acting, log, metrics
+        self._acting, self._log, self._outcomes, self._caps = acting, log, outcomes, caps
+        self._metrics = metrics
         self._shield, self._lines = CompiledShield(contract), StepLines(contract)
-        self._memory = EpisodeMemory(contract.episodes.clock_tolerance_s)
+        self.memory = EpisodeMemory(contract.episodes.clock_tolerance_s)
         self._clock = Clock()
+        self._newest: datetime | None = None
         self._random = random.Random(config.seed)
         self._names = contract.actions.names
         self._column = {name: column for column, name in enumerate(self._names)}
-        self._deadline_s = config.deadline_ms / 1000
-        self._scoring = ThreadPoolExecutor(1, thread_name_prefix="scoring")
+        self._deadline = Deadline(config.deadline_ms / 1000)
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="writing")
 
     def close(self) -> None:
         """Ends its threads."""
-        self._scoring.shutdown(wait=False, cancel_futures=True)
+        self._deadline.close()
         self._writing.shutdown()
+
+    def now(self) -> datetime | None:
+        """The instant of the log's clock: the newest decision's where requests have their own time, else now."""
+        return self._newest if self._config.clock == "request" else datetime.now(UTC)
 
     async def act(self, asked: Asked, arrived: float) -> list[dict[str, Any]]:
         """The decisions, each of them in the log.
@@ -97,65 +124,87 @@ class DecisionService:
         """
         acting = self._acting.current
         places = self._places(asked)
-        self._memory.enter(places)
+        self.memory.enter(places)
         try:
-            answers, lines = await self._decide(asked, places, acting, arrived)
+            choices = self._choose(asked, places, acting, arrived)
+            lines = [
+                self._line(decision, place, choice)
+                for decision, place, choice in zip(asked.decisions, places, choices, strict=True)
+            ]
             await self._write(lines)
         except LogFullError as error:
-            self._memory.leave(places)
+            self.memory.leave(places)
             if self._config.on_full == "refuse" or acting.version_zero is None:
                 raise RefusedRequestError.of("log_full", str(error), status=503, retry_after_s=1) from error
-            return await self._unlogged(asked, places, acting)
+            return self._unlogged(asked, places, acting.version_zero)
         except BaseException:
-            self._memory.leave(places)
+            self.memory.leave(places)
             raise
-        seconds = time.perf_counter() - arrived
-        for answer in answers:
-            self._metrics.decided(str(answer["release"]), answer["decided_by"], answer["action"])
-        self._metrics.answered(str(answers[0]["release"]), seconds)
-        return answers
+        for place, choice in zip(places, choices, strict=True):
+            self._outcomes.decided(place.decision_id, place.at)
+            self._newest = place.at if self._newest is None else max(place.at, self._newest)
+            self._metrics.decided(str(choice.release), choice.decided_by, choice.action)
+        self._metrics.answered(str(choices[0].release), time.perf_counter() - arrived)
+        return [self._answer(place, choice) for place, choice in zip(places, choices, strict=True)]
 
-    # --- deciding
+    # --- choosing
 
-    async def _decide(
-        self, asked: Asked, places: Sequence[Place], acting: Acting, arrived: float
-    ) -> tuple[list[dict[str, Any]], list[bytes]]:
-        decisions = asked.decisions
-        records = [record_of(self._contract, decision["observation"]) for decision in decisions]
-        available = self._available(decisions)
+    def _choose(self, asked: Asked, places: Sequence[Place], acting: Acting, arrived: float) -> list[_Choice]:
+        observations = [decision["observation"] for decision in asked.decisions]
+        available = self._available(asked.decisions)
+        charges = self._charges(places, acting)
+        if not self._caps:
+            return self._chosen(observations, available, charges, acting, arrived)
+
+        def choose(rows: list[int], counters: list[dict[str, float]]) -> list[_Choice]:
+            counted = [{**observations[row], **counter} for row, counter in zip(rows, counters, strict=True)]
+            return self._chosen(counted, available[rows], _part(charges, rows), acting, arrived)
+
+        return self._caps.decide([place.turn for place in places], choose, lambda choice: choice.action)
+
+    def _chosen(
+        self,
+        observations: Sequence[dict[str, Any]],
+        available: NDArray[np.bool_],
+        charges: Sequence[_Charge],
+        acting: Acting,
+        arrived: float,
+    ) -> list[_Choice]:
+        records = [record_of(self._contract, observation) for observation in observations]
         try:
-            forbidden = self._shield.forbidden(records)
+            by_constraint = self._shield.forbidden(records)
         except ConstraintError as error:
             raise RefusedRequestError.of("constraint_failed", str(error)) from error
-        taken = merged(forbidden)
-        answers: list[dict[str, Any]] = [{} for _ in decisions]
-        lines: list[bytes] = [b""] * len(decisions)
-        for turn in self._turns(places, acting):
-            rows = np.array(turn.rows)
-            whole = len(rows) == len(decisions)
-            decided = await self._decided(
-                turn,
-                records if whole else [records[i] for i in rows],
-                available if whole else available[rows],
-                taken if taken is None or whole else taken[rows],
+        forbidden = merged(by_constraint)
+        choices: dict[int, _Choice] = {}
+        for charge in charges:
+            rows = charge.rows
+            decided = self._decided(
+                charge,
+                [records[row] for row in rows],
+                available[rows],
+                None if forbidden is None else forbidden[rows],
                 acting,
                 arrived,
             )
-            probs = decided.probs.tolist()
-            for k, row in enumerate(turn.rows):
-                by = forbidden_by(self._names, forbidden, row, available[row]) if taken is not None else {}
-                if by:
-                    self._metrics.forbidden(set(by.values()))
-                if decided.guard and decided.guard[k]:
-                    self._metrics.guarded(str(turn.release.number), decided.guard[k])
-                answers[row], lines[row] = self._drawn(
-                    decisions[row], places[row], turn.release, decided.decided_by[k], probs[k], by
+            guard = decided.guard or ("",) * len(rows)
+            for row, probs, decided_by, reason in zip(
+                rows, decided.probs.tolist(), decided.decided_by, guard, strict=True
+            ):
+                taken = {} if forbidden is None else forbidden_by(self._names, by_constraint, row, available[row])
+                if taken:
+                    self._metrics.forbidden(set(taken.values()))
+                if reason:
+                    self._metrics.guarded(str(charge.release.number), reason)
+                drawn = draw(probs, self._random.random())
+                choices[row] = _Choice(
+                    observations[row], self._names[drawn], probs[drawn], probs, decided_by, charge.release.number, taken
                 )
-        return answers, lines
+        return [choices[row] for row in range(len(observations))]
 
-    async def _decided(
+    def _decided(
         self,
-        turn: _Turn,
+        charge: _Charge,
         records: Sequence[Record],
         available: NDArray[np.bool_],
         forbidden: NDArray[np.bool_] | None,
@@ -163,88 +212,49 @@ class DecisionService:
         arrived: float,
     ) -> Decisions:
         """By the release in charge; by version 0 where that is late or fails."""
-        zero, scorer = acting.version_zero, turn.release.scorer
-        cause: Exception | None = None
-        if zero is None or zero is turn.release or time.perf_counter() - arrived < self._deadline_s:
-            try:
-                permission = self._permitted(scorer, available, forbidden)
-                return decide(scorer, self._contract.actions, records, permission, turn.decided_by)
-            except RefusedRequestError:
-                raise
-            except Exception as error:  # whatever an engine may throw: version 0 acts
-                cause = error
-                self._metrics.failed(str(turn.release.number))
-                _LOG.error("release %s failed on a request: %s", turn.release.number, error)
-                if zero is None or zero is turn.release:
-                    raise RefusedRequestError.of(
-                        "scoring_failed", f"release {turn.release.number} could not decide: {error}", status=500
-                    ) from error
-        assert zero is not None
-        permission = self._permitted(zero.scorer, available, forbidden)
-        try:
-            return decide(zero.scorer, self._contract.actions, records, permission, LATE)
-        except Exception as error:
-            raise RefusedRequestError.of(
-                "scoring_failed",
-                f"release {turn.release.number} and version 0 could not decide: {cause or error}",
-                status=500,
-            ) from error
+        zero, release = acting.version_zero, charge.release
+        fallback = None if zero is release else zero
 
-    def _permitted(
-        self, scorer: Scorer, available: NDArray[np.bool_], forbidden: NDArray[np.bool_] | None
-    ) -> Permission:
+        def ask(asked: LoadedRelease, decided_by: str) -> Decisions:
+            permission = permit(self._contract.actions, asked.scorer.known, available, forbidden)
+            return decide(asked.scorer, self._contract.actions, records, permission, decided_by)
+
         try:
-            return permit(self._contract.actions, scorer.known, available, forbidden)
+            if fallback is None:
+                return ask(release, charge.decided_by)
+            try:
+                work = lambda: ask(release, charge.decided_by)  # noqa: E731  # named, it would say less
+                return self._deadline.within(arrived, release.cost_s(len(records)), work)
+            except NoAvailableActionError:
+                raise
+            except LateError:
+                self._metrics.late(str(release.number))
+            except Exception as error:  # whatever an engine may throw: version 0 acts
+                self._metrics.failed(str(release.number))
+                _LOG.error("release %s failed on a request and version 0 acted: %s", release.number, error)
+            return ask(fallback, LATE)
         except NoAvailableActionError as error:
             raise RefusedRequestError.of("no_known_action", str(error)) from error
+        except Exception as error:
+            _LOG.error("release %s failed on a request: %s", release.number, error)
+            raise RefusedRequestError.of(
+                "scoring_failed", f"release {release.number} could not decide: {error}", status=500
+            ) from error
 
-    def _turns(self, places: Sequence[Place], acting: Acting) -> list[_Turn]:
-        """Who is in charge of which decisions."""
-        rows = list(range(len(places)))
-        if acting.disabled is not None and acting.version_zero is not None:
-            return [_Turn(rows, acting.version_zero, BASELINE)]
-        champion = acting.champion
-        return [_Turn(rows, champion, BASELINE if champion.number == VERSION_ZERO else POLICY)]
+    def _charges(self, places: Sequence[Place], acting: Acting) -> list[_Charge]:
+        """Who is in charge of which rows."""
+        if acting.candidate is None:
+            return [self._charge(list(range(len(places))), acting.in_charge("", places[0].at))]
+        rows: dict[int, list[int]] = {}
+        releases: dict[int, LoadedRelease] = {}
+        for row, place in enumerate(places):
+            release = acting.in_charge(place.episode_id or place.decision_id, self.memory.began_at(place))
+            rows.setdefault(release.number, []).append(row)
+            releases[release.number] = release
+        return [self._charge(those, releases[number]) for number, those in rows.items()]
 
-    def _drawn(
-        self,
-        decision: dict[str, Any],
-        place: Place,
-        release: LoadedRelease,
-        decided_by: str,
-        probs: list[float],
-        forbidden: dict[str, str],
-    ) -> tuple[dict[str, Any], bytes]:
-        chosen = draw(probs, self._random.random())
-        action = self._names[chosen]
-        mask = decision.get("available_actions")
-        if mask is not None and action not in mask:
-            mask = [*mask, action]  # nothing was left, and the safe action acts: the log tells what could be done
-        step = {
-            "decision_id": place.decision_id,
-            "episode_id": place.episode_id,
-            "step": place.step,
-            "available_actions": mask,
-            "behavior_prob": probs[chosen],
-            "behavior_probs": probs,
-            "policy_version": str(release.number),
-            "decided_by": decided_by,
-        }
-        if "cluster" in decision:
-            step["cluster"] = decision["cluster"]
-        step |= {f"keys.{name}": value for name, value in (decision.get("keys") or {}).items()}
-        line = self._lines.line(step, decision["observation"], place.at, action)
-        answer = {
-            "decision_id": place.decision_id,
-            "action": action,
-            "action_value": self._contract.actions.value_of(action),
-            "probability": probs[chosen],
-            "probabilities": dict(zip(self._names, probs, strict=True)),
-            "decided_by": decided_by,
-            "release": release.number,
-            "forbidden": forbidden,
-        }
-        return answer, line
+    def _charge(self, rows: list[int], release: LoadedRelease) -> _Charge:
+        return _Charge(rows, release, BASELINE if release.number == VERSION_ZERO else POLICY)
 
     def _available(self, decisions: Sequence[dict[str, Any]]) -> NDArray[np.bool_]:
         masks = np.ones((len(decisions), len(self._names)), dtype=bool)
@@ -256,16 +266,40 @@ class DecisionService:
         return masks
 
     def _places(self, asked: Asked) -> list[Place]:
-        places = []
+        places, seen, now = [], set[str | None](), None
         for row, decision in enumerate(asked.decisions):
             where = f"decisions[{row}]" if asked.is_batch else ""
-            timestamp = decision.get("timestamp")
-            at = self._clock.now() if timestamp is None else read_instant(timestamp, where)
+            timestamp, episode_id = decision.get("timestamp"), decision.get("episode_id")
+            if timestamp is not None:
+                at = read_instant(timestamp, where)
+            else:
+                # Those that come together have one time, but not two of one episode, whose order it tells.
+                now = self._clock.now() if now is None or (episode_id is not None and episode_id in seen) else now
+                at = now
+                seen.add(episode_id)
             decision_id = decision.get("decision_id") or os.urandom(16).hex()
-            places.append(Place(decision.get("episode_id"), decision.get("step"), decision_id, at, where))
+            places.append(Place(episode_id, decision.get("step"), decision_id, at, decision.get("cluster"), where))
         return places
 
-    # --- writing
+    # --- writing and answering
+
+    def _line(self, decision: dict[str, Any], place: Place, choice: _Choice) -> bytes:
+        mask = decision.get("available_actions")
+        if mask is not None and choice.action not in mask:
+            mask = [*mask, choice.action]  # nothing was left, and the safe action acts: the log tells what could be
+        step = {
+            "decision_id": place.decision_id,
+            "episode_id": place.episode_id,
+            "step": place.step,
+            "cluster": place.cluster,
+            "available_actions": mask,
+            "behavior_prob": choice.probability,
+            "behavior_probs": choice.probs,
+            "policy_version": str(choice.release),
+            "decided_by": choice.decided_by,
+        }
+        step |= {f"keys.{name}": value for name, value in (decision.get("keys") or {}).items()}
+        return self._lines.line(step, choice.observation, place.at, choice.action)
 
     async def _write(self, lines: list[bytes]) -> None:
         if self._config.durability == "process":
@@ -273,36 +307,37 @@ class DecisionService:
             return
         await asyncio.get_running_loop().run_in_executor(self._writing, self._log.append, lines)
 
-    async def _unlogged(self, asked: Asked, places: Sequence[Place], acting: Acting) -> list[dict[str, Any]]:
-        """Version 0's decisions where the log is full and the operator chose to go on."""
-        assert acting.version_zero is not None
-        only_zero = Acting(acting.version_zero, acting.version_zero, None, {}, None)
-        answers, _ = await self._decide(asked, places, only_zero, time.perf_counter())
-        for answer in answers:
-            answer["logged"] = False
-            self._metrics.decided("0", BASELINE, answer["action"])
-        return answers
+    def _unlogged(self, asked: Asked, places: Sequence[Place], zero: LoadedRelease) -> list[dict[str, Any]]:
+        """Version 0's decisions where the log is full and the operator chose to go on.
+
+        What they take is counted nowhere, so no capped action is taken at all.
+        """
+        reached = self._caps.reached() if self._caps else {}
+        observations = [{**decision["observation"], **reached} for decision in asked.decisions]
+        acting = Acting(zero, zero, None, {}, None)
+        charges = [_Charge(list(range(len(places))), zero, BASELINE)]
+        choices = self._chosen(observations, self._available(asked.decisions), charges, acting, 0.0)
+        for choice in choices:
+            self._metrics.decided(str(VERSION_ZERO), BASELINE, choice.action)
+        return [{**self._answer(place, choice), "logged": False} for place, choice in zip(places, choices, strict=True)]
+
+    def _answer(self, place: Place, choice: _Choice) -> dict[str, Any]:
+        return {
+            "decision_id": place.decision_id,
+            "action": choice.action,
+            "action_value": self._contract.actions.value_of(choice.action),
+            "probability": choice.probability,
+            "probabilities": dict(zip(self._names, choice.probs, strict=True)),
+            "decided_by": choice.decided_by,
+            "release": choice.release,
+            "forbidden": choice.forbidden,
+        }
 
 
-class Clock:
-    """The server's time; each instant lies behind all before it, also where the system's clock goes back."""
-
-    def __init__(self) -> None:
-        self._last = datetime.min.replace(tzinfo=UTC)
-        self._told = False
-
-    def now(self) -> datetime:
-        """The next instant."""
-        now = datetime.now(UTC)
-        if now <= self._last:
-            behind_s = (self._last - now).total_seconds()
-            if behind_s > 1 and not self._told:
-                self._told = True
-                _LOG.error(
-                    "the system's clock went back by %.1f s; times of decisions stand still until it is back", behind_s
-                )
-            now = self._last + timedelta(microseconds=1)
-        elif self._told:
-            self._told = False
-        self._last = now
-        return now
+def _part(charges: Sequence[_Charge], rows: Sequence[int]) -> list[_Charge]:
+    """Who is in charge of some rows, which are counted anew."""
+    place = {row: k for k, row in enumerate(rows)}
+    parts = ([place[row] for row in charge.rows if row in place] for charge in charges)
+    return [
+        _Charge(part, charge.release, charge.decided_by) for part, charge in zip(parts, charges, strict=True) if part
+    ]

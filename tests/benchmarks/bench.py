@@ -53,6 +53,11 @@ def groups(folder: Path, n_steps: int, n_seeds: int, n_updates: int) -> dict[str
         print(quality_table(found))
         return []  # rows of their own: more is better there
 
+    def decision() -> list[BenchRow]:
+        from tests.benchmarks.decision_work import decision_rows
+
+        return decision_rows(folder / "decision")
+
     from tests.benchmarks import idle_work, lake_work, snapshot_work
 
     return {
@@ -64,6 +69,7 @@ def groups(folder: Path, n_steps: int, n_seeds: int, n_updates: int) -> dict[str
         "streaming": streaming,
         "estimators": estimators,
         "drift": drift,
+        "decision": decision,
         "idle": lambda: idle_work.idle_rows(folder),
         "quality": quality,
     }

@@ -335,3 +335,98 @@ def test_the_log_is_ingested_without_an_adapter(workspace: Workspace, run: Run) 
     asked = "SELECT count(*) AS n, min(decided_by) AS by, count(behavior_probs) AS known FROM steps"
     assert run(workspace, "query", asked, "--json").json["rows"] == [{"n": 15, "by": "policy", "known": 15}]
     assert run(workspace, "query", "SELECT reason FROM quarantine", "--json").json["rows"] == []
+
+
+def test_outcomes_are_joined_by_the_next_night(workspace: Workspace, run: Run) -> None:
+    with serving(workspace) as server:
+        first, second = (server.act("e", step=step)["decision_id"] for step in (0, 1))
+
+        def tell(**outcome: object) -> tuple[int, str]:
+            status, answer = server.ask("/v1/outcomes", outcome)
+            return status, answer["error"]["cause"] if status >= 400 else answer["status"]
+
+        assert tell(decision_id=first, reward=-2.5) == (200, "new")
+        assert tell(decision_id=first, reward=-2.5) == (200, "repeated")
+        assert tell(decision_id="nobody's", reward=-1) == (404, "outcome_unknown")
+        assert tell(decision_id=second, reward=-1, truncated=True, final_observation=OBSERVATION) == (200, "new")
+        assert tell(decision_id=second, terminated=True) == (409, "outcome_contradicting")
+        assert tell(decision_id=first, reward=-99) == (422, "out_of_range")
+        assert tell(decision_id=first, reward="much") == (422, "wrong_type")
+        assert tell(decision_id=first) == (422, "empty_outcome")
+        assert tell(decision_id=first, reward=-1, terminated=True, truncated=True) == (422, "contradiction")
+        assert tell(decision_id=first, reward=-1, timestamp="2001-01-01T00:00:00Z") == (422, "outcome_early")
+        told = {"outcomes": [{"decision_id": first, "reward": -0.5}, {"decision_id": "nobody's", "reward": -1}]}
+        _, many = server.ask("/v1/outcomes", told)
+        page = server.ask("/metrics")[1]
+    with serving(workspace) as server:  # it remembers
+        assert tell(decision_id=first, reward=-2.5) == (200, "repeated")
+
+    assert [(o["status"], o["accepted"]) for o in many["outcomes"]] == [("new", True), ("unknown", False)]
+    assert 'offline_dqn_outcomes_total{status="unknown"} 2.0' in page
+    assert run(workspace, "ingest").code == 0
+    asked = "SELECT status, count(*) AS n, sum(reward) AS reward FROM outcomes_status GROUP BY ALL"
+    assert run(workspace, "query", asked, "--json").json["rows"] == [{"status": "counted", "n": 3, "reward": -4.0}]
+
+
+def test_what_misses_its_deadline_is_decided_by_version_zero(workspace: Workspace) -> None:
+    configure(workspace, deadline_ms=0.001)  # which nothing can meet
+    with serving(workspace) as server:
+        answers = [server.act(f"e{i}") for i in range(20)]
+        page = server.ask("/metrics")[1]
+
+    assert {(answer["decided_by"], answer["release"]) for answer in answers} == {("late", 1)}
+    assert answers[0]["probabilities"] == pytest.approx(
+        {"scale_down": 0.7 / 3, "hold": 0.7 / 3, "scale_up": 0.3 + 0.7 / 3}
+    )
+    assert [line["decided_by"] for line in logged(workspace)] == ["late"] * 20
+    assert 'offline_dqn_late_total{release="1"} 20.0' in page
+
+
+def test_a_cap_holds_across_a_kill(tmp_path: Path) -> None:
+    workspace = served_workspace(tmp_path / "workspace", releases=0, champion=None)  # whose rules like to scale up
+    contract = workspace.root / "contract.toml"
+    contract.write_text(contract.read_text() + '\n[actions.caps]\nscale_up = { at_most = 4, per = "1h" }\n')
+    ask = {"observation": OBSERVATION, "available_actions": ["scale_up", "hold"]}
+    for _ in range(3):
+        with serving(workspace) as server:
+            server.ask("/v1/act", {"decisions": [{"episode_id": f"{i}", **ask} for i in range(8)]})
+            server.process.kill()
+
+    lines = logged(workspace)
+    assert len(lines) == 24
+    assert [line["action"] for line in lines].count("scale_up") == 4
+    assert {line["observation"]["taken_scale_up"] for line in lines[8:]} <= {0.0, 1.0, 2.0, 3.0, 4.0}
+    assert lines[-1]["behavior_probs"] == [0.0, 1.0, 0.0]
+
+
+def test_a_full_log_is_refused_or_met_by_version_zero_as_the_operator_chose(workspace: Workspace) -> None:
+    configure(workspace, min_free_mb=1_000_000_000)
+    with serving(workspace) as server:
+        status, answer = server.ask("/v1/act", {"episode_id": "e", "observation": OBSERVATION, "step": 1})
+    settings = workspace.root / "offline_dqn.toml"
+    settings.write_text(settings.read_text() + 'on_full = "baseline"\n')
+    with serving(workspace) as server:
+        unlogged = server.act("e", step=1)
+
+    assert (status, answer["error"]["cause"]) == (503, "log_full")
+    assert (unlogged["decided_by"], unlogged["release"], unlogged["logged"]) == ("baseline", 0, False)
+    assert logged(workspace) == []
+
+
+def test_decisions_wait_for_the_disk_where_that_is_asked(workspace: Workspace) -> None:
+    configure(workspace, durability="disk")
+    with serving(workspace) as server:
+        server.act()
+        page = server.ask("/metrics")[1]
+
+    assert 'offline_dqn_log_unsynced_bytes{log="steps"} 0.0' in page
+    assert len(logged(workspace)) == 1
+
+
+def test_a_workspace_without_outcomes_is_not_served(workspace: Workspace) -> None:
+    contract = workspace.root / "contract.toml"
+    contract.write_text(contract.read_text().partition("[outcomes]")[0])
+    process = start_server(workspace.root)
+
+    assert "has no table [outcomes]" in process.communicate(timeout=60)[1]
+    assert process.returncode == 1

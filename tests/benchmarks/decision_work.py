@@ -1,0 +1,142 @@
+"""One decision over HTTP, beside a bare FastAPI route and the same ONNX session, and memory under load."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from datasets.observations import record_of
+from offline_dqn.scorers import scorer_of
+from pipelines.acting import load_release, read_graph
+from pipelines.workspace import Workspace
+from tests.benchmarks.load import Load, drive, request_bytes
+from tests.benchmarks.rows import BenchRow, bench_row
+from tests.pipelines.serving.running import OBSERVATION, add_release, make_champion, served_workspace, serving
+
+_BARE = Path(__file__).with_name("peer_scripts") / "bare_route.py"
+_ROUNDS, _SECONDS = 5, 3.0
+BATCH = 64
+MEMORY_MINUTES = 10.0
+
+
+def decision_rows(folder: Path, memory_minutes: float = MEMORY_MINUTES) -> list[BenchRow]:
+    """Latency and rate at 1 and 16 clients, batches of 64, and memory; ours and the bare route in turns."""
+    workspace = served_workspace(folder / "decision", releases=0, champion=None)
+    add_release(workspace, 1, hidden=(128, 128))
+    make_champion(workspace, 1)
+    session_ms = session_quantiles_ms(workspace)
+    rows: list[BenchRow] = []
+    with serving(workspace) as server, bare_route() as bare:
+        warm_up(server.port, bare)
+        single = {}
+        for clients in (1, 16):
+            ours, theirs = in_turns(
+                lambda n=clients: drive(server.port, requests(), clients=n, seconds=_SECONDS),
+                lambda n=clients: drive(bare, requests(), clients=n, seconds=_SECONDS),
+            )
+            single[clients] = 1e6 / statistics.median(load.per_s for load in ours)
+            rows += latency_rows(clients, ours, theirs, session_ms)
+        batches = [drive(server.port, requests(BATCH), clients=1, seconds=_SECONDS) for _ in range(_ROUNDS)]
+        each = 1e6 / (BATCH * statistics.median(load.per_s for load in batches))
+        who = "one decision a request, 1 client"
+        rows.append(
+            bench_row(f"decision, batches of {BATCH}: time each", each, single[1], who, "us", largest_ratio=1 / 20)
+        )
+        grown = memory_growth_mb(server.process.pid, server.port, memory_minutes)
+        what = f"decision, memory grown over {memory_minutes:g} minutes at 16 clients"
+        rows.append(bench_row(what, grown, None, "", "MB", largest=8.0))
+    return rows
+
+
+def latency_rows(clients: int, ours: list[Load], theirs: list[Load], session_ms: dict[float, float]) -> list[BenchRow]:
+    """p50, p95, p99 against the bare route plus the bare session, and the time that each decision takes."""
+    failed = sum(load.n_failed for load in [*ours, *theirs])
+    if failed:
+        raise RuntimeError(f"{failed} requests failed under load")
+    name = f"decision, {clients} client{'s' if clients > 1 else ''}"
+    peer = f"bare route (fastapi {importlib.metadata.version('fastapi')}) + ONNX session"
+    rows = []
+    for share in (0.5, 0.95, 0.99):
+        found, bare = (statistics.median(load.quantile_ms(share) for load in loads) for loads in (ours, theirs))
+        goal = 2.0 if share == 0.99 else None
+        rows.append(
+            bench_row(f"{name}: p{share * 100:.0f}", found, bare + session_ms[share], peer, "ms", largest_ratio=goal)
+        )
+    found, bare = (1e6 / statistics.median(load.per_s for load in loads) for loads in (ours, theirs))
+    return [*rows, bench_row(f"{name}: time each", found, bare, peer.partition(" +")[0], "us")]
+
+
+def in_turns(ours: Callable[[], Load], theirs: Callable[[], Load]) -> tuple[list[Load], list[Load]]:
+    """Both, round by round: whatever slows the machine for a while slows both."""
+    pairs = [(ours(), theirs()) for _ in range(_ROUNDS)]
+    return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+def requests(batch: int = 0) -> Callable[[], bytes]:
+    """Requests for one decision, or for a batch; no two of one episode and step."""
+    numbers = itertools.count(time.time_ns())
+
+    def one() -> dict[str, object]:
+        return {"episode_id": f"e{next(numbers)}", "step": 0, "observation": OBSERVATION}
+
+    def request() -> bytes:
+        body = {"decisions": [one() for _ in range(batch)]} if batch else one()
+        return request_bytes("/v1/act", json.dumps(body).encode())
+
+    return request
+
+
+def session_quantiles_ms(workspace: Workspace, n: int = 5_000) -> dict[float, float]:
+    """Quantiles of a direct run of release 1's session on one row, inputs made."""
+    policy = load_release(workspace, 1)
+    graph = read_graph(workspace.release_path(1))
+    scorer = scorer_of(policy, graph)
+    records, permitted = [record_of(workspace.contract, OBSERVATION)], np.ones((1, 3), dtype=bool)
+    took = []
+    for _ in range(n):
+        began = time.perf_counter()
+        scorer.score(records, permitted)
+        took.append(time.perf_counter() - began)
+    return {share: float(np.quantile(took, share)) * 1000 for share in (0.5, 0.95, 0.99)}
+
+
+def warm_up(*ports: int) -> None:
+    """A moment of load on each."""
+    for port in ports:
+        drive(port, requests(), clients=4, seconds=1.0)
+
+
+def memory_growth_mb(pid: int, port: int, minutes: float) -> float:
+    """By how much the server's resident memory grows between the first sixth of the load and its end, in MB."""
+    drive(port, requests(), clients=16, seconds=minutes * 10)
+    before = resident_mb(pid)
+    drive(port, requests(), clients=16, seconds=minutes * 50)
+    return resident_mb(pid) - before
+
+
+def resident_mb(pid: int) -> float:
+    """Memory of a process that is in use."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1000
+
+
+@contextmanager
+def bare_route() -> Iterator[int]:
+    """The peer as a process of its own; its port."""
+    process = subprocess.Popen([sys.executable, str(_BARE)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield int(process.stdout.readline())
+    finally:
+        process.kill()
+        process.wait()
