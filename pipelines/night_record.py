@@ -11,6 +11,7 @@ from datasets.batches import Batch, list_batches
 from datasets.ingest import IngestReport
 from pipelines import stages
 from pipelines.drift_pages import night_page
+from pipelines.fallbacks import live_fallbacks
 from pipelines.nights import NightRecord
 from pipelines.stages import DriftOutcome, EvaluateOutcome
 from pipelines.workspace import Workspace
@@ -104,6 +105,8 @@ def record_of(
     value, baseline = (evaluated.candidate, evaluated.baseline) if evaluated else (None, None)
     report = evaluated.report_path.relative_to(workspace.root) if evaluated else None
     as_of = workspace.as_of(workspace.open_lake())
+    fallbacks = live_fallbacks(workspace, workspace.registry.champion())
+    alert = fallbacks.alert(workspace.config.guard.alert_share) if fallbacks is not None else ""
     page = night_page(workspace, as_of.astimezone(UTC).date().isoformat())
     reason = decision.reason if decision else drift.decision.sentence if drift else _why_held(held)
     gate = "not read" if not_judged else "not trained" if not_trained else None
@@ -129,7 +132,9 @@ def record_of(
             *ingested.warnings,
             *_still_held(workspace, held.batch_id if held else ingested.batch),
             *warnings_of_drift(drift),
+            *([alert] if alert else []),
         ],
+        fallback_share=None if fallbacks is None else round(fallbacks.share, 6),
         review=review,
         drift_page=str(page.relative_to(workspace.root)) if drift and page.is_file() else None,
     )

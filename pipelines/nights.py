@@ -31,6 +31,8 @@ class NightRecord:
         drift_page: path of the page of the drift check, relative to the workspace.
         started_at, ended_at: by the clock, ISO; `as_of` is of the log's.
         resumed: how often the night had died and was taken up again, and in which stages nothing was repeated.
+        fallback_share: share of the champion's newest live decisions that version 0 made, by guard or lateness; None
+            where no log says who decided.
         warnings: what a person should look at although the night went on, such as files that could not be read.
     """
 
@@ -57,6 +59,7 @@ class NightRecord:
     started_at: str | None = None
     ended_at: str | None = None
     resumed: str | None = None
+    fallback_share: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -78,6 +81,7 @@ class NightRecord:
             f"{self.n_quarantined:,}",
             self.drift,
             self.decision,
+            "-" if self.fallback_share is None else f"{self.fallback_share:.1%}",
             "-" if self.release is None else str(self.release),
             estimate,
             "-" if self.baseline is None else f"{self.baseline:.4g}",
@@ -92,13 +96,14 @@ COLUMNS = (
     "quarantined",
     "drift",
     "decision",
+    "to version 0",
     "release",
     "estimate [95 %]",
     "baseline",
     "gate",
     "seconds",
 )
-RIGHT = ("rows in", "quarantined", "release", "baseline", "seconds")
+RIGHT = ("rows in", "quarantined", "to version 0", "release", "baseline", "seconds")
 
 
 def append_night(path: Path, record: NightRecord) -> None:

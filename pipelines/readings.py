@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -32,7 +32,8 @@ from reports.episode_columns import EPISODES
 from reports.episode_terms import episode_table, of_release
 from reports.evaluate_config import EvaluateConfig
 from reports.evaluation import EvaluationError, evaluate_candidate
-from reports.gate import GateConfig
+from reports.gate import GateConfig, decide
+from reports.guard_report import report_guard
 from reports.ledger import Budget, Ledger, Reading, Terms, Verdict, budget_of
 from reports.manifest import read_manifest
 from reports.records import Evaluation, Freshness, evaluation_from_json
@@ -107,11 +108,12 @@ class Bench:
             against.append(str(VERSION_ZERO))
         return ", ".join(dict.fromkeys(against))
 
-    def judge(self, freshness: Freshness | None) -> tuple[Evaluation, bytes]:
+    def judge(self, freshness: Freshness | None, late_share: float = 0.0) -> tuple[Evaluation, bytes]:
         """Estimates, decides: the reading itself. Returns the evaluation, and `evaluation_episodes.parquet`.
 
         Args:
             freshness: what the newest nights said when it was entered.
+            late_share: of the champion's live decisions, that version 0 made because scoring was late.
 
         Raises:
             StageError: no gate episode can be used.
@@ -141,6 +143,11 @@ class Bench:
             )
         except EvaluationError as error:
             raise _not_evaluated(self.release, self.summary, str(error)) from error
+        evaluation = replace(
+            evaluation, guard=report_guard(self.candidate, gate, self.evaluate.level), late_share=late_share
+        )
+        if late_share > 0:
+            evaluation = replace(evaluation, decision=decide(evaluation, self.gate))
         return evaluation, episodes[0]
 
 

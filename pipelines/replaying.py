@@ -66,7 +66,7 @@ def replay_decision(workspace: Workspace, release: int) -> Replayed:
             f"{error}: replay it with that version ({', '.join(f'{k} {v}' for k, v in reading.terms.made_by.items())})."
         ) from error
     recorded = _recorded(stored)
-    judged, _ = bench.judge(recorded.freshness if recorded else None)
+    judged, _ = bench.judge(recorded.freshness if recorded else None, recorded.late_share if recorded else 0.0)
     replayed = evaluation_bytes(evaluation_to_json(replace(judged, proof=recorded.proof if recorded else None)))
     return Replayed(
         release=release,

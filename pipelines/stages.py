@@ -35,6 +35,7 @@ from offline_dqn.shield import Shielded
 from pipelines.acting import load_release
 from pipelines.drift_pages import checks_now, checks_of_night
 from pipelines.drift_windows import drift_of_champion
+from pipelines.fallbacks import late_share
 from pipelines.lapsing import EVALUATED_AT, why_lapsed
 from pipelines.live_nights import freshness, newest_nights, nothing_to_compare
 from pipelines.log_reading import read_log
@@ -426,7 +427,7 @@ def evaluate(
     reading = ledger.begin(bench.terms, gate, spent_at(workspace), judged_releases(workspace))
     found = found_before(workspace, reading, release)
     if found is None:
-        evaluation, episodes = bench.judge(fresh)
+        evaluation, episodes = bench.judge(fresh, late_share(workspace, bench.champion))
         found = replace(evaluation, proof=proof), episodes
     evaluation, episodes = found
     decision = evaluation.decision

@@ -129,6 +129,7 @@ def _data_checks(evaluation: Evaluation, config: GateConfig) -> Iterator[Check]:
         f"at least {config.min_episodes} decide.",
     )
     yield _damage_check(evaluation, config)
+    yield from _late_check(evaluation)
     change = evaluation.largest_probability_change
     yield Check(
         "something new",
@@ -168,6 +169,24 @@ def _damage_check(evaluation: Evaluation, config: GateConfig) -> Check:
         meaning = "No episode is damaged."
     passed = share == 0 or (share <= config.largest_damaged_share and not unbounded)
     return Check("damaged episodes", passed, share, config.largest_damaged_share, meaning)
+
+
+def _late_check(evaluation: Evaluation) -> Iterator[Check]:
+    """Only where decisions came late: so many of the candidate's are charged."""
+    share, feasible = evaluation.late_share, evaluation.feasible
+    if share == 0:
+        return
+    bounded = feasible.low is not None and feasible.high is not None
+    yield Check(
+        "late decisions",
+        bounded,
+        share,
+        None,
+        f"{share:.2%} of the champion's live decisions came too late and version 0 made them; as many of the "
+        "candidate's are charged at the worst feasible difference."
+        if bounded
+        else "Late decisions cannot be charged: reward.min and reward.max are not both set in the contract.",
+    )
 
 
 def _overlap_checks(overlap: Overlap, bounds: OverlapBounds) -> Iterator[Check]:
@@ -351,8 +370,8 @@ def _sensitivity_check(evaluation: Evaluation, tolerated: float) -> Iterator[Che
 
 
 def _charged_lower_bound(evaluation: Evaluation, comparison: Comparison | None) -> float | None:
-    """The lower bound, with the damaged share of episodes at the worst feasible difference."""
-    share, feasible = evaluation.counts.damaged_share, evaluation.feasible
+    """The lower bound, with the shares of damaged episodes and of late decisions at the worst feasible difference."""
+    share, feasible = 1 - (1 - evaluation.counts.damaged_share) * (1 - evaluation.late_share), evaluation.feasible
     if comparison is None or comparison.lower_bound is None or comparison.refused:
         return None
     if share == 0:

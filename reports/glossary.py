@@ -498,6 +498,13 @@ GLOSSARY: tuple[TermGroup, ...] = (
                 "drift.divergence.population_stability_index",
             ),
             Term(
+                "guard",
+                "guard",
+                "Share of steps at which version 0 acts in the candidate's place: the observation lies outside the "
+                "training data, too much of it is missing or new, or an ensemble disagrees. Part of every value here.",
+                "reports.guard_report.report_guard",
+            ),
+            Term(
                 "freshness",
                 "newer nights",
                 "Whether the nights after those that judged are like them: the column nearest to drift, by PSI over "

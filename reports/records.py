@@ -572,6 +572,27 @@ class CalibrationLine:
 
 
 @dataclass(frozen=True)
+class GuardReport:
+    """How often the candidate's guard lets version 0 act at the steps of the gate episodes, as they were logged."""
+
+    false_alarm_share: float
+    """Of ordinary decisions, that was asked for."""
+    held: bool
+    """Whether the episodes that thresholds were set on were enough to promise it."""
+    n_clusters: int
+    """That thresholds were set on."""
+    n_steps: int
+    share: float
+    """Of these steps, that the guard leaves to version 0."""
+    interval: Interval | None
+    """By cluster; None of one cluster."""
+    by_cause: Mapping[str, float]
+    """Share of steps by the first cause that fires."""
+    features: Mapping[str, float]
+    """Mean part of the features in how far out strange steps lie, the largest first."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Everything the report and the gate need to know about one candidate."""
 
@@ -628,6 +649,10 @@ class Evaluation:
     """None where nothing was fitted on other episodes than those of `gate`."""
     calibration: CalibrationLine | None = None
     """How often the gate erred in the simulated world most like this; None in records that were made without asking."""
+    guard: GuardReport | None = None
+    """None for a policy without a guard."""
+    late_share: float = 0.0
+    """Share of the champion's live decisions that version 0 made because scoring was late; charged by the gate."""
     format_version: int = field(default=1)
 
     def estimate(self, estimator: str, policy: str) -> Estimate | None:

@@ -24,6 +24,7 @@ from reports.comparison import ReleaseComparison
 from reports.decision_pictures import certified_picture
 from reports.drift_view import drift_view
 from reports.glossary import GLOSSARY
+from reports.guard_words import guard_words
 from reports.heat import heat_of_gate
 from reports.log_pictures import sensitivity_picture, sensitivity_words, weight_picture
 from reports.night_checks import NightlyChecks
@@ -102,6 +103,7 @@ def render_report(data: ReportData) -> str:
         propensity=pictures.propensity_picture(evaluation),
         weights=weight_picture(histogram) if (histogram := _weight_histogram(evaluation)) else None,
         sensitivity=sensitivity_picture(evaluation),
+        guard_says=guard_words(evaluation.guard) if evaluation.guard else "",
         sensitivity_says=sensitivity_words(evaluation.sensitivity) if evaluation.sensitivity else "",
         actions=pictures.action_pictures(evaluation),
         certified=certified_picture(decision.certified_curve) if decision.certified_curve else None,

@@ -29,6 +29,7 @@ from tests.benchmarks.calibration_rows import (
     canary_rows,
     drift_rows,
     gate_rows,
+    guard_rows,
     promises_in_words,
 )
 
@@ -45,6 +46,7 @@ _FAMILIES: dict[str, tuple[str, str, Callable[[Any, Sequence[dict[str, Any]]], l
     "autoscaler": ("autoscaler_cells", "autoscaler_cells", gate_rows),
     "drift": ("drift_cells", "drift_cells", drift_rows),
     "joint": ("joint_cells", "joint_cells", drift_rows),
+    "guard": ("guard_cells", "guard_cells", guard_rows),
     "promotion": ("promotion_cells", "promotion_cells", drift_rows),
     "canary": ("canary_cells", "canary_cells", canary_rows),
 }

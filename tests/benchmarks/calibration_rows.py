@@ -22,6 +22,8 @@ CANARY_ERROR = 0.05
 """`stop_error` and `promote_error`, as they are by default."""
 DRIFT_POWER_WORK = "power: a changed night alarms"
 CANARY = "canary: asymptotic confidence sequences, by assignment"
+GUARD = "guard: all causes together"
+GUARD_POWER_WORK = "power: a strange decision is left to version 0"
 Kind = Literal["promise", "comparison"]
 
 
@@ -265,10 +267,38 @@ def canary_rows(cell: Any, outcomes: Sequence[Outcome]) -> list[CalibrationRow]:
     ]  # fmt: skip
 
 
+def guard_rows(cell: Any, outcomes: Sequence[Outcome]) -> list[CalibrationRow]:
+    """The share of decisions that the guard takes over: false alarms, or where something is strange the power.
+
+    Steps of one training share its thresholds, so the upper limit is the larger of the binomial one and of Student's t
+    over trainings.
+    """
+    if not outcomes:
+        return []
+    fired, asked = (sum(o[name] for o in outcomes) for name in ("fired", "asked"))
+    share, upper = fired / asked, upper_limit(fired, asked)
+    if len(outcomes) > 1:
+        shares = np.array([o["fired"] / o["asked"] for o in outcomes])
+        error = float(shares.std(ddof=1)) / np.sqrt(len(shares))
+        upper = max(upper, min(1.0, share + float(stats.t.ppf(0.95, len(shares) - 1)) * error))
+    if cell.strange:
+        work, level, met = GUARD_POWER_WORK, DRIFT_POWER, share >= DRIFT_POWER
+    else:
+        work, level = "false alarm on an ordinary decision", cell.false_alarm_share
+        met = upper <= SLACK * level
+    kind: Kind = "promise" if cell.promised and not cell.strange else "comparison"
+    return [
+        CalibrationRow(
+            work=work, world=cell.world, method=GUARD, kind=kind, level=level, observed=_rounded(share),
+            upper=_rounded(upper), n=asked, met=met,
+        )
+    ]  # fmt: skip
+
+
 def calibration_table(rows: Sequence[CalibrationRow]) -> str:
     """The table of `make calibrate`: under each world its candidates, with what passed and what refused them."""
     lines: list[str] = []
-    shown = [row for row in rows if row.refused is not None or row.method in (DRIFT, CANARY)]
+    shown = [row for row in rows if row.refused is not None or row.method in (DRIFT, CANARY, GUARD)]
     for world in dict.fromkeys(row.world for row in shown):
         cells = [_cells_of(row) for row in shown if row.world == world]
         lines += ["", world, *(f"  {line}" for line in table(cells, _HEADS).splitlines())]
