@@ -28,6 +28,7 @@ from pipelines.serving.messages import ActMessages
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.outcome_service import OutcomeService
 from pipelines.serving.outcomes import Outcomes, check_outcomes
+from pipelines.serving.recent_decisions import RecentDecisions
 from pipelines.serving.service import DecisionService
 from pipelines.serving.tokens import TOKENS_VARIABLE, tokens_from
 from pipelines.workspace import Workspace
@@ -72,7 +73,8 @@ def serve(workspace: Workspace, config: ServeConfig, on_start: Callable[[str, Ac
         metrics = Metrics(acting, [("steps", log), ("outcomes", outcome_log)])
         outcomes = Outcomes(contract, config, outcome_log, steps=steps, outcomes=told)
         caps = ActionCaps.rebuilt(contract, steps)
-        service = DecisionService(contract, config, acting, log, outcomes, caps, metrics)
+        recent = RecentDecisions(contract, steps)
+        service = DecisionService(contract, config, acting, log, outcomes, caps, recent, metrics)
         held.callback(service.close)
         messages = ActMessages(contract, config.clock, config.max_batch)
         telling = OutcomeService(contract, config, outcomes, service.memory, caps, metrics)

@@ -33,6 +33,7 @@ from pipelines.serving.log_lines import StepLines
 from pipelines.serving.messages import Asked, read_instant
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.outcomes import Outcomes
+from pipelines.serving.recent_decisions import RecentDecisions
 from pipelines.serving.refusals import RefusedRequestError
 from pipelines.serving.timed_scorer import Deadline, LateError
 
@@ -77,6 +78,7 @@ class DecisionService:
         log: of decisions, open.
         outcomes: is told of each decision that is in the log.
         caps: the counters, as the log has them.
+        recent: decisions that are answered again where they are asked for again.
         metrics: are told of each decision.
     """
 
@@ -88,11 +90,12 @@ class DecisionService:
         log: DecisionLog,
         outcomes: Outcomes,
         caps: ActionCaps,
+        recent: RecentDecisions,
         metrics: Metrics,
     ) -> None:
         self._contract, self._config = contract, config
         self._acting, self._log, self._outcomes, self._caps = acting, log, outcomes, caps
-        self._metrics = metrics
+        self._recent, self._metrics = recent, metrics
         self._shield, self._lines = CompiledShield(contract), StepLines(contract)
         self.memory = EpisodeMemory(contract.episodes.clock_tolerance_s)
         self._clock = Clock()
@@ -122,6 +125,9 @@ class DecisionService:
         Raises:
             RefusedRequestError: nothing was decided.
         """
+        repeated = self._recent.answers_to(asked.decisions)
+        if repeated is not None:
+            return repeated  # the answer was lost on its way, the decision was not
         acting = self._acting.current
         places = self._places(asked)
         self.memory.enter(places)
@@ -140,7 +146,9 @@ class DecisionService:
         except BaseException:
             self.memory.leave(places)
             raise
-        for place, choice in zip(places, choices, strict=True):
+        for decision, place, choice, line in zip(asked.decisions, places, choices, lines, strict=True):
+            if "decision_id" in decision:  # nobody can ask again under a name that only the lost answer had
+                self._recent.logged(place.decision_id, line)
             self._outcomes.decided(place.decision_id, place.at)
             self._newest = place.at if self._newest is None else max(place.at, self._newest)
             self._metrics.decided(str(choice.release), choice.decided_by, choice.action)

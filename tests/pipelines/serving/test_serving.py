@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import socket
+import ssl
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from pipelines.acting import act
 from pipelines.workspace import Workspace
@@ -150,6 +156,19 @@ def test_a_decision_or_step_that_is_taken_is_refused(shared: tuple[Workspace, Se
     assert (id_again[0], id_again[1]["error"]["cause"]) == (409, "decision_exists")
     assert (step_again[0], step_again[1]["error"]["cause"]) == (409, "step_taken")
     assert server.act("taken", step=4)["decided_by"] == "policy"
+
+
+def test_a_decision_whose_answer_was_lost_is_answered_again_also_after_a_kill(workspace: Workspace) -> None:
+    with serving(workspace) as server:
+        first = server.act("again", decision_id="again", step=0)
+        assert server.act("again", decision_id="again", step=0) == first
+        server.process.kill()
+    with serving(workspace) as server:
+        assert server.act("again", decision_id="again", step=0) == first
+        other = server.ask("/v1/act", {"episode_id": "x", "observation": OBSERVATION, "decision_id": "again"})
+
+    assert (other[0], other[1]["error"]["cause"]) == (409, "decision_exists")
+    assert len(logged(workspace)) == 1
 
 
 def test_openapi_follows_from_the_contract(shared: tuple[Workspace, Server]) -> None:
@@ -430,3 +449,59 @@ def test_a_workspace_without_outcomes_is_not_served(workspace: Workspace) -> Non
 
     assert "has no table [outcomes]" in process.communicate(timeout=60)[1]
     assert process.returncode == 1
+
+
+def test_https_is_served_with_a_certificate(workspace: Workspace) -> None:
+    make_certificate(workspace.root)
+    configure(workspace, tls_certificate="certificate.pem", tls_key="key.pem")
+    with serving(workspace) as server:
+        trusted = ssl.create_default_context(cafile=str(workspace.root / "certificate.pem"))
+        with (
+            socket.create_connection(("127.0.0.1", server.port)) as plain,
+            trusted.wrap_socket(plain, server_hostname="localhost") as secure,
+        ):
+            secure.sendall(b"GET /v1/health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+            answer = b"".join(iter(lambda: secure.recv(4096), b""))
+        address = server.address
+    (workspace.root / "key.pem").unlink()
+    process = start_server(workspace.root)
+
+    assert address.startswith("https://127.0.0.1:")
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert "key.pem does not exist" in process.communicate(timeout=60)[1]
+
+
+def test_a_body_that_does_not_arrive_is_given_up(workspace: Workspace) -> None:
+    configure(workspace, request_timeout_s=0.3)
+    with serving(workspace) as server, socket.create_connection(("127.0.0.1", server.port)) as slow:
+        slow.sendall(b"POST /v1/act HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        slow.settimeout(20)
+        answer = b""
+        while b'"cause":"body_timeout"' not in answer:  # headers and body may come apart
+            received = slow.recv(4096)
+            assert received, answer
+            answer += received
+        assert server.act()["release"] == 1
+
+
+def make_certificate(folder: Path) -> None:
+    """A self-signed certificate for localhost."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "certificate.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (folder / "key.pem").write_bytes(private)
