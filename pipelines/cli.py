@@ -608,7 +608,11 @@ def rollback(
 
 
 def _print_promotion(workspace: Workspace, promotion: Any, as_json: bool, fresh: str = "") -> None:
+    from pipelines.metrics.exposition import export
+
     workspace.refresh_catalog(workspace.open_lake())
+    for warning in export(workspace):  # the release acts all the same
+        console.warn(warning)
     if as_json:
         console.print_json({**promotion.to_json(), "freshness": fresh} if fresh else promotion.to_json())
         return

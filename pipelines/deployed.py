@@ -16,6 +16,7 @@ from pydantic import Field
 from pipelines import bound, promoting
 from pipelines.flow import ingest_logs
 from pipelines.markdown import as_markdown
+from pipelines.metrics.exposition import export
 from pipelines.night_record import Ingested
 from pipelines.notify.night import Found, check_now, of_broken_calibration, of_failed_ingest
 from pipelines.notify.telling import tell
@@ -124,6 +125,7 @@ def rollback(
 
 
 def _changed(workspace: Workspace, done: dict[str, Any]) -> dict[str, Any]:
+    export(workspace)  # what fails of it the next night repeats; the release acts all the same
     before = "the logging policy" if done["from"] is None else f"release {done['from']}"
     sentence = f"Release {done['to']} is champion instead of {before}: {done['action']} by {done['reviewer']}."
     why = as_markdown(" ".join(text for text in (done["note"], done.get("freshness", "")) if text))

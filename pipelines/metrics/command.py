@@ -35,10 +35,10 @@ def metrics(
     opened = open_workspace_of(workspace, as_of)
     warnings: list[str] = []
     if refresh or export:
-        from pipelines.metrics import measuring  # asks policies, which loads more than reading a file does
+        from pipelines.metrics import exposition, measuring
 
         with exclusive_lock(opened.root / ".lock", f"The workspace {opened.root}", wait_s=0.0):
-            warnings = measuring.measure(opened, everything=True).warnings if refresh else measuring.export(opened)
+            warnings = measuring.measure(opened, everything=True).warnings if refresh else exposition.export(opened)
     found = list(MetricHistory(opened.metrics_path).nights().values())[-nights:]
     if as_json:
         console.print_json({"nights": [_plain(night) for night in found], "warnings": warnings})

@@ -11,9 +11,9 @@ from urllib.parse import quote
 
 from datasets.durable import write_durably
 from datasets.errors import OfflineDqnError
-from pipelines.metrics.history import NightMetrics
+from pipelines.metrics.history import MetricHistory, NightMetrics
 from pipelines.metrics.values import Value, Values
-from pipelines.nights import NightRecord
+from pipelines.nights import NightRecord, read_nights
 from pipelines.workspace import Workspace
 from reports.history import read_history
 from reports.operating_metrics import METRICS, all_series
@@ -153,3 +153,25 @@ def push_exposition(gateway: str, text: str, *, problem: str, timeout_s: float) 
         f"The metrics could not be pushed to {gateway}: {cause}. See to [metrics] push_gateway, then run `offline-dqn "
         "metrics --export`; the file for the node exporter is written all the same."
     )
+
+
+def export(workspace: Workspace) -> list[str]:
+    """Writes the file for the textfile collector and pushes, as configured; what went wrong, in words."""
+    records = read_nights(workspace.nights_path)
+    nights = MetricHistory(workspace.metrics_path).nights()
+    config, problem = workspace.config.metrics, workspace.contract.name
+    text = exposition(exported_values(workspace, nights, records[-1] if records else None).values, problem)
+    warnings = []
+    path = prometheus_path(workspace)
+    if config.prometheus_file is None:
+        path.parent.mkdir(exist_ok=True)
+    try:
+        write_exposition(path, text)
+    except ExportError as error:
+        warnings.append(str(error))
+    if config.push_gateway is not None:
+        try:
+            push_exposition(config.push_gateway, text, problem=problem, timeout_s=config.push_timeout_s)
+        except ExportError as error:
+            warnings.append(str(error))
+    return warnings

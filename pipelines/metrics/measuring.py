@@ -13,14 +13,7 @@ from datasets.duck import duck
 from datasets.errors import OfflineDqnError
 from datasets.lake import Lake
 from pipelines.drift_history import read_drift_history
-from pipelines.metrics.exposition import (
-    ExportError,
-    exported_values,
-    exposition,
-    prometheus_path,
-    push_exposition,
-    write_exposition,
-)
+from pipelines.metrics.exposition import export
 from pipelines.metrics.history import MetricHistory, NightMetrics
 from pipelines.metrics.lake import lake_metrics
 from pipelines.metrics.regret import regret_of_nights
@@ -149,25 +142,3 @@ def _nights(workspace: Workspace, lake: Lake, today: date, *, everything: bool) 
     days = workspace.config.retention.steps_days
     whole = [night for night in found if days is None or night > today - timedelta(days=days)]
     return whole if everything else whole[-workspace.config.metrics.nights :]
-
-
-def export(workspace: Workspace) -> list[str]:
-    """Writes the file for the textfile collector and pushes, as configured; what went wrong, in words."""
-    records = read_nights(workspace.nights_path)
-    nights = MetricHistory(workspace.metrics_path).nights()
-    config, problem = workspace.config.metrics, workspace.contract.name
-    text = exposition(exported_values(workspace, nights, records[-1] if records else None).values, problem)
-    warnings = []
-    path = prometheus_path(workspace)
-    if config.prometheus_file is None:
-        path.parent.mkdir(exist_ok=True)
-    try:
-        write_exposition(path, text)
-    except ExportError as error:
-        warnings.append(str(error))
-    if config.push_gateway is not None:
-        try:
-            push_exposition(config.push_gateway, text, problem=problem, timeout_s=config.push_timeout_s)
-        except ExportError as error:
-            warnings.append(str(error))
-    return warnings

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipelines.metrics.exposition import ExportError, exposition, push_exposition, write_exposition
+from pipelines.metrics.exposition import ExportError, export, exposition, push_exposition, write_exposition
 from pipelines.metrics.history import MetricHistory
-from pipelines.metrics.measuring import export, measure
+from pipelines.metrics.measuring import measure
 from pipelines.metrics.server import Counters, described, read_counters, server_metrics
 from pipelines.metrics.values import Value, Values
 from pipelines.nights import NightRecord, append_night
@@ -264,3 +264,15 @@ def test_a_policy_server_s_page_becomes_the_night_s_metrics(
 def test_the_series_of_the_file_are_those_that_are_defined(measured: Workspace) -> None:
     defined = {one.name.removesuffix("_total") for one in all_series()}
     assert set(families(measured)) <= defined
+
+
+def test_a_rollback_is_told_to_prometheus_at_once(measured: Workspace, tmp_path: Path, run: Run) -> None:
+    shutil.copytree(measured.root, tmp_path / "workspace")
+    workspace = open_workspace(tmp_path / "workspace")
+
+    assert run(workspace, "rollback", "--reviewer", "Ada").code == 0
+
+    found = families(workspace)
+    assert [sample.value for sample in found["offline_dqn_champion_release"].samples] == [0]
+    changes = {s.labels["action"]: s.value for s in found["offline_dqn_champion_changes"].samples}
+    assert changes == {"promote": 1, "rollback": 1}
