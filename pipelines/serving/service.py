@@ -39,6 +39,9 @@ from pipelines.serving.timed_scorer import Deadline, LateError
 
 _LOG = logging.getLogger("offline_dqn.serve")
 
+_WRITERS = 16
+"""Requests that may wait for the disk at once, and share a flush, where `durability` is "disk"."""
+
 
 @dataclass(frozen=True)
 class _Charge:
@@ -104,7 +107,7 @@ class DecisionService:
         self._names = contract.actions.names
         self._column = {name: column for column, name in enumerate(self._names)}
         self._deadline = Deadline(config.deadline_ms / 1000)
-        self._writing = ThreadPoolExecutor(1, thread_name_prefix="writing")
+        self._writing = ThreadPoolExecutor(_WRITERS, thread_name_prefix="writing")
 
     def close(self) -> None:
         """Ends its threads."""
