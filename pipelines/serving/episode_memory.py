@@ -12,8 +12,6 @@ from offline_dqn.caps import Turn
 from pipelines.serving.refusals import RefusedRequestError
 
 _Kept = TypeVar("_Kept")
-_EPISODES, _DECISIONS = 200_000, 200_000
-"""How many are remembered, the newest; a conflict with an older one is found by ingest."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +45,12 @@ class EpisodeMemory:
 
     Args:
         tolerance_s: how far a request's time may lie before its episode's last one.
+        capacity: episodes, and decisions, that are remembered, the newest; a conflict with an older one is found by
+            ingest.
     """
 
-    def __init__(self, tolerance_s: float) -> None:
+    def __init__(self, tolerance_s: float, capacity: int) -> None:
+        self._capacity = capacity
         self._tolerance = timedelta(seconds=tolerance_s)
         self._episodes: OrderedDict[str, _Last] = OrderedDict()
         self._decisions: OrderedDict[str, Place] = OrderedDict()
@@ -83,8 +84,8 @@ class EpisodeMemory:
             self._episodes[episode_id] = last
             self._episodes.move_to_end(episode_id)
         self._decisions.update(ids)
-        _shrink(self._episodes, _EPISODES)
-        _shrink(self._decisions, _DECISIONS)
+        _shrink(self._episodes, self._capacity)
+        _shrink(self._decisions, self._capacity)
 
     def leave(self, places: Sequence[Place]) -> None:
         """Forgets decisions that were not made after all, so that they can be asked for again."""

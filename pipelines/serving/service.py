@@ -100,7 +100,7 @@ class DecisionService:
         self._acting, self._log, self._outcomes, self._caps = acting, log, outcomes, caps
         self._recent, self._metrics = recent, metrics
         self._shield, self._lines = CompiledShield(contract), StepLines(contract)
-        self.memory = EpisodeMemory(contract.episodes.clock_tolerance_s)
+        self.memory = EpisodeMemory(contract.episodes.clock_tolerance_s, config.max_open_decisions)
         self._clock = Clock()
         self._newest: datetime | None = None
         self._random = random.Random(config.seed)
@@ -187,6 +187,7 @@ class DecisionService:
         except ConstraintError as error:
             raise RefusedRequestError.of("constraint_failed", str(error)) from error
         forbidden = merged(by_constraint)
+        takes_away = None if forbidden is None else (forbidden & available).any(axis=1).tolist()
         choices: dict[int, _Choice] = {}
         for charge in charges:
             rows = charge.rows
@@ -202,8 +203,9 @@ class DecisionService:
             for row, probs, decided_by, reason in zip(
                 rows, decided.probs.tolist(), decided.decided_by, guard, strict=True
             ):
-                taken = {} if forbidden is None else forbidden_by(self._names, by_constraint, row, available[row])
-                if taken:
+                taken: dict[str, str] = {}
+                if takes_away is not None and takes_away[row]:
+                    taken = forbidden_by(self._names, by_constraint, row, available[row])
                     self._metrics.forbidden(set(taken.values()))
                 if reason:
                     self._metrics.guarded(str(charge.release.number), reason)

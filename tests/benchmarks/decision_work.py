@@ -21,7 +21,14 @@ from pipelines.acting import load_release, read_graph
 from pipelines.workspace import Workspace
 from tests.benchmarks.load import Load, drive, request_bytes
 from tests.benchmarks.rows import BenchRow, bench_row
-from tests.pipelines.serving.running import OBSERVATION, add_release, make_champion, served_workspace, serving
+from tests.pipelines.serving.running import (
+    OBSERVATION,
+    add_release,
+    configure,
+    make_champion,
+    served_workspace,
+    serving,
+)
 
 _BARE = Path(__file__).with_name("peer_scripts") / "bare_route.py"
 _ROUNDS, _SECONDS = 5, 3.0
@@ -34,6 +41,8 @@ def decision_rows(folder: Path, memory_minutes: float = MEMORY_MINUTES) -> list[
     workspace = served_workspace(folder / "decision", releases=0, champion=None)
     add_release(workspace, 1, hidden=(128, 128))
     make_champion(workspace, 1)
+    # What is remembered is bounded; here so that the bound is reached before memory is first looked at.
+    workspace = configure(workspace, max_open_decisions=20_000)
     session_ms = session_quantiles_ms(workspace)
     rows: list[BenchRow] = []
     with serving(workspace) as server, bare_route() as bare:
