@@ -337,9 +337,9 @@ class _Running:
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[None]:
-        watch.get().stage(name, total)
         self.stage_under_way = name
-        if name != "retention":  # the night is over then, and nothing of it is taken up
+        if name != "retention":  # the night is over then: nothing is shown, and nothing of it is taken up
+            watch.get().stage(name, total)
             self.progress = self.progress.begin(name)
             write_progress(self.workspace, self.progress)
         self._stage_began = time.perf_counter()
