@@ -187,7 +187,9 @@ class DecisionService:
         except ConstraintError as error:
             raise RefusedRequestError.of("constraint_failed", str(error)) from error
         forbidden = merged(by_constraint)
-        takes_away = None if forbidden is None else (forbidden & available).any(axis=1).tolist()
+        takes_away: list[bool] | None = None
+        if forbidden is not None:
+            takes_away = np.logical_or.reduce(forbidden & available, axis=1).tolist()
         choices: dict[int, _Choice] = {}
         for charge in charges:
             rows = charge.rows
