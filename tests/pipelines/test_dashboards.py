@@ -39,7 +39,14 @@ RECORDED = set(re.findall(r"record: (\S+)", alerts()))
 
 def policy_server() -> Callable[[], str]:
     """The page of a policy server that counts one of everything before each look at it."""
-    acting = SimpleNamespace(current=SimpleNamespace(champion=SimpleNamespace(number=1), disabled=None, refused=[2]))
+    now = SimpleNamespace(
+        champion=SimpleNamespace(number=1),
+        canary=SimpleNamespace(release=3, share=0.1),
+        candidate=SimpleNamespace(number=3),
+        disabled=None,
+        refused=[2],
+    )
+    acting = SimpleNamespace(current=now)
     lag = {"n_lines": 1, "unsynced_bytes": 0, "unsynced_s": 0.0, "n_refused": 0, "n_sync_failures": 0, "n_disturbed": 0}
     metrics = Metrics(cast(Any, acting), [("steps", cast(Any, SimpleNamespace(lag=SimpleNamespace(**lag))))])
 
