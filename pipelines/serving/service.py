@@ -300,6 +300,8 @@ class DecisionService:
 
     def _line(self, decision: dict[str, Any], place: Place, choice: _Choice) -> bytes:
         mask = decision.get("available_actions")
+        if choice.forbidden:  # what could not be done is not available: a probability of 0 there is no wrong one
+            mask = [name for name in mask or self._names if name not in choice.forbidden]
         if mask is not None and choice.action not in mask:
             mask = [*mask, choice.action]  # nothing was left, and the safe action acts: the log tells what could be
         step = {
