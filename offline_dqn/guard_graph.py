@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import TensorProto
 
 from datasets.contract import Contract
@@ -40,22 +41,27 @@ def _nothing(graph: Graph, like: str) -> str:
 
 
 def _absence(graph: Graph, guard: Guard, contract: Contract) -> str:
-    total = ""
-    for name, view in guard.familiarity.features.items():
-        nats = _absent(graph, name, view, contract)
-        total = graph.op("Add", total, nats) if total else nats
-    return total
+    """(n, 1) as `Familiarity.absence`."""
+    views = guard.familiarity.features
+    single = {name: view for name, view in views.items() if _is_single(view)}
+    parts = []
+    if single:  # all of them at once: of one row, each node costs as much as its arithmetic
+        gone = graph.op("Cast", graph.op("IsNaN", _tables(graph, list(single), contract)), to=TensorProto.DOUBLE)
+        nats = np.array([[view.missing_nats] for view in single.values()])
+        parts.append(graph.op("MatMul", gone, graph.constant(nats)))
+    for name, view in views.items():
+        if view.kind == "labels":
+            # -1 picks the last entry, what is missing, and -2 the one before it, what was never seen.
+            nats = np.array([*(0.0 for _ in view.labels), view.unseen_nats, view.missing_nats])
+            parts.append(graph.op("Gather", graph.constant(nats[:, None]), _slots(graph, name, view, contract)))
+        elif name not in single:
+            missing = _missing(graph, name, view, contract)
+            parts.append(graph.op("Where", missing, graph.number(view.missing_nats), graph.number(0.0)))
+    return parts[0] if len(parts) == 1 else graph.op("Sum", *parts)
 
 
-def _absent(graph: Graph, name: str, view: FeatureView, contract: Contract) -> str:
-    """(n, 1) nats of one feature."""
-    zero, missing_nats = graph.number(0.0), graph.number(view.missing_nats)
-    if view.kind == "labels":
-        slots = _slots(graph, name, view, contract)
-        missing = graph.op("Where", graph.op("Equal", slots, graph.axes(-1)), missing_nats, zero)
-        unseen = graph.op("Where", graph.op("Equal", slots, graph.axes(-2)), graph.number(view.unseen_nats), zero)
-        return graph.op("Add", missing, unseen)
-    return graph.op("Where", _missing(graph, name, view, contract), missing_nats, zero)
+def _is_single(view: FeatureView) -> bool:
+    return view.kind in ("number", "boolean") and view.n_components == 1
 
 
 def _missing(graph: Graph, name: str, view: FeatureView, contract: Contract) -> str:
@@ -79,9 +85,15 @@ def _table(graph: Graph, name: str, contract: Contract) -> str:
     return values if contract.features[name].type == "vector" else graph.op("Unsqueeze", values, graph.axes(1))
 
 
+def _tables(graph: Graph, names: list[str], contract: Contract) -> str:
+    """(n, sum of L) of several."""
+    tables = [_table(graph, name, contract) for name in names]
+    return tables[0] if len(tables) == 1 else graph.op("Concat", *tables, axis=1)
+
+
 def _slots(graph: Graph, name: str, view: FeatureView, contract: Contract) -> str:
-    """(n, 1) int64 as `Familiarity.slots`."""
-    slots = graph.op(
+    """(n,) int64 as `Familiarity.slots`."""
+    return graph.op(
         "LabelEncoder",
         graph.feature(name, contract.features[name]),
         domain="ai.onnx.ml",
@@ -89,7 +101,6 @@ def _slots(graph: Graph, name: str, view: FeatureView, contract: Contract) -> st
         values_int64s=[-1, *range(len(view.labels))],
         default_int64=-2,
     )
-    return graph.op("Unsqueeze", slots, graph.axes(1))
 
 
 def _distance(graph: Graph, guard: Guard, contract: Contract) -> str:
@@ -103,8 +114,9 @@ def _distance(graph: Graph, guard: Guard, contract: Contract) -> str:
         measures.append(graph.op("Div", farthest, graph.number(familiarity.farthest_unit)))
     blocks += _flags(graph, guard, contract)
     coordinates = graph.op("Concat", *blocks, axis=1)
-    centred = graph.op("Sub", coordinates, graph.constant(familiarity.mean))
-    along = graph.op("MatMul", centred, graph.constant(familiarity.directions))
+    order = np.concatenate([_stretched_order(guard), np.arange(n_stretched, len(familiarity.mean))])
+    centred = graph.op("Sub", coordinates, graph.constant(familiarity.mean[order]))
+    along = graph.op("MatMul", centred, graph.constant(familiarity.directions[order]))
     squared = graph.op("MatMul", graph.op("Mul", along, along), graph.constant(familiarity.precision[:, None]))
     if familiarity.rest:
         others = graph.op("ReduceSum", graph.op("Mul", centred, centred), graph.axes(1), keepdims=1)
@@ -115,30 +127,56 @@ def _distance(graph: Graph, guard: Guard, contract: Contract) -> str:
 
 
 def _stretched(graph: Graph, guard: Guard, contract: Contract) -> str:
-    """(n, C) as `Familiarity.stretched`."""
-    familiarity = guard.familiarity
-    raw = [_raw(graph, name, view, contract) for name, view in familiarity.features.items() if view.n_stretched]
-    beyond = graph.op("Sub", graph.op("Concat", *raw, axis=1), graph.constant(familiarity.center))
+    """(n, C) as `Familiarity.stretched`, in the order of `_stretched_order`."""
+    familiarity, order = guard.familiarity, _stretched_order(guard)
+    raw = _raw(graph, guard, contract)
+    beyond = graph.op("Sub", raw, graph.constant(familiarity.center[order]))
     zero, one = graph.number(0.0), graph.number(1.0)
     missing = graph.op("IsNaN", beyond)
     beyond = graph.op("Where", missing, zero, beyond)
     sides = []
     for (bend, scale), towards in ((familiarity.high, beyond), (familiarity.low, graph.op("Neg", beyond))):
-        bent = graph.op("Mul", graph.op("Max", towards, zero), graph.constant(bend))
-        sides.append(graph.op("Div", graph.op("Log", graph.op("Add", bent, one)), graph.constant(scale)))
+        bent = graph.op("Mul", graph.op("Max", towards, zero), graph.constant(bend[order]))
+        sides.append(graph.op("Div", graph.op("Log", graph.op("Add", bent, one)), graph.constant(scale[order])))
     return graph.op("Clip", graph.op("Sub", *sides), graph.number(-FARTHEST), graph.number(FARTHEST))
 
 
-def _raw(graph: Graph, name: str, view: FeatureView, contract: Contract) -> str:
-    if view.kind == "image":
-        return _block_means(graph, name, view, contract)
-    table = _table(graph, name, contract)
-    if not view.logged:
-        return table
-    logarithm = graph.op("Log", graph.op("Max", table, graph.number(view.floor)))
-    # Max takes a NaN for the floor in some engines: what is missing stays so.
-    gone = graph.op("IsNaN", table)
-    return graph.op("Concat", table, graph.op("Where", gone, graph.number(math.nan), logarithm), axis=1)
+def _stretched_order(guard: Guard) -> NDArray[np.int64]:
+    """(C,) where each stretched coordinate of the graph stands in `Familiarity`.
+
+    There every feature has its numbers and their logarithms; here come all numbers, all logarithms and then images, so
+    that few nodes do all of them.
+    """
+    numbers, logarithms, images, at = [], [], [], 0
+    for view in guard.familiarity.features.values():
+        places = np.arange(at, at + view.n_stretched)
+        at += view.n_stretched
+        if view.kind == "image":
+            images.append(places)
+        elif view.kind == "number":
+            numbers.append(places[: view.n_components])
+            logarithms.append(places[view.n_components :])
+    empty = np.zeros(0, dtype=np.int64)
+    return np.concatenate([empty, *numbers, *logarithms, *images])
+
+
+def _raw(graph: Graph, guard: Guard, contract: Contract) -> str:
+    """(n, C) as `Familiarity.raw`, in the order of `_stretched_order`."""
+    views = guard.familiarity.features
+    numbers = [name for name, view in views.items() if view.kind == "number"]
+    blocks = []
+    if numbers:
+        table = _tables(graph, numbers, contract)
+        blocks.append(table)
+        logged = np.repeat([views[name].logged for name in numbers], [views[name].n_components for name in numbers])
+        floors = np.repeat([views[name].floor for name in numbers], [views[name].n_components for name in numbers])
+        if logged.any():
+            part = table if logged.all() else graph.op("Gather", table, graph.axes(*np.flatnonzero(logged)), axis=1)
+            logarithms = graph.op("Log", graph.op("Max", part, graph.constant(floors[logged])))
+            # Max takes a NaN for the floor in some engines: what is missing stays so.
+            blocks.append(graph.op("Where", graph.op("IsNaN", part), graph.number(math.nan), logarithms))
+    blocks += [_block_means(graph, name, view, contract) for name, view in views.items() if view.kind == "image"]
+    return blocks[0] if len(blocks) == 1 else graph.op("Concat", *blocks, axis=1)
 
 
 def _block_means(graph: Graph, name: str, view: FeatureView, contract: Contract) -> str:
@@ -168,9 +206,7 @@ def _flags(graph: Graph, guard: Guard, contract: Contract) -> list[str]:
             values = _table(graph, name, contract)
             blocks.append(graph.op("Where", graph.op("IsNaN", values), graph.constant(mean), values))
             continue
-        slots = _slots(graph, name, view, contract)
-        here = graph.op("Equal", slots, graph.constant(np.arange(view.n_flags)))
-        missing = graph.op("Equal", slots, graph.axes(-1))
-        flags = graph.op("Cast", here, to=TensorProto.DOUBLE)
-        blocks.append(graph.op("Where", missing, graph.constant(mean), flags))
+        # A row for each label, one for what was never seen (-2), and one for what is missing (-1).
+        rows = np.concatenate([np.eye(view.n_flags), np.zeros((1, view.n_flags)), mean[None]])
+        blocks.append(graph.op("Gather", graph.constant(rows), _slots(graph, name, view, contract)))
     return blocks
