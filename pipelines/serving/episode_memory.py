@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import TypeVar
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
 
+from datasets.contract import Contract
 from offline_dqn.caps import Turn
+from pipelines.serving.log_tails import newest_blocks
+from pipelines.serving.logged_times import read_time
+from pipelines.serving.outcome import value_at
 from pipelines.serving.refusals import RefusedRequestError
 
 _Kept = TypeVar("_Kept")
@@ -40,6 +46,10 @@ class _Last:
     began_at: datetime
 
 
+Before = Mapping[str, _Last | None]
+"""What was remembered of episodes before a request, by id."""
+
+
 class EpisodeMemory:
     """Last step and time of each episode, and the ids of decisions that clients named. Not safe for threads.
 
@@ -55,8 +65,23 @@ class EpisodeMemory:
         self._episodes: OrderedDict[str, _Last] = OrderedDict()
         self._decisions: OrderedDict[str, Place] = OrderedDict()
 
-    def enter(self, places: Sequence[Place]) -> None:
+    @staticmethod
+    def rebuilt(contract: Contract, steps: Path, capacity: int) -> EpisodeMemory:
+        """The memory as the log in `steps` left it, of the episodes that may go on.
+
+        Without it a restart would let a step be decided twice, and an episode that runs change between champion and
+        canary, whose share depends on when the episode began.
+        """
+        memory = EpisodeMemory(contract.episodes.clock_tolerance_s, capacity)
+        for place in reversed(_of_running(contract, steps, capacity)):
+            memory._know(place)
+        return memory
+
+    def enter(self, places: Sequence[Place]) -> Before:
         """Remembers decisions that are about to be made, all or none of them.
+
+        Returns:
+            What `leave` wants, should they not be made.
 
         Raises:
             RefusedRequestError: a decision's id or step is taken, or its time lies before that of its episode.
@@ -77,23 +102,41 @@ class EpisodeMemory:
                 before = episodes.get(place.episode_id) or self._episodes.get(place.episode_id)
                 if before is not None:
                     self._check(place, before)
-                began_at = place.at if before is None else before.began_at
-                step = place.step if place.step is not None or before is None else before.step
-                episodes[place.episode_id] = _Last(step, place.at, began_at)
+                episodes[place.episode_id] = _after(before, place)
+        known = {episode_id: self._episodes.get(episode_id) for episode_id in episodes}
         for episode_id, last in episodes.items():
             self._episodes[episode_id] = last
             self._episodes.move_to_end(episode_id)
         self._decisions.update(ids)
         _shrink(self._episodes, self._capacity)
         _shrink(self._decisions, self._capacity)
+        return known
 
-    def leave(self, places: Sequence[Place]) -> None:
-        """Forgets decisions that were not made after all, so that they can be asked for again."""
+    def _know(self, place: Place) -> None:
+        """Remembers a decision that is in the log, whatever it says."""
+        self._decisions[place.decision_id] = place
+        if place.episode_id is not None:
+            self._episodes[place.episode_id] = _after(self._episodes.pop(place.episode_id, None), place)
+
+    def leave(self, places: Sequence[Place], before: Before) -> None:
+        """Forgets decisions that were not made after all, so that they can be asked for again.
+
+        Args:
+            places: that have entered.
+            before: what `enter` returned; an episode that has gone on since keeps what it is now.
+        """
+        newest = {place.episode_id: place.at for place in places if place.episode_id is not None}
         for place in places:
             self._decisions.pop(place.decision_id, None)
-            last = None if place.episode_id is None else self._episodes.get(place.episode_id)
-            if last is not None and last.at == place.at:  # what was before is forgotten with it, not contradicted
-                del self._episodes[place.episode_id or ""]
+        for episode_id, at in newest.items():
+            last = self._episodes.get(episode_id)
+            if last is None or last.at != at:
+                continue
+            previous = before.get(episode_id)
+            if previous is None:
+                del self._episodes[episode_id]
+            else:
+                self._episodes[episode_id] = previous
 
     def place_of(self, decision_id: str) -> Place | None:
         """Where a decision stands; None where it is no longer remembered."""
@@ -122,6 +165,48 @@ class EpisodeMemory:
                 where=place.where,
                 status=409,
             )
+
+
+def _after(before: _Last | None, place: Place) -> _Last:
+    """What is remembered of an episode behind one more decision."""
+    if before is None:
+        return _Last(place.step, place.at, place.at)
+    return _Last(before.step if place.step is None else place.step, place.at, min(before.began_at, place.at))
+
+
+def _of_running(contract: Contract, steps: Path, capacity: int) -> list[Place]:
+    """The logged decisions that may matter, newest first: those that an episode's timeout reaches back to, and before
+    them all that running episodes reach back to, at most `capacity`."""
+    timeout = timedelta(seconds=contract.episodes.timeout_s)
+    found: list[Place] = []
+    running = set[str | None]()
+    newest = reaches_to = datetime.min.replace(tzinfo=UTC)
+    for place in islice(_logged(contract, steps), capacity):
+        if not found:
+            newest = place.at
+            reaches_to = newest - timeout
+        if place.at < reaches_to:
+            break
+        if place.at >= newest - timeout:
+            running.add(place.episode_id)
+        if place.episode_id in running:
+            reaches_to = min(reaches_to, place.at - timeout)
+            found.append(place)
+    return found
+
+
+def _logged(contract: Contract, steps: Path) -> Iterator[Place]:
+    """The decisions of a log, newest first."""
+    named = ("episode_id", "step", "decision_id", "timestamp")
+    at = {name: tuple(contract.log_paths(name)[0].split(".")) for name in named}
+    at["cluster"] = tuple(contract.episodes.cluster.split(".")) if contract.episodes.cluster is not None else ("",)
+    for block in newest_blocks(steps):
+        for row in block:
+            values: dict[str, Any] = {name: value_at(row, place) for name, place in at.items()}
+            instant, decision_id = read_time(contract, values["timestamp"]), values["decision_id"]
+            if instant is not None and decision_id is not None:
+                step = values["step"] if isinstance(values["step"], int) else None
+                yield Place(values["episode_id"], step, str(decision_id), instant, values["cluster"], "")
 
 
 def _shrink(memory: OrderedDict[str, _Kept], most: int) -> None:

@@ -100,7 +100,7 @@ class DecisionService:
         self._acting, self._log, self._outcomes, self._caps = acting, log, outcomes, caps
         self._recent, self._metrics = recent, metrics
         self._shield, self._lines = CompiledShield(contract), StepLines(contract)
-        self.memory = EpisodeMemory(contract.episodes.clock_tolerance_s, config.max_open_decisions)
+        self.memory = EpisodeMemory.rebuilt(contract, log.directory, config.max_open_decisions)
         self._clock = Clock()
         self._newest: datetime | None = None
         self._random = random.Random(config.seed)
@@ -133,7 +133,7 @@ class DecisionService:
             return repeated  # the answer was lost on its way, the decision was not
         acting = self._acting.current
         places = self._places(asked)
-        self.memory.enter(places)
+        before = self.memory.enter(places)
         try:
             choices = self._choose(asked, places, acting, arrived)
             lines = [
@@ -142,12 +142,12 @@ class DecisionService:
             ]
             await self._write(lines)
         except LogFullError as error:
-            self.memory.leave(places)
+            self.memory.leave(places, before)
             if self._config.on_full == "refuse" or acting.version_zero is None:
                 raise RefusedRequestError.of("log_full", str(error), status=503, retry_after_s=1) from error
             return self._unlogged(asked, places, acting.version_zero)
         except BaseException:
-            self.memory.leave(places)
+            self.memory.leave(places, before)
             raise
         for decision, place, choice, line in zip(asked.decisions, places, choices, lines, strict=True):
             if "decision_id" in decision:  # nobody can ask again under a name that only the lost answer had

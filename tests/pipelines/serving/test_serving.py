@@ -174,6 +174,18 @@ def test_a_decision_whose_answer_was_lost_is_answered_again_also_after_a_kill(wo
     assert len(logged(workspace)) == 1
 
 
+def test_a_step_that_is_taken_is_refused_also_after_a_kill(workspace: Workspace) -> None:
+    with serving(workspace) as server:
+        server.act("goes on", step=3)
+        server.process.kill()
+    with serving(workspace) as server:
+        again = server.ask("/v1/act", {"episode_id": "goes on", "observation": OBSERVATION, "step": 3})
+        server.act("goes on", step=4)
+
+    assert (again[0], again[1]["error"]["cause"]) == (409, "step_taken")
+    assert [line["step"] for line in logged(workspace)] == [3, 4]
+
+
 def test_openapi_follows_from_the_contract(shared: tuple[Workspace, Server]) -> None:
     status, page = shared[1].ask("/openapi.json")
 
