@@ -30,6 +30,8 @@ from pipelines.serving.outcome import End, Outcome
 from pipelines.serving.refusals import Problem, Refusal, RefusedRequestError
 
 _MAX_STEP = 2**31 - 1
+_EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2262, 1, 1, tzinfo=UTC)
+"""What nanoseconds since 1970 in 64 bits reach to: no reader of a log has trouble with less."""
 _SHOWN = 20
 """Problems that a refusal lists."""
 _STRICT = ConfigDict(extra="forbid", strict=True)
@@ -251,7 +253,7 @@ def read_instant(text: str, where: str) -> datetime:
     """An instant in UTC.
 
     Raises:
-        RefusedRequestError: it is none, or says no zone.
+        RefusedRequestError: it is none, says no zone, or lies where logs cannot hold it.
     """
     try:
         instant = datetime.fromisoformat(text)
@@ -262,6 +264,10 @@ def read_instant(text: str, where: str) -> datetime:
     if instant.tzinfo is None:
         raise RefusedRequestError.of(
             "wrong_type", f"timestamp '{text[:60]}' says no zone; add Z or +00:00", where=where
+        )
+    if not _EARLIEST <= instant < _LATEST:  # windows before and behind it must be instants too
+        raise RefusedRequestError.of(
+            "out_of_range", f"timestamp wants a time from 1970 to 2261, found '{text[:60]}'", where=where
         )
     return instant.astimezone(UTC)
 

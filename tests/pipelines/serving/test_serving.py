@@ -349,7 +349,14 @@ def test_times_of_requests_are_taken_where_they_are_wanted_and_may_not_go_back(w
             "/v1/act", {"episode_id": "t", "observation": OBSERVATION, "timestamp": "2026-03-01T13:00:00"}
         )
         server.act("t", timestamp="2026-03-01T14:30:00+02:00")
+        beyond = [
+            server.ask("/v1/act", {"episode_id": f"u{number}", "observation": OBSERVATION, "timestamp": timestamp})
+            for number, timestamp in enumerate(
+                ["0001-01-01T00:00:00Z", "0001-01-01T00:00:00+05:00", "9999-12-31T23:59:59-05:00"]
+            )
+        ]
 
+    assert [(status, answer["error"]["cause"]) for status, answer in beyond] == [(422, "out_of_range")] * 3
     assert (back[0], back[1]["error"]["cause"]) == (409, "clock_went_back")
     assert (zoneless[0], zoneless[1]["error"]["cause"]) == (422, "wrong_type")
     assert [line["timestamp"] for line in logged(workspace)] == [
