@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from datasets.actions import Actions
+from datasets.caps import counter_field
 from datasets.contract import Contract
+from offline_dqn.decisions import SHIELD
 from pipelines.serving.log_tails import newest_blocks
 from pipelines.serving.outcome import digest_of, value_at
 from pipelines.serving.refusals import RefusedRequestError
 
 _COLUMNS = ("decision_id", "episode_id", "step", "action", "behavior_prob", "behavior_probs", "policy_version")
+_MASK = "available_actions"
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class LoggedDecision:
         probabilities: of every action, in the contract's order.
         release: as `policy_version` has it.
         observation: as it was seen, by feature; missing ones are None.
+        available: the actions that the world allowed, and the safe one where nothing else was left; None: all.
+        counted: features that the server fills in, whatever a request says of them.
     """
 
     decision_id: str
@@ -43,11 +48,23 @@ class LoggedDecision:
     decided_by: str
     release: str
     observation: Mapping[str, Any]
+    available: tuple[str, ...] | None
+    counted: frozenset[str]
 
     def is_asked_by(self, decision: Mapping[str, Any]) -> bool:
-        """Whether a request asks for this decision: its episode, its step, and all that it observes as it was seen.
-        What the server itself filled in, such as what a cap leaves, no request brings."""
-        seen = all(self.observation.get(name) == value for name, value in decision["observation"].items())
+        """Whether a request asks for this decision: its episode, its step, its actions, and all that it observes as it
+        was seen but for what the server counts."""
+        seen = all(
+            self.observation.get(name) == value
+            for name, value in decision["observation"].items()
+            if name not in self.counted
+        )
+        mask, logged = decision.get(_MASK), self.available
+        if mask is None or logged is None:
+            seen = seen and mask is logged
+        else:  # where nothing was left of a mask, the log adds the safe action, which acted
+            n_added = len(set(logged) - set(mask))
+            seen = seen and set(mask) <= set(logged) and n_added <= (self.decided_by == SHIELD)
         named = {name: decision.get(name) for name in ("episode_id", "step")}
         return seen and named["episode_id"] in (None, self.episode_id) and named["step"] in (None, self.step)
 
@@ -75,9 +92,10 @@ class RecentDecisions:
     """
 
     def __init__(self, contract: Contract, steps: Path, *, capacity: int = 10_000) -> None:
-        names = [*_COLUMNS, "decided_by", *(f"observation.{name}" for name in contract.features)]
+        names = [*_COLUMNS, _MASK, "decided_by", *(f"observation.{name}" for name in contract.features)]
         self._places = {name: tuple(contract.log_paths(name)[0].split(".")) for name in names}
         self._features, self._actions = tuple(contract.features), contract.actions
+        self._counted = frozenset(counter_field(action, cap) for action, cap in contract.actions.caps.items())
         self._capacity = capacity
         self._lines: OrderedDict[int, bytes] = OrderedDict()
         rows = (row for block in newest_blocks(steps) for row in block)
@@ -132,4 +150,6 @@ class RecentDecisions:
             decided_by=found["decided_by"],
             release=found["policy_version"],
             observation={name: found[f"observation.{name}"] for name in self._features},
+            available=None if found[_MASK] is None else tuple(found[_MASK]),
+            counted=self._counted,
         )

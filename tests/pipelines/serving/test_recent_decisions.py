@@ -69,3 +69,32 @@ def test_the_same_request_is_answered_as_it_was_logged_and_another_one_is_refuse
     with pytest.raises(RefusedRequestError, match="'d2' was decided already"):
         recent.answers_to([{**asked, "decision_id": "new"}, asked])
     assert recent.answers_to([{**asked, "decision_id": "new"}, {"observation": observation}]) is None
+
+
+def test_a_request_with_other_actions_is_another_one(tmp_path: Path) -> None:
+    contract = tiny({"actions": {"caps": {"up": {"at_most": 1, "per": "1h"}}}})
+    recent = RecentDecisions(contract, tmp_path)
+    seen = {"cpu": 0.5, "taken_up": 1.0}
+    for name, mask, decided_by in (
+        ("free", None, "policy"),
+        ("masked", ["hold", "up"], "policy"),
+        ("stuck", ["up", "hold"], "shield"),
+    ):
+        row = step_row("e", 0, decision_id=name, behavior_probs=PROBS, policy_version="3", decided_by=decided_by)
+        recent.logged(name, json.dumps(row | {"observation": seen, "available_actions": mask}).encode())
+
+    def answered(name: str, mask: list[str] | None, **more: Any) -> bool:
+        asked = {"decision_id": name, "episode_id": "e", "observation": {"cpu": 0.5, **more}, "available_actions": mask}
+        try:
+            return bool(recent.answers_to([asked]))
+        except RefusedRequestError:
+            return False
+
+    assert answered("free", None, taken_up=None)  # what a client says of a counter means nothing
+    assert answered("masked", ["up", "hold"])
+    assert answered("stuck", ["up"])  # the cap was reached, and the safe action acted
+    assert not answered("free", ["down"])
+    assert not answered("masked", ["hold"])
+    assert not answered("masked", ["down", "hold", "up"])
+    assert not answered("masked", None)
+    assert not answered("stuck", ["down"])
