@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reports.calibration_line import SHIPPED, CalibratedWorld
-from tests.benchmarks.calibration_rows import CANARY, DRIFT, DRIFT_POWER_WORK, SLACK, CalibrationRow, promises_in_words
+from tests.benchmarks.calibration_rows import (
+    CANARY,
+    DRIFT,
+    DRIFT_POWER_WORK,
+    GUARD,
+    GUARD_POWER_WORK,
+    SLACK,
+    CalibrationRow,
+    promises_in_words,
+)
 from tests.benchmarks.rows import write_json
 
 FALSE_PASS, POWER = "false pass, over all logs", "power: a better candidate passes"
@@ -71,11 +80,12 @@ def calibration_page(rows: Sequence[CalibrationRow]) -> str:
         f"![False passes of each world with their limits]({_PICTURES['false_passes']})",
         f"![Power of each world]({_PICTURES['power']})",
     ]
-    gate_rows = [row for row in rows if row.method not in (DRIFT, CANARY)]
+    gate_rows = [row for row in rows if row.method not in (DRIFT, CANARY, GUARD)]
     for world in dict.fromkeys(row.world for row in gate_rows):
         parts += _world_part(world, [row for row in gate_rows if row.world == world])
     parts += _drift_part([row for row in rows if row.method == DRIFT])
     parts += canary_part([row for row in rows if row.method == CANARY])
+    parts += guard_part([row for row in rows if row.method == GUARD])
     return "\n\n".join(parts) + "\n"
 
 
@@ -119,6 +129,26 @@ def canary_part(rows: Sequence[CalibrationRow]) -> Iterator[str]:
              f"{row.observed:.1%}", f"{row.upper:.1%}", f"{row.n:,}", _held(row),
              *(f"{(row.endings or {}).get(ending, 0.0):.0%}" for ending in ("stopped", "promoted", "undecided")),
              f"{row.hours:g}", f"{row.n_candidate:g}", f"{row.cost:g}"]
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+def guard_part(rows: Sequence[CalibrationRow]) -> Iterator[str]:
+    """How often a guard takes an ordinary decision from its policy, and a strange one."""
+    if not rows:
+        return
+    yield "## Guard"
+    yield (
+        "Counted are decisions left to version 0, for whatever cause, over many trainings in the same world. Where all "
+        "is ordinary they are false alarms, and the level is what `guard.false_alarm_share` asks for; the limit allows "
+        "for decisions of one training sharing its thresholds. Elsewhere they are the power."
+    )
+    yield _markdown(
+        ["world", "counted", "level", "observed", "at most", "decisions", "held"],
+        [
+            [row.world, "power" if row.work == GUARD_POWER_WORK else "false alarms", f"{row.level:.0%}",
+             f"{row.observed:.2%}", f"{row.upper:.2%}", f"{row.n:,}", _held(row)]
             for row in rows
         ],
     )  # fmt: skip

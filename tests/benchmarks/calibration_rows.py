@@ -279,7 +279,7 @@ def guard_rows(cell: Any, outcomes: Sequence[Outcome]) -> list[CalibrationRow]:
     share, upper = fired / asked, upper_limit(fired, asked)
     if len(outcomes) > 1:
         shares = np.array([o["fired"] / o["asked"] for o in outcomes])
-        error = float(shares.std(ddof=1)) / np.sqrt(len(shares))
+        error = float(shares.std(ddof=1)) / len(shares) ** 0.5
         upper = max(upper, min(1.0, share + float(stats.t.ppf(0.95, len(shares) - 1)) * error))
     if cell.strange:
         work, level, met = GUARD_POWER_WORK, DRIFT_POWER, share >= DRIFT_POWER

@@ -56,11 +56,11 @@ def test_the_same_policy_by_another_choice_is_the_same_release(
     edit(workspace.root / "offline_dqn.toml", "alpha = 0.05", "alpha = 0.04")
     policy = load_policy(workspace.release_path(1))
     recorded = json.loads((workspace.release_path(1) / "training.json").read_text())
-    monkeypatch.setattr(training, "_train_networks", lambda *_: (SimpleNamespace(**_TRAINED), None))
+    monkeypatch.setattr(training, "_train_networks", lambda *_, **__: (SimpleNamespace(**_TRAINED), None))
     chosen = SimpleNamespace(
         policy=policy, chosen=SimpleNamespace(name=recorded["chosen"]), to_json=lambda: recorded["selection"]
     )
-    monkeypatch.setattr(training, "choose", lambda *_: chosen)
+    monkeypatch.setattr(training, "choose", lambda *_, **__: chosen)
     outcome = train(open_workspace(workspace.root))
     assert (outcome.release, outcome.repeated) == (1, True)
     assert not list(workspace.registry.releases_path.glob(".staging-*"))
@@ -163,7 +163,7 @@ def test_nothing_but_train_and_select_was_used(workspace: Workspace) -> None:
     assert used == replay.n_episodes - int((replay.split == GATE).sum())
 
 
-def _die(*_: object) -> None:
+def _die(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
