@@ -66,7 +66,14 @@ def test_the_same_policy_by_another_choice_is_the_same_release(
     assert not list(workspace.registry.releases_path.glob(".staging-*"))
 
 
-_TRAINED: dict[str, Any] = {"networks": (), "history": (), "n_steps": 1, "n_unusable_steps": 0, "diverged": {}}
+_TRAINED: dict[str, Any] = {
+    "networks": (),
+    "history": (),
+    "n_updates": 800,
+    "n_steps": 1,
+    "n_unusable_steps": 0,
+    "diverged": {},
+}
 
 
 @pytest.mark.parametrize(
