@@ -37,6 +37,10 @@ class LogFullError(OfflineDqnError):
     """The lines could not be written, or not be brought to the disk: what they tell of must not be answered."""
 
 
+class LogUnsureError(LogFullError):
+    """The lines are in the log, and perhaps not on the disk: they must not be answered, nor contradicted."""
+
+
 @dataclass(frozen=True)
 class LogLag:
     """How a log stands, for metrics.
@@ -110,8 +114,9 @@ class DecisionLog:
             lines: each one JSON object without a line break; the line's end is added here.
 
         Raises:
-            LogFullError: they are not in the log, or with `disk` not surely on the disk. What they tell of must not be
-                answered.
+            LogFullError: they are not in the log. What they tell of must not be answered.
+            LogUnsureError: with `disk`, they are in the log and not surely on the disk. The same lines may be written
+                again: ingest takes exact repeats once.
             ValueError: a line is empty, or holds a line break.
         """
         if not lines:
@@ -265,7 +270,7 @@ class DecisionLog:
             if self._synced < position and self._file is not None:
                 self._flush(self._file)
             if any(start < position <= end for start, end in self._lost):
-                raise LogFullError(
+                raise LogUnsureError(
                     f"The disk of {self._directory} did not take the last lines; they may be lost. Look at the disk's "
                     "health (dmesg); the server goes on in a new file."
                 )

@@ -13,7 +13,7 @@ from datasets.contract import Contract
 from offline_dqn.caps import Turn
 from pipelines.serving.caps import ActionCaps
 from pipelines.serving.config import ServeConfig
-from pipelines.serving.decision_log import LogFullError
+from pipelines.serving.decision_log import LogFullError, LogUnsureError
 from pipelines.serving.episode_memory import EpisodeMemory
 from pipelines.serving.messages import OutcomeMessages
 from pipelines.serving.metrics import Metrics
@@ -71,7 +71,8 @@ class OutcomeService:
                 loop = asyncio.get_running_loop()
                 verdicts = await loop.run_in_executor(self._writing, self._outcomes.take, counted)
         except LogFullError as error:
-            raise RefusedRequestError.of("log_full", str(error), status=503, retry_after_s=1) from error
+            cause = "log_unsure" if isinstance(error, LogUnsureError) else "log_full"
+            raise RefusedRequestError.of(cause, str(error), status=503, retry_after_s=1) from error
         for verdict in verdicts:
             self._metrics.told(verdict)
         if is_batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from datasets.contract import Contract
 from datasets.errors import OfflineDqnError
 from pipelines.serving.config import ServeConfig
-from pipelines.serving.decision_log import DecisionLog
+from pipelines.serving.decision_log import DecisionLog, LogUnsureError
 from pipelines.serving.log_tails import remembered
 from pipelines.serving.open_decisions import OpenDecisions, Verdict
 from pipelines.serving.outcome import Outcome, OutcomeLog
@@ -18,8 +19,14 @@ from pipelines.serving.outcome import Outcome, OutcomeLog
 WRITTEN: tuple[Verdict, ...] = ("new", "unverified")
 """Verdicts by which an outcome is written."""
 
+_MAX_UNSURE = 10_000
+"""Outcomes whose lines are kept to be written again."""
+
 ACCEPTED: tuple[Verdict, ...] = (*WRITTEN, "repeated")
 """Verdicts by which an outcome is in the log when it is answered; its sender need not send it again."""
+
+
+_Name = tuple[str, int, datetime | None]
 
 
 class NoOutcomesError(OfflineDqnError):
@@ -48,6 +55,7 @@ class Outcomes:
         self._open = remembered(contract, steps, outcomes, capacity=config.max_open_decisions)
         # One is short and guards the memory; the other spans a write, so that what is answered is in the log.
         self._memory_lock, self._write_lock = threading.Lock(), threading.Lock()
+        self._unsure: OrderedDict[_Name, bytes] = OrderedDict()
 
     @property
     def open_decisions(self) -> OpenDecisions:
@@ -67,19 +75,29 @@ class Outcomes:
 
         Raises:
             LogFullError: nothing was written, and nothing of this request counts.
+            LogUnsureError: it was written, and perhaps not to the disk; sent again it is written again, as it was.
         """
         with self._write_lock:
             with self._memory_lock:
                 before = [(each.decision_id, self._open.state_of(each.decision_id)) for each in outcomes]
                 verdicts = [self._judge(each) for each in outcomes]
-            lines = [self._lines.line(o) for o, v in zip(outcomes, verdicts, strict=True) if v in WRITTEN]
+            judged = [(_name(o), o, v) for o, v in zip(outcomes, verdicts, strict=True)]
+            lines = [(name, self._lines.line(o)) for name, o, v in judged if v in WRITTEN]
+            lines += [(name, self._unsure[name]) for name, _, v in judged if v == "repeated" and name in self._unsure]
             try:
-                self._log.append(lines)
+                self._log.append([line for _, line in lines])
+            except LogUnsureError:
+                self._unsure.update(lines)
+                while len(self._unsure) > _MAX_UNSURE:
+                    self._unsure.popitem(last=False)
+                raise
             except BaseException:
                 with self._memory_lock:
                     for decision_id, state in reversed(before):
                         self._open.restore(decision_id, state)
                 raise
+            for name, _ in lines:
+                self._unsure.pop(name, None)
         return verdicts
 
     def _judge(self, outcome: Outcome) -> Verdict:
@@ -100,6 +118,11 @@ class Outcomes:
             "and would not count",
             "contradicting": f"'{name}' was told to end its episode otherwise; the first end stays",
         }.get(verdict, "")
+
+
+def _name(outcome: Outcome) -> _Name:
+    """What tells an outcome from all others, and is the same when it is sent again."""
+    return outcome.decision_id, outcome.content, outcome.at if outcome.is_timed else None
 
 
 def check_outcomes(contract: Contract) -> None:

@@ -98,17 +98,28 @@ class RecentDecisions:
         self._counted = frozenset(counter_field(action, cap) for action, cap in contract.actions.caps.items())
         self._capacity = capacity
         self._lines: OrderedDict[int, bytes] = OrderedDict()
+        self._unsure = set[int]()
         rows = (row for block in newest_blocks(steps) for row in block)
         for row in reversed(list(islice(rows, capacity))):
             name = value_at(row, self._places["decision_id"])
             if name is not None:
                 self.logged(str(name), json.dumps(row).encode())
 
-    def logged(self, decision_id: str, line: bytes) -> None:
-        """Remembers a decision whose line is in the log."""
-        self._lines[digest_of(decision_id)] = line
+    def logged(self, decision_id: str, line: bytes, *, surely: bool = True) -> None:
+        """Remembers a decision whose line is in the log; `surely` whether it is as safe there as answers have to be."""
+        name = digest_of(decision_id)
+        self._lines[name] = line
+        if surely:
+            self._unsure.discard(name)
+        else:
+            self._unsure.add(name)
         if len(self._lines) > self._capacity:
-            self._lines.popitem(last=False)
+            self._unsure.discard(self._lines.popitem(last=False)[0])
+
+    def unsure(self, asked: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
+        """The lines, by decision_id, that have to be written again before their decisions are answered."""
+        names = {str(decision["decision_id"]): digest_of(str(decision["decision_id"])) for decision in asked}
+        return {name: self._lines[key] for name, key in names.items() if key in self._unsure}
 
     def answers_to(self, asked: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
         """The answers to a request that was sent before; None where none of its decisions was made.

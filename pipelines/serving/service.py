@@ -27,7 +27,7 @@ from pipelines.serving.acting_releases import VERSION_ZERO, Acting, ActingReleas
 from pipelines.serving.caps import ActionCaps
 from pipelines.serving.clock import Clock
 from pipelines.serving.config import ServeConfig
-from pipelines.serving.decision_log import DecisionLog, LogFullError
+from pipelines.serving.decision_log import DecisionLog, LogFullError, LogUnsureError
 from pipelines.serving.episode_memory import EpisodeMemory, Place
 from pipelines.serving.log_lines import StepLines
 from pipelines.serving.messages import Asked, read_instant
@@ -130,6 +130,7 @@ class DecisionService:
         """
         repeated = self._recent.answers_to(asked.decisions)
         if repeated is not None:
+            await self._make_sure(asked)
             return repeated  # the answer was lost on its way, the decision was not
         acting = self._acting.current
         places = self._places(asked)
@@ -141,6 +142,10 @@ class DecisionService:
                 for decision, place, choice in zip(asked.decisions, places, choices, strict=True)
             ]
             await self._write(lines)
+        except LogUnsureError as error:
+            # Whoever reads the log finds these decisions, so they stand: another answer would contradict it.
+            self._stands(asked, places, lines, surely=False)
+            raise RefusedRequestError.of("log_unsure", str(error), status=503, retry_after_s=1) from error
         except LogFullError as error:
             self.memory.leave(places, before)
             if self._config.on_full == "refuse" or acting.version_zero is None:
@@ -149,11 +154,8 @@ class DecisionService:
         except BaseException:
             self.memory.leave(places, before)
             raise
-        for decision, place, choice, line in zip(asked.decisions, places, choices, lines, strict=True):
-            if "decision_id" in decision:  # nobody can ask again under a name that only the lost answer had
-                self._recent.logged(place.decision_id, line)
-            self._outcomes.decided(place.decision_id, place.at)
-            self._newest = place.at if self._newest is None else max(place.at, self._newest)
+        self._stands(asked, places, lines)
+        for choice in choices:
             self._metrics.decided(str(choice.release), choice.decided_by, choice.action)
         self._metrics.answered(str(choices[0].release), time.perf_counter() - arrived)
         return [self._answer(place, choice) for place, choice in zip(places, choices, strict=True)]
@@ -317,6 +319,26 @@ class DecisionService:
         }
         step |= {f"keys.{name}": value for name, value in (decision.get("keys") or {}).items()}
         return self._lines.line(step, choice.observation, place.at, choice.action)
+
+    def _stands(self, asked: Asked, places: Sequence[Place], lines: Sequence[bytes], *, surely: bool = True) -> None:
+        """Remembers decisions that are in the log."""
+        for decision, place, line in zip(asked.decisions, places, lines, strict=True):
+            if "decision_id" in decision:  # nobody can ask again under a name that only the lost answer had
+                self._recent.logged(place.decision_id, line, surely=surely)
+            self._outcomes.decided(place.decision_id, place.at)
+            self._newest = place.at if self._newest is None else max(place.at, self._newest)
+
+    async def _make_sure(self, asked: Asked) -> None:
+        """Writes again what the disk may have lost of decisions that are asked for again."""
+        unsure = self._recent.unsure(asked.decisions)
+        if not unsure:
+            return
+        try:
+            await self._write(list(unsure.values()))
+        except LogFullError as error:
+            raise RefusedRequestError.of("log_unsure", str(error), status=503, retry_after_s=1) from error
+        for decision_id, line in unsure.items():
+            self._recent.logged(decision_id, line)
 
     async def _write(self, lines: list[bytes]) -> None:
         if self._config.durability == "process":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import threading
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 
 from pipelines.serving.config import ServeConfig
-from pipelines.serving.decision_log import DecisionLog, LogFullError
+from pipelines.serving.decision_log import DecisionLog, LogFullError, LogUnsureError
 from pipelines.serving.open_decisions import Verdict
 from pipelines.serving.outcome import Outcome
 from pipelines.serving.outcomes import ACCEPTED, NoOutcomesError, Outcomes
@@ -85,6 +87,26 @@ def test_what_a_full_disk_refused_is_new_when_it_comes_again(tmp_path: Path) -> 
         log._config = ServeConfig(min_free_mb=0)
         assert outcomes.take(asked) == ["new", "new", "repeated"]
     assert len(written(tmp_path)) == 3
+
+
+def test_what_the_disk_may_have_lost_is_written_again_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    config = ServeConfig(min_free_mb=0, durability="disk")
+    with DecisionLog(tmp_path / "outcomes", config) as log:
+        outcomes = opened(tmp_path, log)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fdatasync", failing)
+            for minute in (1, 2):  # sent again without a time of its own, it would count twice
+                with pytest.raises(LogUnsureError):
+                    outcomes.take([outcome(at=minute, is_timed=False)])
+        assert outcomes.take([outcome(at=3, is_timed=False)]) == ["repeated"]
+        assert outcomes.take([outcome(at=4, is_timed=False)]) == ["repeated"]
+    first, *again = written(tmp_path)
+    assert again == [first, first]
 
 
 def test_an_outcome_sent_by_many_at_once_is_written_once(tmp_path: Path) -> None:
