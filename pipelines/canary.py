@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
+from datasets.contract import read_contract
 from offline_dqn.assignment import block_of, in_burn_in
 from pipelines.canary_episodes import SUCCESS, ClosedEpisode
 from pipelines.canary_evidence import Evidence
@@ -31,6 +32,7 @@ from pipelines.canary_state import (
     read_events,
     record_event,
 )
+from pipelines.serving.switch import read_switch
 from pipelines.workspace import Workspace
 from reports.canary_comparison import Arms
 from reports.canary_config import CanaryConfig, check_plan
@@ -40,6 +42,8 @@ from reports.manifest import read_manifest
 from reports.registry import PromotionRefusedError, RegistryError
 
 _EVALUATION = "evaluation.json"
+_TRIED = {"stopped": "stopped it", "expired": "ended undecided", "aborted": "was ended by hand"}
+"""Endings after which the same release is tried again only for a reason that somebody gives."""
 
 
 class CanaryRefusedError(CanaryError):
@@ -113,7 +117,7 @@ class CanaryWatch:
         evidence = self._evidence
         evidence.read(as_of.timestamp())
         episodes = evidence.cohort()
-        verdict = judge_episodes(canary, episodes, workspace, config)
+        verdict = _held_by_the_switch(workspace, judge_episodes(canary, episodes, workspace, config))
         after, did = _acted(workspace, canary, verdict, as_of) if act else (canary, "")
         ours = [e for e in episodes if _is_candidate(canary, e)]
         return Look(
@@ -126,6 +130,18 @@ class CanaryWatch:
             n_other=sum(2 * e.versions.get(str(canary.release), 0) < e.n_steps for e in ours),
             n_unreadable=evidence.n_unreadable,
         )
+
+
+def _held_by_the_switch(workspace: Workspace, verdict: Verdict) -> Verdict:
+    """Whoever took the releases out of charge has not asked for more of one, whatever it earned before."""
+    disabled = read_switch(workspace.serving_path)
+    if disabled is None or verdict.action != "advance":
+        return verdict
+    reason = (
+        f"the kill switch was thrown by {disabled.by} ({disabled.note or 'no note'}), so no step is taken and nothing "
+        f"is promoted until `offline-dqn enable`; the evidence alone says: {verdict.reason}"
+    )
+    return replace(verdict, action="wait", reason=reason)
 
 
 def evaluate_canary(workspace: Workspace, as_of: datetime) -> Look | None:
@@ -186,15 +202,16 @@ def start_canary(
     Args:
         plan: shares, ascending; None takes the configured ones.
         share: the first one, where it differs from the plan's.
-        override: why more than the certified share is given, or a release tried again that a canary stopped.
+        override: why more than the certified share is given, a release tried again, or one tried although the newest
+            nights differ from what it was judged on.
 
     Raises:
         PromotionRefusedError: its gate did not pass, compared with another champion, or was followed by a rejection;
-            or the contract's rules changed since.
+            or it lapsed, or the contract's rules or the world changed since.
         CanaryRefusedError: a canary runs, or the plan asks for more than the certified share.
         RegistryError: it is unknown, damaged or champion.
     """
-    from pipelines.promoting import refuse_other_rules
+    from pipelines.promoting import refuse_what_changed
 
     if not reviewer.strip() or (override is not None and not override.strip()):
         raise CanaryRefusedError(
@@ -207,7 +224,7 @@ def start_canary(
             f"Release {release} is the baseline: `offline-dqn rollback --to {release}` puts it in charge, without a "
             "trial."
         )
-    refuse_other_rules(workspace, release)
+    _, although = refuse_what_changed(workspace, release, override=override is not None)
     champion = workspace.registry.champion()
     if champion is None and read_manifest(workspace.release_path(0)) is None:
         raise CanaryRefusedError(
@@ -225,7 +242,7 @@ def start_canary(
                     "shows it, `offline-dqn canary abort` ends it."
                 )
             _end(workspace, last, *outside, as_of)
-        _refuse_stopped(workspace, release, override)
+        _refuse_another_try(workspace, release, override)
         steps = _steps(plan, share, workspace.config.canary, certified, override)
         number = 1 if last is None else last.id + 1
         canary = Canary(
@@ -243,7 +260,9 @@ def start_canary(
             digest=manifest.digest,
             rules=_rules_digest(workspace),
             certified_share=certified,
-            override=None if override is None else Override(reviewer=reviewer.strip(), reason=override.strip()),
+            override=None
+            if override is None
+            else Override(reviewer=reviewer.strip(), reason=override.strip() + although),
         )
         record_event(workspace, "started", canary, as_of)
     return canary
@@ -380,7 +399,8 @@ def _ended_from_outside(workspace: Workspace, canary: Canary) -> tuple[Ending, s
 
 
 def _rules_digest(workspace: Workspace) -> str:
-    contract = workspace.contract
+    """Of the contract as it lies on the disk now: who looks again and again has opened another one long ago."""
+    contract = read_contract(workspace.root / "contract.toml")
     said = {"rules": contract.rules.model_dump(mode="json"), "gamma": contract.gamma}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
@@ -395,13 +415,14 @@ def _certified_share(workspace: Workspace, release: int) -> float:
         ) from error
 
 
-def _refuse_stopped(workspace: Workspace, release: int, override: str | None) -> None:
+def _refuse_another_try(workspace: Workspace, release: int, override: str | None) -> None:
+    """Each canary may err once more in `promote_error`, also where the one before was only left undecided."""
     for event in reversed(read_events(workspace)):
         former: Mapping[str, Any] = event["canary"]
-        if former["release"] == release and former["ending"] == "stopped" and override is None:
+        if former["release"] == release and former["ending"] in _TRIED and override is None:
             raise CanaryRefusedError(
-                f"Canary {former['id']} stopped release {release}: {former['reason']}. Tried often enough, everything "
-                "passes once. Train another candidate, or say why with --override WHY."
+                f"Canary {former['id']} of release {release} {_TRIED[former['ending']]}: {former['reason']}. Tried "
+                "often enough, everything passes once. Train another candidate, or say why with --override WHY."
             )
 
 

@@ -43,12 +43,30 @@ def promote(
     if override and not note.strip():
         raise PromotionRefusedError(f"Why is release {release} promoted all the same? --override takes a --note.")
     registry.check_promotion(release, despite_rejection=override)
+    says, although = refuse_what_changed(workspace, release, override=override)
+    promotion = registry.promote(release, reviewer=reviewer, note=note + although, despite_rejection=override)
+    workspace.refresh_catalog(workspace.open_lake())
+    return promotion, says
+
+
+def refuse_what_changed(workspace: Workspace, release: int, *, override: bool) -> tuple[str, str]:
+    """What a release that passed must still be: decided on in time, under today's rules, in the world it was judged in.
+
+    Args:
+        override: put up with nights that differ or cannot be told.
+
+    Returns:
+        A sentence on the newest nights, and what was overridden, for the history.
+
+    Raises:
+        PromotionRefusedError: it lapsed, the rules changed, or the world did.
+    """
     lapsed = why_lapsed(workspace, release)
     if lapsed:
         raise LapsedError(f"Release {release} cannot be promoted. {lapsed}")
     refuse_other_rules(workspace, release)
     manifest = read_manifest(workspace.release_path(release))
-    says = ""
+    says = although = ""
     if manifest is not None and TRAINING in manifest.files:
         fresh = freshness_of_release(workspace, snapshot_of(workspace, release))
         says = fresh.sentence
@@ -67,10 +85,8 @@ def promote(
                 "promote all the same, give --override and a --note that says why."
             )
         if fresh.status == "differs" or held is not None:
-            note = f"{note} (although: {fresh.sentence})"
-    promotion = registry.promote(release, reviewer=reviewer, note=note, despite_rejection=override)
-    workspace.refresh_catalog(workspace.open_lake())
-    return promotion, says
+            although = f" (although: {fresh.sentence})"
+    return says, although
 
 
 def refuse_other_rules(workspace: Workspace, release: int) -> None:

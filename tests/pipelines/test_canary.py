@@ -21,7 +21,8 @@ from pipelines.canary import (
 )
 from pipelines.canary_evidence import EvidenceError
 from pipelines.canary_logs import StepRows
-from pipelines.canary_state import Share, last_canary, read_canary, read_events
+from pipelines.canary_state import Share, last_canary, read_canary, read_events, record_event
+from pipelines.serving.switch import disable, enable
 from reports.history import Promotion, Rejection, append_promotion, append_rejection, read_history
 from tests.pipelines.canary_world import CONTRACT, START, Server, alike, shifted, started, tiny_workspace
 
@@ -269,6 +270,56 @@ def test_changed_bytes_changed_rules_and_a_rejection_end_it(tmp_path: Path) -> N
     assert found[1][0] == "overtaken"
     assert "success, constraints or discounting has changed" in found[1][1]
     assert found[2] == ("aborted", "rejected by Grace: too thirsty")
+
+
+def test_rules_that_change_under_a_watch_that_goes_on_end_it(tmp_path: Path) -> None:
+    workspace = tiny_workspace(tmp_path, FAST)
+    started(workspace)
+    watch = CanaryWatch(workspace)  # as a server has it, which opened the contract when it started
+    look = watch.evaluate(START + timedelta(hours=1))
+    assert look is not None
+    assert look.canary.running
+    contract = workspace.root / "contract.toml"
+    contract.write_text(contract.read_text().replace("limit = 0.1", "limit = 0.01"))
+    look = watch.evaluate(START + timedelta(hours=1, minutes=1))
+    assert look is not None
+    assert look.canary.ending == "overtaken"
+    assert "success, constraints or discounting has changed" in look.canary.reason
+
+
+def test_nothing_is_promoted_while_the_kill_switch_is_thrown_but_harm_still_ends_it(tmp_path: Path) -> None:
+    better, worse = (tiny_workspace(tmp_path / name, FAST) for name in ("better", "worse"))
+    looks = []
+    for workspace, by in ((better, 0.5), (worse, -1.5)):
+        server = Server(workspace)
+        server.episodes(started(workspace, plan=(0.5, 1.0), share=0.5), 600, shifted(by))
+        disable(workspace.serving_path, by="Grace", note="pager")
+        looks.append(evaluate_canary(workspace, server.later))
+    held, ended = looks
+    assert held is not None
+    assert held.canary.running
+    assert held.verdict is not None
+    assert held.verdict.action == "wait"
+    assert "the kill switch was thrown by Grace (pager)" in held.verdict.reason
+    assert better.registry.champion() == 1
+    assert ended is not None
+    assert ended.canary.ending == "stopped"
+    enable(better.serving_path, by="Grace", note="")
+    look = evaluate_canary(better, server.later)
+    assert look is not None
+    assert look.canary.ending == "promoted"
+
+
+@pytest.mark.parametrize("ending", ["stopped", "expired", "aborted"])
+def test_a_second_canary_of_a_release_wants_a_reason(tmp_path: Path, ending: str) -> None:
+    workspace = tiny_workspace(tmp_path, FAST)
+    canary = started(workspace)
+    canary_module._refuse_another_try(workspace, 2, None)  # it runs still
+    ended = canary.model_copy(update={"ended_at": START, "ending": ending, "reason": "as it was"})
+    record_event(workspace, "ended", ended, START)
+    with pytest.raises(CanaryRefusedError, match=r"Canary 1 of release 2 .*: as it was\. Tried often enough"):
+        canary_module._refuse_another_try(workspace, 2, None)
+    canary_module._refuse_another_try(workspace, 2, "its plan was mistyped")
 
 
 def test_a_success_with_damaged_bytes_promotes_nothing(tmp_path: Path) -> None:

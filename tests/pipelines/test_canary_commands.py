@@ -51,6 +51,16 @@ def test_only_a_release_that_may_be_promoted_is_tried(workspace: Workspace, run:
     assert not (workspace.root / "serving" / "canary.json").exists()
 
 
+def test_a_release_that_lapsed_is_not_tried_either(workspace: Workspace, run: Run) -> None:
+    assert run(workspace, "rollback", "--to", 0, "--reviewer", "Ada").code == 0
+    settings = workspace.root / "offline_dqn.toml"
+    settings.write_text(settings.read_text() + "\n[nightly]\nreview_days = 1e-6\n")
+    lapsed = run(workspace, "canary", "start", 1, "--reviewer", "Ada")
+    assert lapsed.code == 3, lapsed.err
+    assert "Release 1 has lapsed" in lapsed.err
+    assert not (workspace.root / "serving" / "canary.json").exists()
+
+
 def test_wrong_usage_is_told_from_a_refusal(workspace: Workspace, run: Run) -> None:
     for wrong in (
         ("--plan", "a,b"), ("--block", "soon"), ("--override", "why"),
