@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from datasets.errors import OfflineDqnError
 from pipelines import console
 from pipelines.command import JsonOption, WorkspaceOption, command, open_workspace_of, user_name
 
 if TYPE_CHECKING:
     from pipelines.serving.acting_releases import ActingReleases
+    from pipelines.workspace import Workspace
 
 serve_app = typer.Typer(rich_markup_mode=None)
 
@@ -54,16 +56,32 @@ def disable(
     reviewer: ByOption = None, note: NoteOption = "", workspace: WorkspaceOption = Path(), as_json: JsonOption = False
 ) -> None:
     """The kill switch: within a second version 0 acts and no release does, whatever else is down."""
+    from pipelines.serving.switch import SwitchError
     from pipelines.serving.switch import disable as throw
 
-    disabled = throw(
-        open_workspace_of(workspace).serving_path, by=user_name() if reviewer is None else reviewer, note=note
-    )
+    opened = open_workspace_of(workspace)
+    disabled = throw(opened.serving_path, by=user_name() if reviewer is None else reviewer, note=note)
+    has_zero = _may_have_version_zero(opened)
     if as_json:
-        console.print_json({"disabled": True, **disabled.to_json()})
+        console.print_json({"disabled": True, "version_zero": has_zero, **disabled.to_json()})
+    if not has_zero:
+        raise SwitchError(
+            "The switch is thrown and no canary acts, but this workspace has no version 0 that could act in the "
+            "champion's place: the champion goes on. `offline-dqn rollback` puts an earlier release in charge; "
+            "[baseline] in offline_dqn.toml describes version 0, for the next start of the server."
+        )
+    if as_json:
         return
     facts = {"since": f"{disabled.at:%Y-%m-%d %H:%M:%S} UTC", "by": disabled.by, "note": disabled.note}
     console.print_account("Version 0 acts", {**facts, "undo": "offline-dqn enable"})
+
+
+def _may_have_version_zero(workspace: Workspace) -> bool:
+    """False only where there surely is none; the switch works also where the settings cannot be read."""
+    try:
+        return workspace.release_path(0).exists() or workspace.config.baseline is not None
+    except OfflineDqnError:
+        return True
 
 
 @command(serve_app, "enable")

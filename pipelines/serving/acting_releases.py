@@ -86,8 +86,8 @@ class Acting:
             episode: its id.
             began_at: when it began, as far as is known.
         """
-        if self.disabled is not None and self.version_zero is not None:
-            return self.version_zero
+        if self.disabled is not None:
+            return self.fallback
         candidate, canary = self.candidate, self.canary
         if candidate is not None and canary is not None and canary.assigned(episode, began_at):
             return candidate
@@ -279,9 +279,15 @@ def _tell(before: Acting, now: Acting) -> None:
         _LOG.warning("release %s acts; before it was %s", now.champion.number, before.champion.number)
     if (now.disabled is None) != (before.disabled is None):
         if now.disabled is not None:
-            _LOG.warning("disabled by %s (%s): version 0 acts", now.disabled.by, now.disabled.note or "no note")
+            _LOG.warning("disabled by %s (%s): %s", now.disabled.by, now.disabled.note or "no note", _in_place(now))
         else:
             _LOG.warning("enabled: release %s acts", now.champion.number)
+
+
+def _in_place(now: Acting) -> str:
+    if now.version_zero is not None:
+        return "version 0 acts"
+    return f"there is no version 0, so release {now.champion.number} goes on alone; roll back to one that is trusted"
 
 
 def _stat(path: Path) -> tuple[int, int, int] | None:

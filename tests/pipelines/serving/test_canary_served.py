@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from pipelines.canary_state import Canary, Share, read_events, record_event
+from pipelines.serving.acting_releases import ActingReleases
+from pipelines.serving.switch import Disabled
 from pipelines.workspace import Workspace
 from reports.manifest import read_manifest
 from tests.pipelines.serving.running import OBSERVATION, eventually, logged, make_champion, served_workspace, serving
@@ -42,6 +45,19 @@ def start(workspace: Workspace, share: float = 0.5) -> Canary:
     )
     record_event(workspace, "started", canary, now)
     return canary
+
+
+def test_where_there_is_no_version_zero_the_kill_switch_ends_the_traffic_of_a_canary(workspace: Workspace) -> None:
+    acting = ActingReleases(workspace).current
+    canary = start(workspace, share=1.0)
+    now = replace(acting, version_zero=None, canary=canary, candidate=acting.champion)
+    champion = replace(acting.champion, number=7)
+    now = replace(now, champion=champion)
+    at = datetime.now(UTC)
+    disabled = replace(now, disabled=Disabled(at, "Ada", ""))
+
+    assert now.in_charge("e", at).number == 1
+    assert disabled.in_charge("e", at).number == 7
 
 
 def test_episodes_are_assigned_and_stay_so_until_it_ends(workspace: Workspace) -> None:

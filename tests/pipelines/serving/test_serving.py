@@ -282,6 +282,21 @@ def test_a_disabled_server_starts_from_its_configuration_alone(workspace: Worksp
         assert (server.act()["decided_by"], server.act()["release"]) == ("baseline", 0)
 
 
+def test_the_kill_switch_does_not_promise_a_version_zero_that_there_is_not(workspace: Workspace, run: Run) -> None:
+    settings = workspace.root / "offline_dqn.toml"
+    before, found, _ = settings.read_text().partition("[baseline]")
+    assert found
+    settings.write_text(before)
+
+    disabled = run(workspace, "disable", "--reviewer", "Ada")
+    with serving(workspace) as server:
+        answer = server.act()
+
+    assert disabled.code == 1
+    assert "no version 0 that could act in the champion's place" in disabled.err
+    assert (answer["decided_by"], answer["release"]) == ("policy", 1)
+
+
 def test_a_second_server_on_one_workspace_is_refused(workspace: Workspace) -> None:
     with serving(workspace) as server:
         second = start_server(workspace.root)
