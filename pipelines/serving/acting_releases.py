@@ -113,6 +113,7 @@ class ActingReleases:
         self._workspace = workspace
         self._folder = workspace.serving_path
         self._seen: object = None
+        self._held = False
         self._stop = threading.Event()
         self.current = self._begin()
         # What changes between the two is seen at the next look: a stale signature only makes it look again.
@@ -128,6 +129,10 @@ class ActingReleases:
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join()
+
+    def hold_canary(self, held: bool) -> None:
+        """Whether a canary's candidate gets no traffic, whatever its share; from the next look on."""
+        self._held = held
 
     def look(self) -> bool:
         """Looks at the files once; whether anything has changed."""
@@ -173,6 +178,8 @@ class ActingReleases:
             canary = None
         if canary is None or canary.champion != now.wanted or now.champion.number != (now.wanted or VERSION_ZERO):
             return replace(now, canary=None, candidate=None)
+        if self._held:
+            return replace(now, canary=canary, candidate=None)
         if before is not None and before.candidate is not None and before.candidate.number == canary.release:
             return replace(now, canary=canary, candidate=before.candidate)
         try:
@@ -245,7 +252,7 @@ class ActingReleases:
             assert number is not None
             folder = self._workspace.release_path(number)
             paths += [folder, folder / MANIFEST]
-        return tuple(_stat(path) for path in paths)
+        return self._held, *(_stat(path) for path in paths)
 
     def _watch(self) -> None:
         while not self._stop.wait(_EVERY_S):

@@ -83,7 +83,7 @@ def serve(workspace: Workspace, config: ServeConfig, on_start: Callable[[str, Ac
         listening = held.enter_context(_listening(config))
         tls = _tls(workspace.root, config)
         server = _Server(_uvicorn(app, config, tls))
-        looks = CanaryLooks(workspace, service.now)
+        looks = CanaryLooks(workspace, service.now, acting.hold_canary)
         for watching in (acting, looks):
             watching.start()
             held.callback(watching.stop)

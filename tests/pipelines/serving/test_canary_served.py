@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.canary import _rules_digest
 from pipelines.canary_state import Canary, Share, read_events, record_event
 from pipelines.serving.acting_releases import ActingReleases
+from pipelines.serving.canary_looks import CanaryLooks
 from pipelines.serving.switch import Disabled
 from pipelines.workspace import Workspace
 from reports.manifest import read_manifest
@@ -24,7 +26,7 @@ def workspace(tmp_path: Path) -> Workspace:
     return workspace
 
 
-def start(workspace: Workspace, share: float = 0.5) -> Canary:
+def start(workspace: Workspace, share: float = 0.5, rules: str = "") -> Canary:
     """A canary of release 2, as `offline-dqn canary start` records it."""
     manifest = read_manifest(workspace.release_path(2))
     assert manifest is not None
@@ -40,7 +42,7 @@ def start(workspace: Workspace, share: float = 0.5) -> Canary:
         started_at=now,
         started_by="Ada",
         digest=manifest.digest,
-        rules="",
+        rules=rules,
         certified_share=1.0,
     )
     record_event(workspace, "started", canary, now)
@@ -103,3 +105,27 @@ def test_a_canary_against_another_champion_assigns_nothing(workspace: Workspace)
         make_champion(workspace, 0, "rollback")
         eventually(lambda: server.ask("/v1/ready")[1]["champion"] == 0)
         assert {server.act(f"e{i}")["decided_by"] for i in range(20)} == {"baseline"}
+
+
+EPISODES = [f"episode-{i}" for i in range(40)]
+
+
+def in_charge(acting: ActingReleases) -> set[int]:
+    return {acting.current.in_charge(episode, datetime.now(UTC)).number for episode in EPISODES}
+
+
+def test_a_candidate_that_nobody_can_judge_gets_no_traffic_until_somebody_can(workspace: Workspace) -> None:
+    start(workspace, rules=_rules_digest(workspace))
+    acting = ActingReleases(workspace)
+    looks = CanaryLooks(workspace, lambda: datetime.now(UTC), acting.hold_canary)
+    history = workspace.root / "serving" / "canary_history.jsonl"
+    whole = history.read_text()
+    history.write_text("no json\n" + whole)
+    found = []
+    for text in (None, None, None, whole):
+        if text is not None:
+            history.write_text(text)
+        looks.look()
+        acting.look()
+        found.append((looks.n_failed, in_charge(acting)))
+    assert found == [(1, {1, 2}), (2, {1, 2}), (3, {1}), (0, {1, 2})]
