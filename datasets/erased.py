@@ -69,6 +69,14 @@ def read_erased(lake_root: Path) -> Erased:
         ) from error
 
 
+def erased_changed_at(lake_root: Path) -> int:
+    """When the memory last changed, in nanoseconds since 1970; 0 where nobody was ever erased."""
+    try:
+        return (lake_root / _FILE).stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
 def remember_erased(lake_root: Path, values: Mapping[str, Iterable[str]], *, at: datetime) -> None:
     """Adds episodes, decisions and keys (as the lake has them) to the memory. The caller holds the lake's lock."""
     before = read_erased(lake_root)

@@ -10,17 +10,23 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from datasets.contract import Contract
 from datasets.durable import write_durably
+from datasets.erased import EPISODE, KEY, Erased, erased_changed_at, read_erased
 from datasets.errors import OfflineDqnError
+from datasets.privacy import PrivacyError, PrivacyKey, privacy_key
 from pipelines.canary_episodes import ClosedEpisode, OpenEpisode, OpenStep, close_episodes, is_complete
 from pipelines.canary_logs import StepRows, last_instant, log_files, parsed, whole_lines
 from pipelines.canary_state import Canary
 from pipelines.serving.outcome import OutcomeLog
+
+LAKE = "lake"
+"""Folder of a workspace that remembers who was erased."""
 
 
 class EvidenceError(OfflineDqnError):
@@ -59,6 +65,11 @@ class Evidence:
     _older: dict[str, float] = field(default_factory=dict)
     """Episodes that began before the canary and may go on, and when they last did."""
     _stored_bytes: int = -1
+    _erased: Erased | None = None
+    """Whose episodes are no evidence any more, though logs may still hold them."""
+    _erased_at: int = 0
+    """When that last changed, as the file says."""
+    _key: PrivacyKey | None = None
 
     def __post_init__(self) -> None:
         self._rows, self._outcomes = StepRows(self.workspace.contract), OutcomeLog(self.workspace.contract)
@@ -71,7 +82,9 @@ class Evidence:
             ConstraintError: a condition of the contract fails on a step.
         """
         stored = self._path.stat().st_size if self._path.exists() else 0
-        if stored != self._stored_bytes:  # first look, or another process has read on
+        erased_at = erased_changed_at(self.workspace.root / LAKE)
+        if stored != self._stored_bytes or erased_at != self._erased_at:  # first look, or another process was at it
+            self._erased_at = erased_at
             self._load()
         before = dict(self._offsets)
         outcomes = list(self._new_lines(self.workspace.outcome_logs_path))  # first: their decisions were logged before
@@ -96,10 +109,13 @@ class Evidence:
 
     @property
     def _path(self) -> Path:
-        return self.workspace.root / "serving" / "canary_evidence" / f"{self.canary.id}.jsonl"
+        return evidence_folder(self.workspace.root) / f"{self.canary.id}.jsonl"
 
     def _load(self) -> None:
         self.closed, self._open, self._of_decision = [], {}, {}
+        self._erased = read_erased(self.workspace.root / LAKE)
+        with suppress(PrivacyError):  # who was erased by a hash is told by the key alone
+            self._key = privacy_key() if self.workspace.contract.privacy.is_set else None
         place = self._path.with_suffix(".json")
         try:
             known: dict[str, Any] = json.loads(place.read_bytes()) if place.exists() else {}
@@ -143,6 +159,8 @@ class Evidence:
         if name in self._closed_ids:
             self.n_afterwards += 1
             return
+        if name not in self._open and self._is_erased(name, row.get("cluster")):
+            return
         if name not in self._open and at < self.canary.started_at.timestamp():
             self._older[name] = at  # it began under the champion alone
             return
@@ -167,6 +185,14 @@ class Evidence:
         episode.began = min(episode.began, at)
         episode.ended = episode.ended or True in (row["terminated"], row["truncated"])
         self._of_decision[decision] = name
+
+    def _is_erased(self, episode_id: str, cluster: Any) -> bool:
+        erased = self._erased
+        if erased is None or not any(erased.hashes.values()):
+            return False
+        names = {episode_id} | ({self._key.hash(episode_id)} if self._key is not None else set())
+        by_cluster = self._key is not None and cluster is not None and erased.holds(KEY, self._key.hash(str(cluster)))
+        return by_cluster or any(erased.holds(EPISODE, name) for name in names)
 
     def _add_outcome(self, line: dict[str, Any]) -> None:
         outcome = self._outcomes.read(line)
@@ -202,6 +228,11 @@ class Evidence:
             # Files that were not there yet when it began are read from their beginning.
             resume = {key: min(end, places.get(key, 0)) for key, end in resume.items()}
         write_durably(self._path.with_suffix(".json"), json.dumps({"resume": resume, "older": self._older}))
+
+
+def evidence_folder(root: Path) -> Path:
+    """Where a workspace keeps the evidence of its canaries."""
+    return root / "serving" / "canary_evidence"
 
 
 def _key(path: Path) -> str:

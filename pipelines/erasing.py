@@ -18,7 +18,8 @@ from datasets.erasure import Erasure, erase_subject, finish_erasure, named_subje
 from datasets.lake import Lake
 from datasets.locking import exclusive_lock
 from datasets.logfiles import LogFile, LogFileError, Unread, container_errors, find_log_files, open_unread
-from datasets.privacy import key_for
+from datasets.privacy import PrivacyKey, key_for
+from pipelines.canary_erasing import erase_from_evidence
 from pipelines.drift_history import erase_from_history
 from pipelines.readings import finish_reading
 from pipelines.workspace import Workspace
@@ -77,7 +78,7 @@ def erase(workspace: Workspace, *, episode: str | None, named: str | None, dry_r
 
         def traces(names: Iterable[str], snapshots: Iterable[str]) -> None:
             named = {subject.plain, *names}
-            _erase_traces(workspace, lake, named, snapshots, _bytes_pattern(named))
+            _erase_traces(workspace, lake, named, snapshots, _bytes_pattern(named), key)
 
         snapshots_path = workspace.snapshots_path
         found = erase_subject(lake, subject, key, snapshots_path, at=at, dry_run=dry_run, traces=traces)
@@ -94,7 +95,7 @@ def finish(workspace: Workspace) -> bool:
 
     def traces(names: Iterable[str], snapshots: Iterable[str]) -> None:
         named = set(names)
-        _erase_traces(workspace, lake, named, snapshots, _bytes_pattern(named))
+        _erase_traces(workspace, lake, named, snapshots, _bytes_pattern(named), key_for(workspace.contract, lake.root))
 
     with _locked(workspace):
         return finish_erasure(lake, workspace.snapshots_path, traces=traces)
@@ -131,6 +132,7 @@ def _erase_traces(
     names: Collection[str],
     snapshots: Iterable[str],
     pattern: re.Pattern[bytes] | None,
+    key: PrivacyKey | None,
 ) -> None:
     """Takes the subject's names out of what was made from the lake. Everything here can be repeated."""
     for name in snapshots:  # half a training on what is no longer there
@@ -144,6 +146,7 @@ def _erase_traces(
         for page in workspace.drift_path.glob("*.html"):  # made from that history, and made again by `drift page`
             if _names(page, pattern):
                 page.unlink()
+    erase_from_evidence(workspace, names, key)
     for release in workspace.releases_on_disk():
         _redact_evaluation(workspace, release, names, pattern)
     workspace.refresh_catalog(lake)

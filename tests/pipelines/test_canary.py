@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from datasets.contract import contract_from_text
+from datasets.erased import EPISODE, remember_erased
+from datasets.privacy import PrivacyKey
 from pipelines import canary as canary_module
 from pipelines.canary import (
     CanaryRefusedError,
@@ -19,10 +21,12 @@ from pipelines.canary import (
     evaluate_canary,
     override_advance,
 )
+from pipelines.canary_erasing import erase_from_evidence
 from pipelines.canary_evidence import EvidenceError
 from pipelines.canary_logs import StepRows
 from pipelines.canary_state import Share, last_canary, read_canary, read_events, record_event
 from pipelines.serving.switch import disable, enable
+from pipelines.workspace import open_workspace
 from reports.history import Promotion, Rejection, append_promotion, append_rejection, read_history
 from tests.pipelines.canary_world import CONTRACT, START, Server, alike, shifted, started, tiny_workspace
 
@@ -208,6 +212,38 @@ def test_evidence_that_a_kill_made_one_read_twice_counts_once(tmp_path: Path) ->
     assert after is not None
     assert after.verdict is not None
     assert after.verdict.n_episodes == 101
+
+
+@pytest.mark.parametrize("key", [None, PrivacyKey(b"k" * 32)])
+def test_an_erased_episode_is_named_no_more_and_still_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: PrivacyKey | None
+) -> None:
+    workspace = tiny_workspace(tmp_path, "min_episodes = 1000")
+    if key is not None:
+        monkeypatch.setenv("OFFLINE_DQN_PRIVACY_KEY", "k" * 32)
+        contract = tmp_path / "contract.toml"
+        contract.write_text(contract.read_text() + '\n[privacy]\nhash = ["episode_id"]\n')
+        workspace = open_workspace(tmp_path)
+    server, canary = Server(workspace), started(workspace)
+    watch = CanaryWatch(workspace)
+    server.episodes(canary, 20, alike)
+    watch.evaluate(server.later)
+    kept = tmp_path / "serving" / "canary_evidence"
+    erased = "e-7" if key is None else key.hash("e-7")
+
+    remember_erased(tmp_path / "lake", {EPISODE: [erased]}, at=server.now)
+    erase_from_evidence(workspace, {erased}, key)
+    # As a kill may leave it: the log, which still names it, is read again.
+    (kept / "1.json").write_text('{"resume": {}, "older": {}}')
+    server.episodes(canary, 1, alike)
+    look = watch.evaluate(server.later)
+
+    names = [json.loads(line)["episode_id"] for line in (kept / "1.jsonl").read_text().splitlines()]
+    assert look is not None
+    assert look.verdict is not None
+    assert look.verdict.n_episodes == len(names) == 21
+    assert "e-7" not in names
+    assert "e-8" in names
 
 
 def test_evidence_that_cannot_be_read_is_told_with_what_to_do(tmp_path: Path) -> None:

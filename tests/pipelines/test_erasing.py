@@ -74,6 +74,11 @@ def test_a_subject_is_erased_from_everything_that_was_made(small: Workspace) -> 
     for night, source in (("2026-01-05", "e-leaves"), ("2026-01-06", "e-leaves-not")):
         (small.drift_path / f"{night}.html").write_text(f"<p>confined to {source}</p>")
     small.nights_path.write_text('{"warnings": ["3 rows of e-leaves"]}\n{"warnings": ["e-leaves-not"]}\n')
+    evidence = small.root / "serving" / "canary_evidence" / "1.jsonl"
+    evidence.parent.mkdir(parents=True)
+    evidence.write_text(
+        "".join(json.dumps({"episode_id": name, "cluster": name}) + "\n" for name in ("e-stays", "e-leaves"))
+    )
     (small.root / "notes.txt").write_text("ask noor about e-leaves")
 
     dry = json.loads(run("erase", small.root, "--key", "user=noor", "--dry-run", "--json").stdout)
@@ -84,6 +89,10 @@ def test_a_subject_is_erased_from_everything_that_was_made(small: Workspace) -> 
     assert (done["log_files"], done["still_named_in"]) == (["logs/steps/a.jsonl"], ["notes.txt"])
     assert small.nights_path.read_text() == '{"warnings": ["3 rows of (erased)"]}\n{"warnings": ["e-leaves-not"]}\n'
     assert [page.name for page in small.drift_path.iterdir()] == ["2026-01-06.html"]  # a page is made again on demand
+    named = [(row["episode_id"], row["cluster"]) for row in map(json.loads, evidence.read_text().splitlines())]
+    assert named[0] == ("e-stays", "e-stays")
+    assert named[1][0] == named[1][1]
+    assert named[1][0].startswith("(erased ")
     assert n_steps(small.root) == 3
     write_rows(small.root / "logs" / "steps" / "b.jsonl", episode("e-again", user="noor"))
     assert json.loads(run("ingest", small.root, "--json").stdout)["batch"]["n_erased"] == 3
