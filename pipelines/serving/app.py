@@ -34,7 +34,8 @@ def build_app(
     config: ServeConfig,
 ) -> FastAPI:
     """The application that answers for a workspace."""
-    app = FastAPI(title=f"offline-dqn: {messages.name}", version="1", docs_url=None, redoc_url=None)
+    title = f"offline-dqn: {messages.name}"
+    app = FastAPI(title=title, version="1", docs_url=None, redoc_url=None, openapi_url=None)
     bodies = _Bodies(config)
 
     def refused(error: RefusedRequestError) -> Response:
@@ -44,7 +45,7 @@ def build_app(
             headers["WWW-Authenticate"] = "Bearer"
         return _json(error.to_json(), error.status, headers)
 
-    def allow(request: Request, role: Role) -> None:
+    def allow(request: Request, role: Role | None) -> None:
         if tokens.required:
             tokens.check(request.headers.get("authorization"), role)
 
@@ -68,10 +69,19 @@ def build_app(
     async def health() -> Response:
         return _json({"status": "up"})
 
-    async def ready() -> Response:
-        now = acting.current
-        body = {"ready": True, **_state(now)}
-        return _json(body)
+    async def ready(request: Request) -> Response:
+        try:
+            allow(request, None)
+        except RefusedRequestError:
+            return _json({"ready": True})  # a probe has no token, and needs to know no more
+        return _json({"ready": True, **_state(acting.current)})
+
+    async def described(request: Request) -> Response:
+        try:
+            allow(request, None)
+        except RefusedRequestError as error:
+            return refused(error)
+        return _json(app.openapi())
 
     async def release(request: Request) -> Response:
         try:
@@ -104,6 +114,7 @@ def build_app(
     app.add_api_route("/v1/health", health, summary="Whether the server runs")
     app.add_api_route("/v1/ready", ready, summary="Whether it decides, and what stands in the way of a release")
     app.add_api_route("/v1/release", release, summary="Which releases act")
+    app.add_api_route("/openapi.json", described, include_in_schema=False)
     app.add_api_route("/metrics", page, summary="Counts and times for Prometheus")
     app.openapi = lambda: _openapi(app, messages, outcomes.messages)  # type: ignore[method-assign]  # FastAPI's own way to change it
     return app

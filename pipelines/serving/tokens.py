@@ -36,12 +36,12 @@ class Tokens:
         """Whether anybody has to show one."""
         return bool(self._digests)
 
-    def check(self, authorization: str | None, role: Role) -> None:
+    def check(self, authorization: str | None, role: Role | None) -> None:
         """Lets a request through.
 
         Args:
             authorization: the header, "Bearer TOKEN".
-            role: that it needs.
+            role: that it needs; None where any known token does.
 
         Raises:
             RefusedRequestError: 401 without a known token, 403 where it may not do this.
@@ -60,7 +60,7 @@ class Tokens:
                 roles = theirs
         if roles is None or kind.lower() != "bearer":
             raise RefusedRequestError.of("token_wrong", "this bearer token is not known here", status=401)
-        if role not in roles:
+        if role is not None and role not in roles:
             raise RefusedRequestError.of("role_missing", f"this token may not do this; that needs '{role}'", status=403)
 
 

@@ -331,6 +331,12 @@ def test_tokens_say_who_may_do_what(workspace: Workspace) -> None:
         assert ask("/v1/act", f"Bearer {act_token}", body) == (200, None)
         assert ask("/metrics", f"Bearer {act_token}") == (403, "role_missing")
         assert ask("/v1/release", f"Bearer {read_token}") == (200, None)
+        assert ask("/openapi.json", None) == (401, "token_missing")
+        assert ask("/openapi.json", f"Bearer {act_token}") == (200, None)
+        # A probe learns that the server decides, and nothing of the workspace.
+        assert server.ask("/v1/ready") == (200, {"ready": True})
+        known = server.ask("/v1/ready", headers={"Authorization": f"Bearer {act_token}"})[1]
+        assert known["champion"] == 1
     assert len(logged(workspace)) == 1
 
 
