@@ -47,15 +47,20 @@ class ActionCaps:
         self._lock = threading.Lock()
 
     @staticmethod
-    def rebuilt(contract: Contract, directory: Path) -> ActionCaps:
+    def rebuilt(contract: Contract, directory: Path, *, in_order: bool = True) -> ActionCaps:
         """The caps as the log in `directory` left them.
+
+        Args:
+            contract: the current one.
+            directory: of the log.
+            in_order: whether its times only grow, so that its end is enough; those that requests bring need not.
 
         Raises:
             CapsError: a line within the longest window cannot be read.
         """
         counter = CapCounter(contract.actions.caps)
         if contract.actions.caps:
-            for path in reversed(_files_of_window(contract, directory)):
+            for path in reversed(_files_of_window(contract, directory, in_order=in_order)):
                 for taken in _capped(contract, path):
                     counter.count(taken.action, taken.turn)
         return ActionCaps(contract, counter)
@@ -111,8 +116,9 @@ class _Taken:
     turn: Turn
 
 
-def _files_of_window(contract: Contract, directory: Path) -> list[Path]:
-    """The server's files from the newest back, up to the first whose last decision is older than the longest window."""
+def _files_of_window(contract: Contract, directory: Path, *, in_order: bool) -> list[Path]:
+    """The server's files from the newest back, where they are in order up to the first whose last decision is older
+    than the longest window."""
     longest_us = max(cap.per_us for cap in contract.actions.caps.values())
     newest_us, found = 0, []
     for path in sorted(directory.glob("served-*.jsonl"), reverse=True) if directory.is_dir() else ():
@@ -121,7 +127,7 @@ def _files_of_window(contract: Contract, directory: Path) -> list[Path]:
             continue
         at_us = _read_line(contract, path, last).turn.at_us
         newest_us = max(newest_us, at_us)
-        if at_us <= newest_us - longest_us:
+        if in_order and at_us <= newest_us - longest_us:
             break
         found.append(path)
     return found

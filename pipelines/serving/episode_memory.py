@@ -20,7 +20,7 @@ from pipelines.serving.refusals import RefusedRequestError
 _Kept = TypeVar("_Kept")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where a decision stands: names of its episode and of itself, and when it is made."""
 

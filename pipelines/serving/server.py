@@ -72,7 +72,7 @@ def serve(workspace: Workspace, config: ServeConfig, on_start: Callable[[str, Ac
         outcome_log = held.enter_context(DecisionLog(told, config))
         metrics = Metrics(acting, [("steps", log), ("outcomes", outcome_log)])
         outcomes = Outcomes(contract, config, outcome_log, steps=steps, outcomes=told)
-        caps = ActionCaps.rebuilt(contract, steps)
+        caps = ActionCaps.rebuilt(contract, steps, in_order=config.clock == "server")
         recent = RecentDecisions(contract, steps)
         service = DecisionService(contract, config, acting, log, outcomes, caps, recent, metrics)
         held.callback(service.close)

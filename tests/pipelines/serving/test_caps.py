@@ -53,6 +53,16 @@ def test_counters_are_rebuilt_from_the_log(tmp_path: Path) -> None:
     assert taken(capped(per="2h"), tmp_path, at[3]) == 3.0
 
 
+def test_a_log_whose_times_came_from_requests_is_read_whole(tmp_path: Path) -> None:
+    # The first file ends with an older day that was filled in: its capped action is ten minutes old all the same.
+    write(tmp_path, "served-20260105-000001.jsonl", line(NOON), line(NOON - timedelta(days=1), "hold", "back-fill"))
+    write(tmp_path, "served-20260105-000002.jsonl", line(NOON + timedelta(minutes=10), "hold"))
+
+    caps = ActionCaps.rebuilt(capped(), tmp_path, in_order=False)
+
+    assert caps.fill({}, Turn.of(NOON + timedelta(minutes=10)))["taken_up"] == 1.0
+
+
 def test_what_the_caller_says_of_a_counter_is_not_believed() -> None:
     caps = ActionCaps(capped())
 
