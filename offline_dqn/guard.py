@@ -18,6 +18,9 @@ CAUSES = (MISSING, STRANGE, DISAGREEMENT)
 
 NEVER = float("inf")
 
+SAME_EXCESS = 1e-3
+"""Part of a threshold by which engines may differ about a score: a graph that differs by more is not written."""
+
 
 @dataclass(frozen=True)
 class Calibration:

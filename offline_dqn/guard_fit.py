@@ -13,7 +13,17 @@ from datasets.replay import Replay
 from offline_dqn.description import AnyPolicy
 from offline_dqn.familiarity import Floats
 from offline_dqn.familiarity_fit import fit_familiarity
-from offline_dqn.guard import CAUSES, DISAGREEMENT, MISSING, NEVER, STRANGE, Calibration, Guard, choice_spread
+from offline_dqn.guard import (
+    CAUSES,
+    DISAGREEMENT,
+    MISSING,
+    NEVER,
+    SAME_EXCESS,
+    STRANGE,
+    Calibration,
+    Guard,
+    choice_spread,
+)
 from offline_dqn.guard_config import GuardConfig
 from offline_dqn.guarded import GuardedPolicy, learned_part
 from offline_dqn.mixture import MixturePolicy
@@ -26,8 +36,10 @@ _WEIGHTS = {MISSING: 0.2, STRANGE: 0.4, DISAGREEMENT: 0.4}
 _SMALLEST = 1e-6
 """Of a threshold, so that a score of 0 never fires."""
 
-_ABOVE = 1.0 + 1e-6
-"""Of a score that may just not fire: many rows may have it to the last bit, and another engine rounds otherwise."""
+_ABOVE = {MISSING: 1.0 + 1e-6, STRANGE: 1.0 + 1e-6, DISAGREEMENT: 1.0 + SAME_EXCESS}
+"""Of a score that may just not fire: many rows may have it to the last bit, and another engine rounds otherwise, as
+does the same one with another number of rows. Networks answer in float32, of which little is left in a spread that is
+small beside their values."""
 
 
 class GuardFitter:
@@ -99,7 +111,7 @@ def calibrate(
     thresholds = dict.fromkeys(CAUSES, NEVER)
     for cause, threshold in found.items():
         largest = float(scores[cause].max(initial=0.0))  # too few to promise anything: beyond all that was seen
-        thresholds[cause] = max((largest if threshold is None else threshold) * _ABOVE, _SMALLEST)
+        thresholds[cause] = max((largest if threshold is None else threshold) * _ABOVE[cause], _SMALLEST)
     return thresholds, Calibration(
         false_alarm_share=false_alarm_share,
         shares=shares,

@@ -15,7 +15,7 @@ from datasets.encoding import CLIP, FeatureEncoding
 from offline_dqn.architecture import CONVOLUTIONS, Architecture, ImageShape, Weights
 from offline_dqn.choice import quantile_weights
 from offline_dqn.description import AnyPolicy, PolicyArtifactError
-from offline_dqn.guard import CAUSES
+from offline_dqn.guard import CAUSES, SAME_EXCESS
 from offline_dqn.guard_graph import add_guard
 from offline_dqn.guarded import GuardedPolicy, learned_part
 from offline_dqn.mixture import MixturePolicy
@@ -28,9 +28,6 @@ from offline_dqn.rule_policy import PolicyRuleError, RulePolicy
 
 _N_PROBES = 256
 """Rows on which a graph is compared with the policy before it is kept."""
-
-_SAME_EXCESS = 1e-3
-"""Of a guard's score over its threshold: the disagreement is a small difference of what networks say in float32."""
 
 
 def export_graph(policy: AnyPolicy) -> tuple[bytes, dict[str, Any]] | None:
@@ -123,7 +120,7 @@ def _verify_guard(policy: GuardedPolicy, content: bytes, description: dict[str, 
     wanted = policy.guard_excess(observations)
     found = OnnxPolicy(policy.contract, content, description).guard_excess(observations)
     assert found is not None
-    if not (np.abs(found - wanted) <= _SAME_EXCESS * np.maximum(1.0, wanted)).all():
+    if not (np.abs(found - wanted) <= SAME_EXCESS * np.maximum(1.0, wanted)).all():
         raise PolicyArtifactError(
             f"policy.onnx would not guard as the policy does: on {len(wanted)} probe rows scores differ by up to "
             f"{np.abs(found - wanted).max():.1e} of their thresholds. Nothing was written. Very large weights can do "

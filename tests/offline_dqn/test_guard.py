@@ -329,6 +329,33 @@ def test_graph_guards_as_the_policy_does(kind: str) -> None:
     assert policy.guard.watches_disagreement == (excess[:, 2] > 0.9).any()
 
 
+def test_common_observations_that_lie_at_the_threshold_are_never_judged_in_two_ways() -> None:
+    """One of 40 observations sets the threshold; a 40th of the traffic would act in another way than was evaluated."""
+    rng, small = np.random.default_rng(1), some_policy(n_members=3)
+    shape = small.architecture.model_copy(update={"hidden": (256, 256)})
+    weights = {
+        name: (rng.normal(size=size) * (size[1] ** -0.5 if len(size) == 3 else 0.1)).astype(np.float32)
+        for name, size in shape.parameter_shapes().items()
+    }
+    weights["head.bias"] += np.float32(30.0)  # values around 75 that are 1.5 apart
+    policy = replace(small, architecture=shape, weights=weights)
+    few = usual_records(40, seed=3)
+    rows = observations_of_checked(CONTRACT, [few[i] for i in rng.integers(0, 40, 2_000)])
+    spread, familiarity = choice_spread(policy, rows), fit_familiarity(CONTRACT, rows)
+    assert spread is not None
+    distinct = np.unique(spread.round(6), return_index=True)[1]
+    for share in (0.1, 0.2, 0.3):
+        thresholds, calibration = calibrate({"disagreement": spread}, np.arange(2_000), share)
+        whole = GuardedPolicy(policy, some_rules(), Guard(familiarity, thresholds, calibration))
+        graph, together = graph_of(whole), whole.guard_reasons(rows)[distinct]
+        assert set(together) == {"", "disagreement"}
+        for row, reason in zip(distinct, together, strict=True):
+            alone = rows.take(np.array([row]))
+            excess = graph.guard_excess(alone)
+            assert excess is not None
+            assert reasons_of(excess)[0] == whole.guard_reasons(alone)[0] == reason
+
+
 def test_graph_of_a_picture_guards_as_the_policy_does() -> None:
     screen = {"type": "image", "shape": [9, 10, 2], "nullable": True}
     contract = Contract.model_validate(VALUES | {"features": {"screen": screen}})
