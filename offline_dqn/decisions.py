@@ -114,7 +114,8 @@ def permit(
     assert actions.safe is not None  # a contract that forbids names it
     permitted = available & ~forbidden
     stuck: NDArray[np.bool_] = np.logical_not((permitted & known).any(axis=1))
-    permitted[~permitted.any(axis=1), actions.names.index(actions.safe)] = True
+    if stuck.any():
+        permitted[~permitted.any(axis=1), actions.names.index(actions.safe)] = True
     return Permission(permitted, stuck)
 
 
@@ -207,7 +208,7 @@ def _deciders(guard: Sequence[str] | None, otherwise: str, n: int) -> tuple[str,
 def _check(probs: NDArray[np.float64], permitted: NDArray[np.bool_]) -> None:
     sums = probs.sum(axis=1)
     # NaN fails every comparison, so it is caught too.
-    if not ((np.abs(sums - 1.0) <= _TOLERANCE).all() and (probs >= 0.0).all()):
+    if not (np.abs(sums - 1.0).max() <= _TOLERANCE and probs.min() >= 0.0):
         raise ScoringError(f"the policy gave no probabilities: its rows sum to {sums.min()} .. {sums.max()}.")
-    if (probs[~permitted] > 0.0).any():
+    if probs[~permitted].any():
         raise ScoringError("the policy gave a probability to an action that is not permitted.")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from datasets.contract import Contract
 from offline_dqn.caps import Turn
@@ -20,8 +20,7 @@ from pipelines.serving.refusals import RefusedRequestError
 _Kept = TypeVar("_Kept")
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where a decision stands: names of its episode and of itself, and when it is made."""
 
     episode_id: str | None

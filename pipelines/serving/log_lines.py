@@ -49,7 +49,8 @@ class StepLines:
         written["timestamp"] = written_time(self._contract, at)
         written["action"] = self._contract.actions.value_of(action) if self._is_binned else action
         if self._is_plain:
-            return pydantic_core.to_json(written | {"observation": observation})
+            written["observation"] = observation
+            return pydantic_core.to_json(written)
         placed: dict[str, Any] = {}
         for name, value in written.items():
             put(placed, self._places[name], value)

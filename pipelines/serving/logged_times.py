@@ -14,7 +14,7 @@ def written_time(contract: Contract, at: datetime) -> str | float:
     """An instant as `time.format` of the contract has it; a strptime pattern may keep less than all of it."""
     form = contract.time.format
     if form == "iso":
-        return f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%f}Z"
+        return at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
     if "%" in form:
         return at.astimezone(_zone(contract)).strftime(form)
     micros = (at - _EPOCH) // timedelta(microseconds=1)

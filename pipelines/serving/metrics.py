@@ -63,13 +63,13 @@ class Metrics:
         self._children: dict[tuple[str, str, str], Counter] = {}
         self._histograms: dict[str, Histogram] = {}
 
-    def decided(self, release: str, decided_by: str, action: str) -> None:
-        """One decision."""
+    def decided(self, release: str, decided_by: str, action: str, n: int = 1) -> None:
+        """Decisions, n of a kind."""
         key = (release, decided_by, action)
         child = self._children.get(key)
         if child is None:
             child = self._children[key] = self._decisions.labels(*key)
-        child.inc()
+        child.inc(n)
 
     def answered(self, release: str, seconds: float) -> None:
         """One request for decisions."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -62,10 +62,11 @@ class Outcomes:
         """What is remembered, for metrics."""
         return self._open
 
-    def decided(self, decision_id: str, at: datetime) -> None:
-        """A decision is in the log: outcomes of it may come."""
+    def decided(self, decisions: Iterable[tuple[str, datetime]]) -> None:
+        """Decisions, by id and instant, are in the log: outcomes of them may come."""
         with self._memory_lock:
-            self._open.decided(decision_id, at)
+            for decision_id, at in decisions:
+                self._open.decided(decision_id, at)
 
     def take(self, outcomes: Sequence[Outcome]) -> list[Verdict]:
         """Writes those that are to be written, all or none of them.

@@ -7,17 +7,18 @@ import logging
 import os
 import random
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datasets.contract import Contract
-from datasets.observations import record_of
+from datasets.observations import record_reader
 from datasets.row_conditions import Record
 from datasets.step_rules import ConstraintError
 from offline_dqn.compiled_shield import CompiledShield
@@ -58,8 +59,7 @@ class _Charge:
     decided_by: str
 
 
-@dataclass(frozen=True)
-class _Choice:
+class _Choice(NamedTuple):
     """What is done at one row, and the observation that it was chosen for, counters included."""
 
     observation: dict[str, Any]
@@ -104,7 +104,7 @@ class DecisionService:
         self._clock = Clock()
         self._newest: datetime | None = None
         self._random = random.Random(config.seed)
-        self._names = contract.actions.names
+        self._record_of, self._names = record_reader(contract), contract.actions.names
         self._column = {name: column for column, name in enumerate(self._names)}
         self._deadline = Deadline(config.deadline_ms / 1000)
         self._writing = ThreadPoolExecutor(_WRITERS, thread_name_prefix="writing")
@@ -155,8 +155,7 @@ class DecisionService:
             self.memory.leave(places, before)
             raise
         self._stands(asked, places, lines)
-        for choice in choices:
-            self._metrics.decided(str(choice.release), choice.decided_by, choice.action)
+        self._count(choices)
         self._metrics.answered(str(choices[0].release), time.perf_counter() - arrived)
         return [self._answer(place, choice) for place, choice in zip(places, choices, strict=True)]
 
@@ -183,7 +182,7 @@ class DecisionService:
         acting: Acting,
         arrived: float,
     ) -> list[_Choice]:
-        records = [record_of(self._contract, observation) for observation in observations]
+        records = [self._record_of(observation) for observation in observations]
         try:
             by_constraint = self._shield.forbidden(records)
         except ConstraintError as error:
@@ -325,8 +324,9 @@ class DecisionService:
         for decision, place, line in zip(asked.decisions, places, lines, strict=True):
             if "decision_id" in decision:  # nobody can ask again under a name that only the lost answer had
                 self._recent.logged(place.decision_id, line, surely=surely)
-            self._outcomes.decided(place.decision_id, place.at)
-            self._newest = place.at if self._newest is None else max(place.at, self._newest)
+        self._outcomes.decided((place.decision_id, place.at) for place in places)
+        newest = max(place.at for place in places)
+        self._newest = newest if self._newest is None else max(newest, self._newest)
 
     async def _make_sure(self, asked: Asked) -> None:
         """Writes again what the disk may have lost of decisions that are asked for again."""
@@ -356,9 +356,14 @@ class DecisionService:
         acting = Acting(zero, zero, None, {}, None)
         charges = [_Charge(list(range(len(places))), zero, BASELINE)]
         choices = self._chosen(observations, self._available(asked.decisions), charges, acting, 0.0)
-        for choice in choices:
-            self._metrics.decided(str(VERSION_ZERO), BASELINE, choice.action)
+        self._count(choices)
         return [{**self._answer(place, choice), "logged": False} for place, choice in zip(places, choices, strict=True)]
+
+    def _count(self, choices: Sequence[_Choice]) -> None:
+        for (release, decided_by, action), n in Counter(
+            (choice.release, choice.decided_by, choice.action) for choice in choices
+        ).items():
+            self._metrics.decided(str(release), decided_by, action, n)
 
     def _answer(self, place: Place, choice: _Choice) -> dict[str, Any]:
         return {

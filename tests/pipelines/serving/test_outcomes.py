@@ -32,7 +32,7 @@ def opened(folder: Path, log: DecisionLog, **config: Any) -> Outcomes:
     outcomes = Outcomes(
         CONTRACT, ServeConfig(min_free_mb=0, **config), log, steps=folder / "steps", outcomes=folder / "outcomes"
     )
-    outcomes.decided("d", TEN)
+    outcomes.decided([("d", TEN)])
     return outcomes
 
 
