@@ -10,7 +10,7 @@ WORK ?=
 PORT ?= 4200
 
 .DEFAULT_GOAL := help
-.PHONY: derived schema help setup nightly serve test lint format bench peers calibrate clean
+.PHONY: derived schema help setup nightly loop serve test lint format bench peers calibrate clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -31,6 +31,9 @@ nightly: $(READY) ## Simulate logs and run three nights in ./workspace
 
 serve: $(READY) ## Run nights by schedule: Prefect's server and worker on loopback, until Ctrl-C (PORT=4200)
 	@exec $(BIN)/offline-dqn scheduler --workspace $(WORKSPACE) --port $(PORT)
+
+loop: $(READY) ## Serve, learn and promote for two simulated weeks; ends with a picture (docs/loop.md)
+	@$(BIN)/python -m pipelines.loop $(WORKSPACE)-loop $(ARGS)
 
 test: $(READY) ## Run the tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
@@ -59,7 +62,7 @@ calibrate: $(READY) ## Measure the gate's error rates and write docs/calibration
 	@$(BIN)/python -m tests.benchmarks.calibrate $(ARGS)
 
 clean: ## Remove .venv and the demo workspace
-	rm -rf .venv $(WORKSPACE)
+	rm -rf .venv $(WORKSPACE) $(WORKSPACE)-loop
 
 derived: $(READY) ## Write dashboards/, its alert rules and the table of docs/metrics.md from the definitions of the metrics
 	@$(BIN)/python -m pipelines.metrics.derived

@@ -42,7 +42,7 @@ attribution_window = "20m"
 default = -10.0         # what nobody reports counts as the worst
 """
 
-_SETTINGS = """# The autoscaler in a drill: small networks and few folds, so that three weeks take minutes.
+_SETTINGS = """# The autoscaler in a drill: small networks and few folds, so that two weeks take minutes.
 
 [ingest]
 as_of = "newest"               # simulated time

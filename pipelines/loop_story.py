@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -10,14 +12,15 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+from datasets.errors import OfflineDqnError
 from offline_dqn.policy import save_policy
 from offline_dqn.rule_policy import RulePolicy
 from pipelines import stages
 from pipelines.canary import CanaryRefusedError, CanaryWatch, start_canary
+from pipelines.canary_state import read_canary
 from pipelines.loop_fleet import Client, Day, Tally, play_day, start_of
 from pipelines.loop_server import DrillServer
 from pipelines.nights import NightRecord
-from pipelines.running import run_night
 from pipelines.serving.switch import disable, enable
 from pipelines.workspace import Workspace, open_workspace
 from reports.registry import TRAINING, PromotionRefusedError
@@ -31,23 +34,27 @@ _NIGHT = timedelta(minutes=30)
 """After midnight, when every outcome of the day is in and its window is closed."""
 
 
+class NightFailedError(OfflineDqnError):
+    """A night of the drill that did not run to its end."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Story:
     """When what happens; days from 1, and None for what does not."""
 
-    n_days: int = 21
-    n_episodes: int = 1200
+    n_days: int = 15
+    n_episodes: int = 960
     """Service-hours a day."""
     traffic: float = 0.6
     """Before the shift, of what services were planned for."""
     shifted_traffic: float = 1.2
-    shift_on: int | None = 9
+    shift_on: int | None = 7
     """First day of the shifted traffic."""
-    crash_on: int | None = 5
+    crash_on: int | None = 4
     """Day at whose noon the server is killed and started again."""
-    planted_on: int | None = 16
-    """Day in whose night a bad release is planted."""
-    switch_on: int | None = 20
+    planted_on: int | None = 5
+    """Day from which on a bad release is planted, in the first night in which no canary runs."""
+    switch_on: int | None = 14
     """Day on which the kill switch is thrown at 09:00 and undone at 15:00."""
     seed: int = 7
 
@@ -105,6 +112,7 @@ class _Drill:
         self._root, self._story, self._server, self._told, self._say = root, story, server, told, say
         self._client = Client(lambda: server.address)
         self._canary = CanaryWatch(open_workspace(root))
+        self._planted = False
 
     def day(self, number: int) -> None:
         story, before = self._story, Counter(self._told.tally.releases)
@@ -122,10 +130,13 @@ class _Drill:
 
     def night(self, number: int) -> None:
         as_of = start_of(number + 1) + _NIGHT
-        record = run_night(open_workspace(self._root, as_of), force_train=False)
+        workspace = open_workspace(self._root, as_of)
+        record = _run_night(self._root, as_of)
         if record.release is not None:
             self._trained(number, record, as_of)
-        if number == self._story.planted_on:
+        planted_on = self._story.planted_on
+        if planted_on is not None and number >= planted_on and not self._planted and read_canary(workspace) is None:
+            self._planted = True
             self._plant(number, as_of)
 
     # --- within a day
@@ -191,13 +202,15 @@ class _Drill:
         if champion is None:
             self._tell(number + 1, "planted", "no bad release planted: there is no champion to copy the snapshot of")
             return
-        bad = RulePolicy(workspace.contract, (), "scale_up", exploration=workspace.config.train.exploration)
+        bad = RulePolicy(workspace.contract, (), "scale_up", exploration=0.7)
         with workspace.registry.staging() as staged:
             save_policy(staged, bad)
             training = json.loads((workspace.release_path(champion) / TRAINING).read_bytes())
             (staged / TRAINING).write_text(json.dumps({**training, "snapshot": self._new_snapshot(workspace, number)}))
             release = workspace.registry.register(
-                staged, tags={"note": f"planted by {NAME}: always scales up, made to be stopped by the canary"}
+                staged,
+                tags={"note": f"planted by {NAME}: always scales up, made to be stopped by the canary"},
+                at=as_of,
             )
         gate = _with_gate_forced_open(workspace, lambda forced: stages.evaluate(forced, release, None))
         self._tell(
@@ -222,12 +235,47 @@ class _Drill:
         self._say(f"  day {at:.2f} {kind}: {text}")
 
 
+def _run_night(root: Path, as_of: datetime) -> NightRecord:
+    """The nightly run as a shell starts it, in a process of its own.
+
+    Raises:
+        NightFailedError: it failed; with what it said.
+    """
+    told = subprocess.run(
+        [
+            sys.executable, "-c", "from pipelines.cli import main; main()",
+            "nightly", "--as-of", f"{as_of:%Y-%m-%dT%H:%M:%S}", "--json", "--workspace", str(root),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    if told.returncode != 0:
+        raise NightFailedError(f"the night of {as_of:%Y-%m-%d} failed: {told.stderr[-2000:]}")
+    return NightRecord.from_json(json.loads(told.stdout))
+
+
+_FORCED_OPEN = """
+[gate]
+margin = 100.0
+version_zero_margin = 100.0
+slice_margin = 100.0
+largest_design_effect = 1000.0
+[gate.overlap]
+largest_imbalance = 0.99
+largest_tail_index = 0.99
+largest_share = 1.0
+fewest_events = 1.0
+smallest_sample_size = 1.0
+"""
+
+
 def _with_gate_forced_open(workspace: Workspace, evaluate: Callable[[Workspace], Any]) -> str:
     """Evaluates under a gate whose margins allow any loss, and puts the settings back; says what the gate says."""
     path = workspace.root / "offline_dqn.toml"
     before = path.read_text(encoding="utf-8")
     try:
-        path.write_text(f"{before}\n[gate]\nmargin = 100.0\nversion_zero_margin = 100.0\nslice_margin = 100.0\n")
+        path.write_text(before + _FORCED_OPEN, encoding="utf-8")
         outcome = evaluate(open_workspace(workspace.root, workspace.given_as_of))
     finally:
         path.write_text(before, encoding="utf-8")
