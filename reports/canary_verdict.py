@@ -115,16 +115,20 @@ def judge_canary(
         return verdict("wait", f"the {side} has {counted(n, 'complete ' + unit)}, wanted are {wanted}")
     tuned_at = _TUNED_BLOCKS if in_blocks else _TUNED_EPISODES
     found: list[Judgement] = []
+    unknown: list[str] = []
     for place, measure in enumerate(measures):
         part = 0.5 if place == 0 else 0.5 / (len(measures) - 1)
         judged = _judge(arms, measure, config, config.stop_error * part, next_share, tuned_at)
         if judged is None:
-            return verdict("wait", f"nothing is known of {measure.name} on one side yet", tuple(found))
-        found.append(judged)
+            unknown.append(measure.name)
+        else:
+            found.append(judged)
     judgements = tuple(found)
     stopping = [j for j in judgements if j.stops]
-    if stopping:
+    if stopping:  # harm that is seen does not wait for what cannot be
         return verdict("stop", "; ".join(map(_stopping_words, stopping)), judgements)
+    if unknown:
+        return verdict("wait", f"nothing is known of {' and '.join(unknown)} on one side yet", judgements)
     if n_now < wanted:
         return verdict(
             "wait", f"this step has {counted(n_now, unit)} of the candidate, wanted are {wanted}", judgements

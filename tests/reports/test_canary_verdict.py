@@ -15,7 +15,7 @@ from reports.canary_verdict import RETURN, Measure, Verdict, judge_canary
 
 def judged(
     n: int = 4000, *, effect: float = 0.0, share: float = 0.5, next_share: float = 1.0, exposure: float | None = 1.0,
-    hit: float = 0.0, limit: float | None = None, **settings: Any,
+    hit: float = 0.0, limit: float | None = None, known: float = 4.0, **settings: Any,
 ) -> Verdict:  # fmt: skip
     rng = np.random.default_rng(1)
     candidate = rng.random(n) < share
@@ -24,7 +24,7 @@ def judged(
     rates = rng.binomial(4, 0.05 + hit * candidate).astype(float)
     measures = [
         Measure(RETURN, values, np.ones(n)),
-        Measure("breaches of slo", rates, np.full(n, 4.0), is_loss=True, limit=limit or 0.3),
+        Measure("breaches of slo", rates * (known > 0), np.full(n, known), is_loss=True, limit=limit or 0.3),
     ]
     return judge_canary(
         arms, measures, CanaryConfig(**settings), next_share=next_share, at_step=np.ones(n), exposure=exposure,
@@ -47,6 +47,16 @@ def test_a_certain_loss_stops_whatever_else_is_fine() -> None:
     assert "return is" in found.reason
     assert found.judgements[0].at_most < 0
     assert judged(effect=0.3, hit=0.3).action == "stop"
+
+
+def test_a_certain_loss_stops_though_another_measure_is_never_known() -> None:
+    # As of a condition on the next observation, in episodes of one step: it is known of none.
+    waiting = judged(known=0.0)
+    assert (waiting.action, waiting.reason) == ("wait", "nothing is known of breaches of slo on one side yet")
+    assert [j.name for j in waiting.judgements] == ["return"]
+    found = judged(known=0.0, effect=-0.3)
+    assert found.action == "stop"
+    assert "return is" in found.reason
 
 
 def test_a_limit_that_is_surely_exceeded_stops_below_the_margin() -> None:
