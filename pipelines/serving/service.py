@@ -240,7 +240,7 @@ class DecisionService:
                 return ask(release, charge.decided_by)
             try:
                 work = lambda: ask(release, charge.decided_by)  # noqa: E731  # named, it would say less
-                return self._deadline.within(arrived, release.cost_s(len(records)), work)
+                return self._deadline.within(arrived, release.cost_s(len(records)), work, release=release.number)
             except NoAvailableActionError:
                 raise
             except LateError:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotDoneError
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,6 +22,8 @@ T = TypeVar("T")
 _SURELY = 10
 """A release is asked in line where its measured time is this many times below the deadline; a thread costs about 50
 microseconds, which is more than a small network takes."""
+_LANES = 4
+"""Releases that have a thread: champion and candidate, and those before them whose answers may be under way."""
 _ROWS = 32
 """Rows of the larger of the two measurements."""
 
@@ -31,22 +35,23 @@ class LateError(Exception):
 class Deadline:
     """Keeps answers to their time. Asked from one thread at a time.
 
-    An answer that is late goes on being computed, and nobody waits for it: until it is done, whatever wants the thread
-    is late at once, so that one slow answer cannot queue up others behind it.
+    An answer that is late goes on being computed, and nobody waits for it: until it is done, whatever wants its thread
+    is late at once, so that one slow answer cannot queue up others behind it. Each release has a thread of its own: a
+    slow candidate must not make the champion late, which it is compared with.
     """
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="scoring")
-        self._overdue: Future[Any] | None = None
+        self._lanes: OrderedDict[int, _Lane] = OrderedDict()
 
-    def within(self, arrived: float, estimated_s: float, work: Callable[[], T]) -> T:
+    def within(self, arrived: float, estimated_s: float, work: Callable[[], T], *, release: int = 0) -> T:
         """What `work` returns.
 
         Args:
             arrived: when the request did, by `time.perf_counter`.
             estimated_s: how long the work is likely to take.
             work: the work.
+            release: whose it is.
 
         Raises:
             LateError: it is not done in time; `work` may still run.
@@ -56,18 +61,40 @@ class Deadline:
             raise LateError
         if estimated_s * _SURELY <= self.seconds:
             return work()
-        if self._overdue is not None and not self._overdue.done():
+        lane = self._lane(release)
+        if lane.overdue is not None and not lane.overdue.done():
             raise LateError
-        future = self._thread.submit(work)
+        future = lane.thread.submit(work)
         try:
             return future.result(timeout=left)
         except NotDoneError:
-            self._overdue = future
+            lane.overdue = future
             raise LateError from None
 
+    def _lane(self, release: int) -> _Lane:
+        lane = self._lanes.get(release)
+        if lane is None:
+            lane = self._lanes[release] = _Lane(ThreadPoolExecutor(1, thread_name_prefix=f"scoring {release}"))
+            if len(self._lanes) > _LANES:
+                self._lanes.popitem(last=False)[1].close()
+        self._lanes.move_to_end(release)
+        return lane
+
     def close(self) -> None:
-        """Ends the thread, without waiting for what is late."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """Ends the threads, without waiting for what is late."""
+        for lane in self._lanes.values():
+            lane.close()
+
+
+@dataclass
+class _Lane:
+    """The thread of one release, and its answer that is late."""
+
+    thread: ThreadPoolExecutor
+    overdue: Future[Any] | None = None
+
+    def close(self) -> None:
+        self.thread.shutdown(wait=False, cancel_futures=True)
 
 
 def measured_cost(scorer: Scorer, contract: Contract) -> Callable[[int], float]:
