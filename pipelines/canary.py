@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.contract import read_contract
+from datasets.contract import Contract, read_contract
 from offline_dqn.assignment import block_of, in_burn_in
 from pipelines.canary_episodes import SUCCESS, ClosedEpisode
 from pipelines.canary_evidence import Evidence
@@ -395,12 +395,20 @@ def _ended_from_outside(workspace: Workspace, canary: Canary) -> tuple[Ending, s
         )
     if canary.rules != _rules_digest(workspace):
         return "overtaken", "what the contract says of success, constraints or discounting has changed"
+    if canary.rules != _digest_of_rules(workspace.contract):
+        return "overtaken", (
+            "who judged it opened the contract before success, constraints or discounting changed in it: restart the "
+            "server, then start the canary anew"
+        )
     return None
 
 
 def _rules_digest(workspace: Workspace) -> str:
-    """Of the contract as it lies on the disk now: who looks again and again has opened another one long ago."""
-    contract = read_contract(workspace.root / "contract.toml")
+    """Of the contract as it lies on the disk now: who looks again and again has opened it long ago."""
+    return _digest_of_rules(read_contract(workspace.root / "contract.toml"))
+
+
+def _digest_of_rules(contract: Contract) -> str:
     said = {"rules": contract.rules.model_dump(mode="json"), "gamma": contract.gamma}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 

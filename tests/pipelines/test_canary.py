@@ -323,6 +323,19 @@ def test_rules_that_change_under_a_watch_that_goes_on_end_it(tmp_path: Path) -> 
     assert "success, constraints or discounting has changed" in look.canary.reason
 
 
+def test_a_watch_that_opened_another_contract_judges_nothing(tmp_path: Path) -> None:
+    workspace = tiny_workspace(tmp_path, FAST)
+    watch = CanaryWatch(workspace)
+    assert workspace.contract.constraints["hot"].limit == 0.1  # opened, as by a server that starts
+    contract = workspace.root / "contract.toml"
+    contract.write_text(contract.read_text().replace("limit = 0.1", "limit = 0.01"))
+    started(type(workspace)(workspace.root))  # by a shell, under the contract of today
+    look = watch.evaluate(START + timedelta(hours=1))
+    assert look is not None
+    assert look.canary.ending == "overtaken"
+    assert "restart the server" in look.canary.reason
+
+
 def test_nothing_is_promoted_while_the_kill_switch_is_thrown_but_harm_still_ends_it(tmp_path: Path) -> None:
     better, worse = (tiny_workspace(tmp_path / name, FAST) for name in ("better", "worse"))
     looks = []
