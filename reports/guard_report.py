@@ -7,7 +7,7 @@ from scipy import stats
 
 from datasets.replay import Replay
 from offline_dqn.guard import CAUSES, STRANGE
-from offline_dqn.guarded import GuardedPolicy
+from offline_dqn.guarded import GuardedPolicy, fallback_reasons
 from offline_dqn.policy import Policy
 from reports.estimators import Floats, Ints
 from reports.intervals import cluster_codes
@@ -28,7 +28,8 @@ def report_guard(candidate: Policy, gate: Replay, level: float) -> GuardReport |
     if not isinstance(candidate, GuardedPolicy):
         return None
     observations = gate.observations.take(np.arange(gate.n_steps))
-    reasons = candidate.guard_reasons(observations)
+    # Where version 0 knows no action that is permitted the policy acts after all, or the shield.
+    reasons = np.array(fallback_reasons(candidate, observations, gate.permitted[: gate.n_steps]))
     calibration = candidate.guard.calibration
     fires = (reasons != "").astype(np.float64)
     strange = np.flatnonzero(reasons == STRANGE)

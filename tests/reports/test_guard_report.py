@@ -33,6 +33,19 @@ def test_share_on_other_episodes_is_told_with_its_interval() -> None:
     assert report_guard(policy.own, gate, 0.95) is None
 
 
+def test_steps_that_version_0_may_not_act_in_are_not_said_to_be_left_to_it() -> None:
+    rng = np.random.default_rng(3)
+    policy = guarded_policy(CELLS[0], rng)
+    gate = some_replay(CELLS[0], rng, 800, GATE)
+    fires = policy.guard_reasons(gate.observations) != ""
+    narrow = replace(gate, available=gate.available & ~fires[:, None])  # nothing is left there: the shield acts
+    found, none_left = (report_guard(policy, replay, 0.95) for replay in (gate, narrow))
+    assert found is not None
+    assert found.share == pytest.approx(fires.mean())
+    assert none_left is not None
+    assert none_left.share == 0.0
+
+
 def test_interval_of_a_share_by_hand() -> None:
     # Clusters of 2 rows: 1 of 4 rows fires. Residuals .5, -.5: error sqrt(2 / 1 * .5) / 4 = .25; t_1 (.975) = 12.706.
     found = share_interval(np.array([1.0, 0, 0, 0]), np.array([0, 0, 1, 1]), 0.95)
