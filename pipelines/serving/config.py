@@ -28,7 +28,7 @@ class ServeConfig(Settings):
     max_waiting: int = Field(1000, gt=0)
     """Connections at once beyond which new requests are told to come back."""
     request_timeout_s: float = Field(10.0, gt=0)
-    """Seconds in which a request's body must have arrived."""
+    """Seconds in which a request's head must have arrived, and again its body."""
     shutdown_s: float = Field(10.0, gt=0)
     """Seconds that requests under way have to end when the server is told to stop."""
     tls_certificate: str | None = None

@@ -23,6 +23,7 @@ from pipelines.serving.app import build_app
 from pipelines.serving.canary_looks import CanaryLooks
 from pipelines.serving.caps import ActionCaps
 from pipelines.serving.config import ServeConfig
+from pipelines.serving.connections import timed_connection
 from pipelines.serving.decision_log import DecisionLog
 from pipelines.serving.messages import ActMessages
 from pipelines.serving.metrics import Metrics
@@ -110,6 +111,7 @@ class _Server(uvicorn.Server):
 def _uvicorn(app: FastAPI, config: ServeConfig, tls: tuple[Path, Path] | None) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        http=timed_connection(config.request_timeout_s),
         lifespan="off",
         ws="none",
         log_config=None,

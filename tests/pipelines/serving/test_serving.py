@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -525,6 +527,26 @@ def test_a_body_that_does_not_arrive_is_given_up(workspace: Workspace) -> None:
             assert received, answer
             answer += received
         assert server.act()["release"] == 1
+
+
+@pytest.mark.parametrize("begun", [b"", b"POST /v1/act HT"])
+def test_a_connection_that_asks_nothing_is_given_up_and_one_between_requests_is_kept(
+    workspace: Workspace, begun: bytes
+) -> None:
+    configure(workspace, request_timeout_s=0.3)
+    with serving(workspace) as server, socket.create_connection(("127.0.0.1", server.port)) as slow:
+        kept = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+        kept.request("GET", "/v1/health")
+        kept.getresponse().read()
+        used = kept.sock
+        slow.sendall(begun)
+        slow.settimeout(20)
+        assert slow.recv(4096) == b""
+        time.sleep(0.5)
+        kept.request("GET", "/v1/health")
+        assert kept.getresponse().status == 200
+        assert kept.sock is used
+        kept.close()
 
 
 def make_certificate(folder: Path) -> None:
