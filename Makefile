@@ -5,6 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PEERS := .venv-peers/.ready
 DRIFT_PEERS := .venv-drift-peers/.ready
+SERVE_PEERS := .venv-serve-peers/.ready
 WORKSPACE ?= workspace
 WORK ?=
 PORT ?= 4200
@@ -47,16 +48,19 @@ format: $(READY) ## Format the code
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: $(READY) $(if $(filter-out updates quality estimators,$(WORK)),,$(PEERS)) $(if $(filter-out drift,$(WORK)),,$(DRIFT_PEERS)) ## Measure speed against peers and write docs/benchmarks.json (WORK=ingest for one group)
+bench: $(READY) $(if $(filter-out updates quality estimators,$(WORK)),,$(PEERS)) $(if $(filter-out drift,$(WORK)),,$(DRIFT_PEERS)) $(if $(filter-out decision,$(WORK)),,$(SERVE_PEERS)) ## Measure speed against peers and write docs/benchmarks.json (WORK=ingest for one group)
 	@$(BIN)/python -m tests.benchmarks.bench $(if $(WORK),--work $(WORK)) $(ARGS)
 
-peers: $(PEERS) $(DRIFT_PEERS) ## Create .venv-peers and .venv-drift-peers, the environments of the benchmark's peers
+peers: $(PEERS) $(DRIFT_PEERS) $(SERVE_PEERS) ## Create .venv-peers, .venv-drift-peers and .venv-serve-peers, the environments of the benchmark's peers
 
 $(PEERS): tests/benchmarks/peers-requirements.txt | $(READY)
 	@$(BIN)/python -m tests.benchmarks.peers learners
 
 $(DRIFT_PEERS): tests/benchmarks/drift-peers-requirements.txt | $(READY)
 	@$(BIN)/python -m tests.benchmarks.peers drift
+
+$(SERVE_PEERS): tests/benchmarks/serve-peers-requirements.txt | $(READY)
+	@$(BIN)/python -m tests.benchmarks.peers serving
 
 calibrate: $(READY) ## Measure the gate's error rates and write docs/calibration.json
 	@$(BIN)/python -m tests.benchmarks.calibrate $(ARGS)

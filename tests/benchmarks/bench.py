@@ -2,7 +2,8 @@
 
 Prints a table and writes docs/benchmarks.json; the group quality writes docs/quality.json and docs/quality.md. A row
 names its peer; goals against peers that are not installed are not claimed here. d3rlpy, SCOPE-RL and OBP have an
-environment of their own, and so do Evidently and NannyML: `python -m tests.benchmarks.peers` makes both.
+environment of their own, so do Evidently and NannyML, and so does Ray Serve: `python -m tests.benchmarks.peers` makes
+all three.
 """
 
 from __future__ import annotations

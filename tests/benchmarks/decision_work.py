@@ -1,4 +1,4 @@
-"""One decision over HTTP, beside a bare FastAPI route and the same ONNX session, and memory under load."""
+"""One decision over HTTP, beside a bare FastAPI route and the same ONNX session, and Ray Serve; memory under load."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from offline_dqn.scorers import scorer_of
 from pipelines.acting import load_release, read_graph
 from pipelines.workspace import Workspace
 from tests.benchmarks.load import Load, drive, request_bytes
+from tests.benchmarks.peers import interpreter_of
 from tests.benchmarks.rows import BenchRow, bench_row
 from tests.pipelines.serving.running import (
     OBSERVATION,
@@ -31,6 +32,7 @@ from tests.pipelines.serving.running import (
 )
 
 _BARE = Path(__file__).with_name("peer_scripts") / "bare_route.py"
+_RAY = _BARE.with_name("ray_route.py")
 _ROUNDS, _SECONDS = 5, 3.0
 BATCH = 64
 MEMORY_MINUTES = 10.0
@@ -47,32 +49,50 @@ def decision_rows(folder: Path, memory_minutes: float = MEMORY_MINUTES) -> list[
     rows: list[BenchRow] = []
     with serving(workspace) as server, bare_route() as bare:
         warm_up(server.port, bare)
-        single = {}
+        found: dict[int, list[Load]] = {}
         for clients in (1, 16):
             ours, theirs = in_turns(
                 lambda n=clients: drive(server.port, requests(), clients=n, seconds=_SECONDS),
                 lambda n=clients: drive(bare, requests(), clients=n, seconds=_SECONDS),
             )
-            single[clients] = 1e6 / statistics.median(load.per_s for load in ours)
+            found[clients] = ours
             rows += latency_rows(clients, ours, theirs, session_ms)
-        batches = [drive(server.port, requests(BATCH), clients=1, seconds=_SECONDS) for _ in range(_ROUNDS)]
+        one_by_one, batches = in_turns(
+            lambda: drive(server.port, made_before(requests(), 6_000), clients=1, seconds=_SECONDS),
+            lambda: drive(server.port, made_before(requests(BATCH), 1_500), clients=1, seconds=_SECONDS),
+        )
+        refuse_failures([*one_by_one, *batches])
+        single = 1e6 / statistics.median(load.per_s for load in one_by_one)
         each = 1e6 / (BATCH * statistics.median(load.per_s for load in batches))
         who = "one decision a request, 1 client"
         rows.append(
-            bench_row(f"decision, batches of {BATCH}: time each", each, single[1], who, "us", largest_ratio=1 / 20)
+            bench_row(f"decision, batches of {BATCH}: time each", each, single, who, "us", largest_ratio=1 / 20)
         )
         grown = memory_growth_mb(server.process.pid, server.port, memory_minutes)
         what = f"decision, memory grown over {memory_minutes:g} minutes at 16 clients"
         rows.append(bench_row(what, grown, None, "", "MB", largest=8.0))
+    return [*rows, *ray_rows(workspace.release_path(1), found)]
+
+
+def ray_rows(release: Path, ours: dict[int, list[Load]]) -> list[BenchRow]:
+    """The same release behind Ray Serve, after ours: its processes take time also where nobody asks."""
+    rows = []
+    with ray_route(release) as (port, version):
+        warm_up(port)
+        for clients, loads in ours.items():
+            theirs = [drive(port, requests(), clients=clients, seconds=_SECONDS) for _ in range(_ROUNDS)]
+            refuse_failures(theirs)
+            for share in (0.5, 0.99):
+                found, peer = (statistics.median(load.quantile_ms(share) for load in each) for each in (loads, theirs))
+                name = f"decision, {named(clients)}, beside Ray Serve: p{share * 100:.0f}"
+                rows.append(bench_row(name, found, peer, f"Ray Serve {version}, same ONNX model", "ms"))
     return rows
 
 
 def latency_rows(clients: int, ours: list[Load], theirs: list[Load], session_ms: dict[float, float]) -> list[BenchRow]:
     """p50, p95, p99 against the bare route plus the bare session, and the time that each decision takes."""
-    failed = sum(load.n_failed for load in [*ours, *theirs])
-    if failed:
-        raise RuntimeError(f"{failed} requests failed under load")
-    name = f"decision, {clients} client{'s' if clients > 1 else ''}"
+    refuse_failures([*ours, *theirs])
+    name = f"decision, {named(clients)}"
     peer = f"bare route (fastapi {importlib.metadata.version('fastapi')}) + ONNX session"
     rows = []
     for share in (0.5, 0.95, 0.99):
@@ -83,6 +103,18 @@ def latency_rows(clients: int, ours: list[Load], theirs: list[Load], session_ms:
         )
     found, bare = (1e6 / statistics.median(load.per_s for load in loads) for loads in (ours, theirs))
     return [*rows, bench_row(f"{name}: time each", found, bare, peer.partition(" +")[0], "us")]
+
+
+def named(clients: int) -> str:
+    """So many clients, in words."""
+    return f"{clients} client{'s' if clients > 1 else ''}"
+
+
+def refuse_failures(loads: list[Load]) -> None:
+    """Raises a RuntimeError where a request failed."""
+    failed = sum(load.n_failed for load in loads)
+    if failed:
+        raise RuntimeError(f"{failed} requests failed under load")
 
 
 def in_turns(ours: Callable[[], Load], theirs: Callable[[], Load]) -> tuple[list[Load], list[Load]]:
@@ -103,6 +135,12 @@ def requests(batch: int = 0) -> Callable[[], bytes]:
         return request_bytes("/v1/act", json.dumps(body).encode())
 
     return request
+
+
+def made_before(request: Callable[[], bytes], n: int) -> Callable[[], bytes]:
+    """The same requests, the first n of them made already: making a batch takes as long as a part of its answer."""
+    made = itertools.chain([request() for _ in range(n)], iter(request, b""))
+    return lambda: next(made)
 
 
 def session_quantiles_ms(workspace: Workspace, n: int = 5_000) -> dict[float, float]:
@@ -137,6 +175,27 @@ def resident_mb(pid: int) -> float:
     """Memory of a process that is in use."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1000
+
+
+@contextmanager
+def ray_route(release: Path) -> Iterator[tuple[int, str]]:
+    """Ray Serve as processes of their own; its port and version.
+
+    Raises:
+        RuntimeError: its environment is missing.
+    """
+    command = [str(interpreter_of("serving")), "-W", "ignore", str(_RAY), str(release)]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        port, version = process.stdout.readline().split()
+        yield int(port), version
+    finally:
+        process.stdin.close()  # it ends its own processes
+        process.wait(timeout=60)
 
 
 @contextmanager

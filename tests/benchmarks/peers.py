@@ -1,8 +1,8 @@
-"""The peers' own environments, and what runs in them: `python -m tests.benchmarks.peers [learners|drift]` makes them.
+"""The peers' own environments, and what runs in them: `python -m tests.benchmarks.peers [NAME]` makes them.
 
 d3rlpy pins other versions than the project does, and SCOPE-RL and OBP fight with both; they live in `.venv-peers`.
 Evidently and NannyML want an older pandas than all of these; they live in `.venv-drift-peers`. All are run as processes
-of their own, with arrays handed over as files.
+of their own, with arrays handed over as files. Ray Serve lives in `.venv-serve-peers`, and is asked over HTTP.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _DRIFT = Path(__file__).with_name("peer_scripts") / "peer_drift.py"
 
 @dataclass(frozen=True)
 class Environment:
-    """A folder below the repository's, and which two files beside this one name its packages.
+    """A folder below the repository's, and which files beside this one name its packages.
 
     Attributes:
         requirements: pinned, with all that they require.
-        alone: packages installed beside them without what they require.
+        alone: packages installed beside them without what they require; a file that need not be there.
     """
 
     folder: Path
@@ -56,7 +56,11 @@ class Environment:
         return self.folder / "bin" / "python"
 
 
-ENVIRONMENTS = {"learners": Environment.named("peers"), "drift": Environment.named("drift-peers")}
+ENVIRONMENTS = {
+    "learners": Environment.named("peers"),
+    "drift": Environment.named("drift-peers"),
+    "serving": Environment.named("serve-peers"),
+}
 
 
 @dataclass(frozen=True)
@@ -189,22 +193,33 @@ def run_peer(arguments: list[str], environment: str = "learners") -> str:
     Raises:
         RuntimeError: the environment is missing or the script failed.
     """
-    python = ENVIRONMENTS[environment].python
-    if not python.exists():
-        raise RuntimeError(
-            f"{python} does not exist: run `python -m tests.benchmarks.peers {environment}` once to make it."
-        )
+    python = interpreter_of(environment)
     ran = subprocess.run([str(python), "-W", "ignore", *arguments], capture_output=True, text=True, check=False)
     if ran.returncode:
         raise RuntimeError(f"{arguments[0]} failed in {python.parents[1].name}:\n{ran.stderr[-2000:]}")
     return ran.stdout
 
 
+def interpreter_of(environment: str) -> Path:
+    """The interpreter of an environment.
+
+    Raises:
+        RuntimeError: the environment is missing.
+    """
+    python = ENVIRONMENTS[environment].python
+    if not python.exists():
+        raise RuntimeError(
+            f"{python} does not exist: run `python -m tests.benchmarks.peers {environment}` once to make it."
+        )
+    return python
+
+
 def make_environment(name: str) -> None:
     """Create an environment from its pinned requirements; again where they changed."""
     environment = ENVIRONMENTS[name]
     ready = environment.folder / ".ready"
-    wanted = environment.requirements.read_text() + environment.alone.read_text()
+    alone = environment.alone if environment.alone.exists() else None
+    wanted = environment.requirements.read_text() + ("" if alone is None else alone.read_text())
     if ready.exists() and ready.read_text() == wanted:
         return
     print(f"Installing peers into {environment.folder} (a few minutes the first time) ...", file=sys.stderr)
@@ -212,10 +227,8 @@ def make_environment(name: str) -> None:
         venv.create(environment.folder, with_pip=True, symlinks=True)
     install = [str(environment.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*install, "--requirement", str(environment.requirements)], check=True)
-    subprocess.run(
-        [*install, "--no-deps", "--ignore-requires-python", "--requirement", str(environment.alone)],
-        check=True,
-    )
+    if alone is not None:
+        subprocess.run([*install, "--no-deps", "--ignore-requires-python", "--requirement", str(alone)], check=True)
     ready.write_text(wanted)
 
 
