@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +53,8 @@ def decision_rows(folder: Path, memory_minutes: float = MEMORY_MINUTES) -> list[
         found: dict[int, list[Load]] = {}
         for clients in (1, 16):
             ours, theirs = in_turns(
-                lambda n=clients: drive(server.port, requests(), clients=n, seconds=_SECONDS),
-                lambda n=clients: drive(bare, requests(), clients=n, seconds=_SECONDS),
+                partial(drive_single, server.port, clients),
+                partial(drive_single, bare, clients),
             )
             found[clients] = ours
             rows += latency_rows(clients, ours, theirs, session_ms)
@@ -80,7 +81,7 @@ def ray_rows(release: Path, ours: dict[int, list[Load]]) -> list[BenchRow]:
     with ray_route(release) as (port, version):
         warm_up(port)
         for clients, loads in ours.items():
-            theirs = [drive(port, requests(), clients=clients, seconds=_SECONDS) for _ in range(_ROUNDS)]
+            theirs = [drive_single(port, clients) for _ in range(_ROUNDS)]
             refuse_failures(theirs)
             for share in (0.5, 0.99):
                 found, peer = (statistics.median(load.quantile_ms(share) for load in each) for each in (loads, theirs))
@@ -103,6 +104,11 @@ def latency_rows(clients: int, ours: list[Load], theirs: list[Load], session_ms:
         )
     found, bare = (1e6 / statistics.median(load.per_s for load in loads) for loads in (ours, theirs))
     return [*rows, bench_row(f"{name}: time each", found, bare, peer.partition(" +")[0], "us")]
+
+
+def drive_single(port: int, clients: int) -> Load:
+    """Requests for one decision each, for one round."""
+    return drive(port, requests(), clients=clients, seconds=_SECONDS)
 
 
 def named(clients: int) -> str:
