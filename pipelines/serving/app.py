@@ -109,8 +109,9 @@ def build_app(
 
     app.add_exception_handler(HTTPException, not_found)
     app.add_exception_handler(Exception, broken)
-    app.add_api_route("/v1/act", act, methods=["POST"], summary="Decide for one observation or many")
-    app.add_api_route("/v1/outcomes", tell, methods=["POST"], summary="Tell what became of decisions")
+    # They read bodies themselves: what FastAPI would look for in each request costs a tenth of the answer.
+    app.add_route("/v1/act", act, methods=["POST"])
+    app.add_route("/v1/outcomes", tell, methods=["POST"])
     app.add_api_route("/v1/health", health, summary="Whether the server runs")
     app.add_api_route("/v1/ready", ready, summary="Whether it decides, and what stands in the way of a release")
     app.add_api_route("/v1/release", release, summary="Which releases act")

@@ -83,7 +83,8 @@ class ActMessages:
 
     def describe(self, openapi: dict[str, Any]) -> None:
         """Puts what /v1/act takes and gives into an OpenAPI page."""
-        _describe(openapi, "/v1/act", ("Decision", self.decision), ("Answer", Answer), "decisions")
+        summary = "Decide for one observation or many"
+        _describe(openapi, "/v1/act", summary, ("Decision", self.decision), ("Answer", Answer), "decisions")
 
 
 class OutcomeMessages:
@@ -146,7 +147,8 @@ class OutcomeMessages:
 
     def describe(self, openapi: dict[str, Any]) -> None:
         """Puts what /v1/outcomes takes and gives into an OpenAPI page."""
-        _describe(openapi, "/v1/outcomes", ("Outcome", self.outcome), ("OutcomeAnswer", OutcomeAnswer), "outcomes")
+        summary, answer = "Tell what became of decisions", ("OutcomeAnswer", OutcomeAnswer)
+        _describe(openapi, "/v1/outcomes", summary, ("Outcome", self.outcome), answer, "outcomes")
 
 
 class OutcomeAnswer(TypedDict):
@@ -173,7 +175,12 @@ class Answer(TypedDict):
 
 
 def _describe(
-    openapi: dict[str, Any], path: str, asked: tuple[str, TypeAdapter[Any]], answer: tuple[str, Any], name: str
+    openapi: dict[str, Any],
+    path: str,
+    summary: str,
+    asked: tuple[str, TypeAdapter[Any]],
+    answer: tuple[str, Any],
+    name: str,
 ) -> None:
     answers: Any = GenericAlias(list, (answer[1],))
     _, found = TypeAdapter.json_schemas(
@@ -183,11 +190,17 @@ def _describe(
     components = openapi.setdefault("components", {}).setdefault("schemas", {})
     refused = TypeAdapter(Refusal).json_schema(ref_template="#/components/schemas/{model}")
     components.update({**found["$defs"], **refused.pop("$defs"), "Refusal": refused})
-    operation = openapi["paths"][path]["post"]
-    operation["requestBody"] = {"required": True, "content": _content(asked[0], name)}
-    operation["responses"]["200"]["content"] = _content(answer[0], name)
     told = {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}}
-    operation["responses"]["4XX"] = {"description": "Refused; nothing of it was done", "content": told}
+    operation = {
+        "summary": summary,
+        "operationId": path.removeprefix("/").replace("/", "_"),
+        "requestBody": {"required": True, "content": _content(asked[0], name)},
+        "responses": {
+            "200": {"description": "Done", "content": _content(answer[0], name)},
+            "4XX": {"description": "Refused; nothing of it was done", "content": told},
+        },
+    }
+    openapi["paths"] = {path: {"post": operation}, **openapi["paths"]}
 
 
 def _content(model: str, name: str) -> dict[str, Any]:

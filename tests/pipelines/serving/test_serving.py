@@ -202,6 +202,14 @@ def test_openapi_follows_from_the_contract(shared: tuple[Workspace, Server]) -> 
         "description": "",
     }
     assert "scale_down" in json.dumps(page["components"]["schemas"]["Decision"])
+    for path, asked, answered in (("act", "Decision", "Answer"), ("outcomes", "Outcome", "OutcomeAnswer")):
+        operation = page["paths"][f"/v1/{path}"]["post"]
+        one, _ = operation["requestBody"]["content"]["application/json"]["schema"]["anyOf"]
+        assert one == {"$ref": f"#/components/schemas/{asked}"}
+        one, _ = operation["responses"]["200"]["content"]["application/json"]["schema"]["anyOf"]
+        assert one == {"$ref": f"#/components/schemas/{answered}"}
+        assert "4XX" in operation["responses"]
+    assert list(page["paths"]["/v1/ready"]) == ["get"]
 
 
 def test_metrics_tell_who_decided(shared: tuple[Workspace, Server]) -> None:
