@@ -70,11 +70,13 @@ def build_app(
         return _json({"status": "up"})
 
     async def ready(request: Request) -> Response:
+        obstacle = service.obstacle()
+        status, told = (200, {"ready": True}) if obstacle is None else (503, {"ready": False})
         try:
             allow(request, None)
         except RefusedRequestError:
-            return _json({"ready": True})  # a probe has no token, and needs to know no more
-        return _json({"ready": True, **_state(acting.current)})
+            return _json(told, status)  # a probe has no token, and needs to know no more
+        return _json({**told, **({} if obstacle is None else {"why": obstacle}), **_state(acting.current)}, status)
 
     async def described(request: Request) -> Response:
         try:

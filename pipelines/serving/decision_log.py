@@ -31,6 +31,8 @@ _LOCK_WAIT_S = 5.0
 """Longer than a nightly run holds the lock to mend a torn line."""
 _SPACE_CHECK_S, _SPACE_CHECK_BYTES = 0.25, 1 << 20
 """Free space is looked at again after so many seconds or bytes."""
+_FAILED_S = 5.0
+"""How long a failed write tells that the next one would fail too."""
 
 
 class LogFullError(OfflineDqnError):
@@ -91,6 +93,7 @@ class DecisionLog:
         self._space_checked_at, self._space_checked_bytes = float("-inf"), 0
         self._n_lines = self._n_refused = self._n_sync_failures = self._n_disturbed = 0
         self._must_rotate = self._is_lost = False
+        self._failed: tuple[float, str] | None = None
         self._closed = threading.Event()
         self._held = ExitStack()
         try:
@@ -130,7 +133,9 @@ class DecisionLog:
                 position = self._write(data)
             except OSError as error:
                 self._n_refused += len(lines)
-                raise self._full(error) from error
+                full = self._full(error)
+                self._failed = (time.monotonic(), str(full))
+                raise full from error
             except LogFullError:
                 self._n_refused += len(lines)
                 raise
@@ -142,6 +147,7 @@ class DecisionLog:
                 raise
         with self._write_lock:
             self._n_lines += len(lines)
+            self._failed = None
 
     def sync(self) -> None:
         """Flushes to the disk what is written.
@@ -180,6 +186,22 @@ class DecisionLog:
     def directory(self) -> Path:
         """The folder that it writes to."""
         return self._directory
+
+    @property
+    def problem(self) -> str | None:
+        """Why a line could not be written now, as far as is known without one; None where nothing is in its way.
+
+        A failed write is believed for a few seconds only: who is told of a problem sends no line, and nothing else
+        would show that it is over.
+        """
+        try:
+            self._look_at_space()
+        except LogFullError as error:
+            return str(error)
+        except OSError as error:
+            return str(self._full(error))
+        failed = self._failed
+        return failed[1] if failed is not None and time.monotonic() - failed[0] < _FAILED_S else None
 
     @property
     def lag(self) -> LogLag:
@@ -221,20 +243,24 @@ class DecisionLog:
         return self._written
 
     def _check_space(self, n_bytes: int) -> None:
-        """Full is what has less than the configured room, so that a line is seldom cut by the disk's end."""
+        """Looks at the room now and then."""
         now = time.monotonic()
         self._space_checked_bytes += n_bytes
         if now - self._space_checked_at < _SPACE_CHECK_S and self._space_checked_bytes < _SPACE_CHECK_BYTES:
             return
+        self._space_checked_at = float("-inf")  # where there is none it is looked at with every line
+        self._look_at_space()
+        self._space_checked_at, self._space_checked_bytes = now, 0
+
+    def _look_at_space(self) -> None:
+        """Full is what has less than the configured room, so that a line is seldom cut by the disk's end."""
         disk = os.statvfs(self._directory)
         free_mb = disk.f_bavail * disk.f_frsize / 1e6
         if free_mb < self._config.min_free_mb:
-            self._space_checked_at = float("-inf")  # looked at with every line until there is room again
             raise LogFullError(
                 f"The disk of {self._directory} has {free_mb:.0f} MB left and serve.min_free_mb is "
                 f"{self._config.min_free_mb}: nothing was written. Make room; the server goes on by itself."
             )
-        self._space_checked_at, self._space_checked_bytes = now, 0
 
     def _full(self, error: OSError) -> LogFullError:
         return LogFullError(

@@ -118,6 +118,12 @@ class DecisionService:
         """The instant of the log's clock: the newest decision's where requests have their own time, else now."""
         return self._newest if self._config.clock == "request" else datetime.now(UTC)
 
+    def obstacle(self) -> str | None:
+        """Why nobody would decide now: the log takes no line, and version 0 may not act without one. Else None."""
+        if self._config.on_full == "baseline" and self._acting.current.version_zero is not None:
+            return None
+        return self._log.problem
+
     async def act(self, asked: Asked, arrived: float) -> list[dict[str, Any]]:
         """The decisions, each of them in the log.
 

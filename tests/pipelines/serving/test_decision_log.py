@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from datasets.locking import LockedError
+from pipelines.serving import decision_log
 from pipelines.serving.config import ServeConfig
 from pipelines.serving.decision_log import DecisionLog, LogFullError, mend_log
 
@@ -103,11 +104,28 @@ def test_a_failed_write_leaves_no_part_of_its_lines(tmp_path: Path, monkeypatch:
         monkeypatch.setattr(os, "write", nearly_full)
         with pytest.raises(LogFullError, match=r"No space left on device\. Nothing of these lines is in it"):
             log.append([line(2), line(3)])
+        assert "No space left on device" in (log.problem or "")
         monkeypatch.setattr(os, "write", real)
         assert lines_in(tmp_path) == [line(1)]
         log.append([line(4)])
+        assert log.problem is None
         assert log.lag.n_refused == 2
     assert lines_in(tmp_path) == [line(1), line(4)]
+
+
+def test_a_failed_write_is_held_for_a_problem_only_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with DecisionLog(tmp_path, CONFIG) as log:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "write", refused)
+            with pytest.raises(LogFullError, match="Input/output error"):
+                log.append([line(1)])
+        before = log.problem
+        monkeypatch.setattr(decision_log, "_FAILED_S", 0.0)  # the while is over
+        after = log.problem
+    assert (before is not None, after) == (True, None)
 
 
 def test_a_disk_below_its_reserve_is_full_before_a_byte_is_written(
@@ -117,7 +135,9 @@ def test_a_disk_below_its_reserve_is_full_before_a_byte_is_written(
         with pytest.raises(LogFullError, match=r"MB left and serve\.min_free_mb is 100000000: nothing was written"):
             log.append([line(1)])
         assert lines_in(tmp_path) == []
+        assert "MB left" in (log.problem or "")
         monkeypatch.setattr(log, "_config", CONFIG)  # room was made
+        assert log.problem is None
         log.append([line(2)])
     assert lines_in(tmp_path) == [line(2)]
 

@@ -475,12 +475,17 @@ def test_a_full_log_is_refused_or_met_by_version_zero_as_the_operator_chose(work
     configure(workspace, min_free_mb=1_000_000_000)
     with serving(workspace) as server:
         status, answer = server.ask("/v1/act", {"episode_id": "e", "observation": OBSERVATION, "step": 1})
+        not_ready = server.ask("/v1/ready")
     settings = workspace.root / "offline_dqn.toml"
     settings.write_text(settings.read_text() + 'on_full = "baseline"\n')
     with serving(workspace) as server:
         unlogged = server.act("e", step=1)
+        ready = server.ask("/v1/ready")
 
     assert (status, answer["error"]["cause"]) == (503, "log_full")
+    assert (not_ready[0], not_ready[1]["ready"], not_ready[1]["release"]) == (503, False, 1)
+    assert "serve.min_free_mb is 1000000000" in not_ready[1]["why"]
+    assert (ready[0], ready[1]["ready"], "why" in ready[1]) == (200, True, False)
     assert (unlogged["decided_by"], unlogged["release"], unlogged["logged"]) == ("baseline", 0, False)
     assert logged(workspace) == []
 
