@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from datasets.contract import CategoricalFeature, Contract, ImageFeature
 from datasets.observations import Observations
 from offline_dqn.guard import reasons_of
+
+# Since 1.29 it sends what it is asked to run to its makers, and leaves a device number in the home folder, unless told
+# not to before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime
 
 AVAILABLE, Q_VALUES, PROBS, OWN_PROBS = "available_actions", "q_values", "probabilities", "own_probabilities"
 EXCESS = "guard_excess"

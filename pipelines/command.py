@@ -34,6 +34,8 @@ AsOfOption = Annotated[
 ]
 PathsArgument = Annotated[list[Path] | None, typer.Argument(help="Log files or folders.")]
 
+_OUR_PACKAGES = frozenset({"datasets", "drift", "offline_dqn", "pipelines", "reports"})
+
 F = TypeVar("F", bound=Callable[..., None])
 
 
@@ -56,6 +58,14 @@ def expected(function: F) -> F:
             console.fail(
                 f"{error.filename or 'A file'} could not be used: {error.strerror or error}. Check space and "
                 "permissions there, then run the command again; what was committed stays."
+            )
+            raise typer.Exit(FAILED) from error
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.split(".")[0] in _OUR_PACKAGES:
+                raise
+            console.fail(
+                f"This command needs '{error.name}', which serving, querying and acting do without. Install the rest, "
+                'in the project\'s folder: pip install ".[pipeline]"'
             )
             raise typer.Exit(FAILED) from error
         except Exception as error:

@@ -310,10 +310,18 @@ def test_a_night_that_is_stopped_or_killed_leaves_no_server_behind(workspace: Wo
         assert "stopped by a signal. Nothing half-done was kept; the same command goes on from there." in stopped.err
     assert chatter(stopped) == []
     deadline = time.monotonic() + 30
-    while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < deadline:
+    while any(map(_runs, children)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert [child for child in children if Path(f"/proc/{child}").exists()] == []
+    assert [child for child in children if _runs(child)] == []
     assert read_nights(workspace.nights_path) == []
+
+
+def _runs(pid: str) -> bool:
+    """Whether a process is there and not only the entry of one that ended, which some first processes never clear."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_nights_are_listed_and_a_line_that_a_crash_cut_off_did_not_happen(workspace: Workspace, run: Run) -> None:

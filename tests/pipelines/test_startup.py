@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.workspace import Workspace
+from tests.pipelines.conftest import Run
 
 HEAVY = {"torch", "mlflow", "prefect", "great_expectations", "scipy", "sklearn", "gymnasium", "sqlalchemy"}
 
@@ -52,3 +54,21 @@ def test_a_light_command_loads_nothing_heavy(
     code, *loaded = found.stderr.split()
     assert code == "0"
     assert set(loaded) & (HEAVY | also) == set()
+
+
+def test_a_command_that_needs_more_than_the_base_install_says_what_to_install(
+    fresh: Workspace, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)  # as where it is not installed
+    answer = run(fresh, "releases")
+    assert (answer.code, answer.out) == (1, "")
+    assert "needs 'mlflow'" in answer.err
+    assert 'pip install ".[pipeline]"' in answer.err
+
+
+def test_the_engine_of_policies_leaves_nothing_in_the_home_folder(tmp_path: Path) -> None:
+    """It would send home what it runs, and number the device there."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("ORT_DISABLE_TELEMETRY", "CI")}
+    code = "import offline_dqn.onnx_policy"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**environment, "HOME": str(tmp_path)})
+    assert list(tmp_path.iterdir()) == []
