@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -69,6 +70,10 @@ def decision_rows(folder: Path, memory_minutes: float = MEMORY_MINUTES) -> list[
         rows.append(
             bench_row(f"decision, batches of {BATCH}: time each", each, single, who, "us", largest_ratio=1 / 20)
         )
+        pid = server.process.pid
+        alone, together = (cpu_us_each(pid, server.port, n) for n in (0, BATCH))
+        what = f"decision, batches of {BATCH}: CPU of the server each"
+        rows.append(bench_row(what, together, alone, "one decision a request, 1 client", "us"))
         grown = memory_growth_mb(server.process.pid, server.port, memory_minutes)
         what = f"decision, memory grown over {memory_minutes:g} minutes at 16 clients"
         rows.append(bench_row(what, grown, None, "", "MB", largest=8.0))
@@ -167,6 +172,21 @@ def warm_up(*ports: int) -> None:
     """A moment of load on each."""
     for port in ports:
         drive(port, requests(), clients=4, seconds=1.0)
+
+
+def cpu_us_each(pid: int, port: int, batch: int) -> float:
+    """Microseconds of CPU that a server's process takes for a decision: what else the machine does counts little."""
+    made = made_before(requests(batch), 1_500 if batch else 6_000)
+    before = cpu_s(pid)
+    load = drive(port, made, clients=1, seconds=2 * _SECONDS)
+    refuse_failures([load])
+    return (cpu_s(pid) - before) * 1e6 / (len(load.latencies_s) * (batch or 1))
+
+
+def cpu_s(pid: int) -> float:
+    """Seconds of CPU that a process has taken, the system's for it included."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def memory_growth_mb(pid: int, port: int, minutes: float) -> float:

@@ -73,14 +73,15 @@ def bench_row(
 
 
 def machine() -> str:
-    """Cores, processor, system and Python of this run."""
+    """Cores, processor, system and Python of this run, and how many processes wanted the cores over the last minute."""
     model = platform.machine()
     cpu_info = Path("/proc/cpuinfo")
     if cpu_info.exists():
         named = [line.split(":", 1)[1].strip() for line in cpu_info.read_text().splitlines() if "model name" in line]
         model = named[0] if named else model
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} cores of {model}, {platform.system()}, Python {platform.python_version()}"
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    return f"{cores} cores of {model}, {platform.system()}, Python {platform.python_version()}{load}"
 
 
 def seconds(work: Callable[[], object]) -> float:
