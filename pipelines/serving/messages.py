@@ -310,10 +310,10 @@ def _decision_type(contract: Contract, clock: str) -> Any:
 
 
 def _outcome_type(contract: Contract, clock: str) -> Any:
-    low, high = contract.reward.min, contract.reward.max
     fields: dict[str, Any] = {
         "decision_id": Label,
-        "reward": NotRequired[Annotated[float, Field(ge=low, le=high, allow_inf_nan=False)] | None],
+        # The contract's range holds for what several outcomes make together, which nobody knows yet.
+        "reward": NotRequired[Annotated[float, Field(allow_inf_nan=False)] | None],
         "terminated": NotRequired[bool | None],
         "truncated": NotRequired[bool | None],
         "final_observation": NotRequired[observation_type(contract) | None],

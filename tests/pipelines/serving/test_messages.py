@@ -16,7 +16,7 @@ from datasets.contract import contract_from_json
 from datasets.observations import observation_problems
 from pipelines.serving.clock import Clock
 from pipelines.serving.log_lines import LogFormatError, StepLines
-from pipelines.serving.messages import ActMessages
+from pipelines.serving.messages import ActMessages, OutcomeMessages
 from pipelines.serving.refusals import RefusedRequestError
 
 VALUES: dict[str, Any] = {
@@ -64,6 +64,21 @@ def test_an_observation_is_accepted_where_ingest_accepts_it(observation: dict[st
 def test_whatever_comes_is_refused_with_a_cause_or_read(body: bytes) -> None:
     with suppress(RefusedRequestError):
         MESSAGES.read(body)
+
+
+@pytest.mark.parametrize("combine", ["sum", "last", "max"])
+def test_a_single_outcome_may_lie_outside_the_range_of_rewards(combine: str) -> None:
+    outcomes = {"attribution_window": "1h", "combine": combine}
+    contract = contract_from_json({**VALUES, "reward": {"min": -5, "max": 0}, "outcomes": outcomes}, "test")
+    messages, now = OutcomeMessages(contract, "server", 10), datetime(2026, 3, 1, tzinfo=UTC)
+
+    (refund,), _ = messages.read(b'{"decision_id": "d", "reward": 30}', now)
+
+    assert refund.reward == 30
+    for reward in ("NaN", "1e999"):
+        with pytest.raises(RefusedRequestError) as refused:
+            messages.read(f'{{"decision_id": "d", "reward": {reward}}}'.encode(), now)
+        assert refused.value.problems[0].cause == "not_finite"
 
 
 def test_times_never_go_back_where_the_system_does(caplog: pytest.LogCaptureFixture) -> None:
