@@ -25,7 +25,7 @@ from reports.glossary import GLOSSARY, Term
 from reports.heat import heat_of_gate
 from reports.page_script import page_script, plot_data
 from reports.pictures import ESTIMATORS
-from reports.records import CalibrationLine, Check, Evaluation
+from reports.records import CalibrationLine, Check, Evaluation, GuardReport, Interval
 from reports.remedies import remedies, remedy_for
 from reports.render import ReportData, render_report
 from tests.reports import drift_samples
@@ -397,6 +397,16 @@ def test_every_term_is_used_where_what_it_defines_is_shown() -> None:
         calibration=CalibrationLine(False, "No calibrated world is like this one."),
         safety=samples.asked_evaluation().safety,
         slices=samples.asked_evaluation().slices,
+        guard=GuardReport(
+            false_alarm_share=0.01,
+            held=True,
+            n_clusters=600,
+            n_steps=4000,
+            share=0.007,
+            interval=Interval(0.004, 0.01, level=0.95, method="Student t by cluster"),
+            by_cause={"missing": 0.001, "strange": 0.004, "disagreement": 0.002},
+            features={"load": 1.0},
+        ),
     )
     metrics = [{"step": float(i)} | {f"a/{m.name}": 1.0 + i for m in METRICS} for i in range(3)]
     held = drift_samples.nightly_checks(drift_samples.held_check())
