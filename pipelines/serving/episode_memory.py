@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -38,15 +38,16 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Last:
-    """The last step and time of an episode, and its first time."""
+    """Where an episode stands: its last step and decision, and its first and newest time."""
 
     step: int | None
+    decision_id: str
     at: datetime
     began_at: datetime
 
 
-Before = Mapping[str, _Last | None]
-"""What was remembered of episodes before a request, by id."""
+Before = Mapping[str, tuple[_Last | None, _Last]]
+"""What was remembered of episodes before a request, and behind it, by id."""
 
 
 class EpisodeMemory:
@@ -56,22 +57,25 @@ class EpisodeMemory:
         tolerance_s: how far a request's time may lie before its episode's last one.
         capacity: episodes, and decisions, that are remembered, the newest; a conflict with an older one is found by
             ingest.
+        has_ended: whether an outcome told that an episode ended with a decision, by the decision's id.
     """
 
-    def __init__(self, tolerance_s: float, capacity: int) -> None:
-        self._capacity = capacity
+    def __init__(self, tolerance_s: float, capacity: int, has_ended: Callable[[str], bool] = lambda _: False) -> None:
+        self._capacity, self._has_ended = capacity, has_ended
         self._tolerance = timedelta(seconds=tolerance_s)
         self._episodes: OrderedDict[str, _Last] = OrderedDict()
         self._decisions: OrderedDict[str, Place] = OrderedDict()
 
     @staticmethod
-    def rebuilt(contract: Contract, steps: Path, capacity: int) -> EpisodeMemory:
+    def rebuilt(
+        contract: Contract, steps: Path, capacity: int, has_ended: Callable[[str], bool] = lambda _: False
+    ) -> EpisodeMemory:
         """The memory as the log in `steps` left it, of the episodes that may go on.
 
         Without it a restart would let a step be decided twice, and an episode that runs change between champion and
         canary, whose share depends on when the episode began.
         """
-        memory = EpisodeMemory(contract.episodes.clock_tolerance_s, capacity)
+        memory = EpisodeMemory(contract.episodes.clock_tolerance_s, capacity, has_ended)
         for place in reversed(_of_running(contract, steps, capacity)):
             memory._know(place)
         return memory
@@ -83,7 +87,8 @@ class EpisodeMemory:
             What `leave` wants, should they not be made.
 
         Raises:
-            RefusedRequestError: a decision's id or step is taken, or its time lies before that of its episode.
+            RefusedRequestError: a decision's id or step is taken, its episode has ended or mixes steps with and without
+                numbers, or its time lies before that of its episode.
         """
         episodes: dict[str, _Last] = {}
         ids: dict[str, Place] = {}
@@ -102,7 +107,7 @@ class EpisodeMemory:
                 if before is not None:
                     self._check(place, before)
                 episodes[place.episode_id] = _after(before, place)
-        known = {episode_id: self._episodes.get(episode_id) for episode_id in episodes}
+        known = {episode_id: (self._episodes.get(episode_id), last) for episode_id, last in episodes.items()}
         for episode_id, last in episodes.items():
             self._episodes[episode_id] = last
             self._episodes.move_to_end(episode_id)
@@ -124,14 +129,11 @@ class EpisodeMemory:
             places: that have entered.
             before: what `enter` returned; an episode that has gone on since keeps what it is now.
         """
-        newest = {place.episode_id: place.at for place in places if place.episode_id is not None}
         for place in places:
             self._decisions.pop(place.decision_id, None)
-        for episode_id, at in newest.items():
-            last = self._episodes.get(episode_id)
-            if last is None or last.at != at:
+        for episode_id, (previous, entered) in before.items():
+            if self._episodes.get(episode_id) is not entered:
                 continue
-            previous = before.get(episode_id)
             if previous is None:
                 del self._episodes[episode_id]
             else:
@@ -141,6 +143,12 @@ class EpisodeMemory:
         """Where a decision stands; None where it is no longer remembered."""
         return self._decisions.get(decision_id)
 
+    def is_last(self, decision_id: str) -> bool:
+        """Whether a decision is its episode's last, as far as is remembered; may be asked from any thread."""
+        place = self._decisions.get(decision_id)
+        last = None if place is None or place.episode_id is None else self._episodes.get(place.episode_id)
+        return last is None or last.decision_id == decision_id
+
     def began_at(self, place: Place) -> datetime:
         """When the episode of a decision that has entered began, as far as is remembered."""
         last = None if place.episode_id is None else self._episodes.get(place.episode_id)
@@ -148,6 +156,23 @@ class EpisodeMemory:
 
     def _check(self, place: Place, last: _Last) -> None:
         last_step, last_at = last.step, last.at
+        if (place.step is None) != (last_step is None):
+            has, wants = ("no numbers", "one") if last_step is None else ("numbers", "none")
+            raise RefusedRequestError.of(
+                "steps_mixed",
+                f"the steps of episode '{place.episode_id}' have {has} so far, and this one has {wants}: number all "
+                "steps of an episode or none",
+                where=place.where,
+                status=409,
+            )
+        if self._has_ended(last.decision_id):
+            raise RefusedRequestError.of(
+                "episode_ended",
+                f"episode '{place.episode_id}' has ended with decision '{last.decision_id}', as an outcome told; begin "
+                "another one",
+                where=place.where,
+                status=409,
+            )
         if place.step is not None and last_step is not None and place.step <= last_step:
             raise RefusedRequestError.of(
                 "step_taken",
@@ -159,8 +184,8 @@ class EpisodeMemory:
         if place.at < last_at - self._tolerance:
             raise RefusedRequestError.of(
                 "clock_went_back",
-                f"timestamp {place.at:%Y-%m-%dT%H:%M:%S}Z lies before {last_at:%Y-%m-%dT%H:%M:%S}Z, that of the last "
-                f"decision of episode '{place.episode_id}', by more than episodes.clock_tolerance; mend the clock",
+                f"timestamp {place.at:%Y-%m-%dT%H:%M:%S}Z lies before {last_at:%Y-%m-%dT%H:%M:%S}Z, the newest "
+                f"time of episode '{place.episode_id}', by more than episodes.clock_tolerance; mend the clock",
                 where=place.where,
                 status=409,
             )
@@ -169,8 +194,15 @@ class EpisodeMemory:
 def _after(before: _Last | None, place: Place) -> _Last:
     """What is remembered of an episode behind one more decision."""
     if before is None:
-        return _Last(place.step, place.at, place.at)
-    return _Last(before.step if place.step is None else place.step, place.at, min(before.began_at, place.at))
+        return _Last(place.step, place.decision_id, place.at, place.at)
+    # Without numbers times tell the order, and within the clock's tolerance the new one may lie before the last.
+    is_last = place.step is not None or place.at >= before.at
+    return _Last(
+        before.step if place.step is None else place.step,
+        place.decision_id if is_last else before.decision_id,
+        max(before.at, place.at),
+        min(before.began_at, place.at),
+    )
 
 
 def _of_running(contract: Contract, steps: Path, capacity: int) -> list[Place]:

@@ -155,7 +155,7 @@ class OutcomeAnswer(TypedDict):
     """What became of an outcome: accepted ones are in the log."""
 
     decision_id: str
-    status: Literal["new", "unverified", "repeated", "unknown", "early", "late", "contradicting"]
+    status: Literal["new", "unverified", "repeated", "unknown", "early", "late", "contradicting", "not_last"]
     accepted: bool
     message: str
 

@@ -14,11 +14,12 @@ from typing import Literal
 from datasets.contract import Contract
 from pipelines.serving.outcome import End, Outcome, digest_of
 
-Verdict = Literal["new", "unverified", "repeated", "unknown", "early", "late", "contradicting"]
+Verdict = Literal["new", "unverified", "repeated", "unknown", "early", "late", "contradicting", "not_last"]
 """What an outcome is. `new`: to be written. `unverified`: too, though its decision is not in memory, which had to
 forget some. `repeated`: it was told before, so it is to be acknowledged and not written again. The others are to be
 refused. `unknown`: no decision has this id. `early`: it lies before its decision. `late`: all that it brings comes when
-ingest no longer counts it. `contradicting`: the episode's end was told otherwise."""
+ingest no longer counts it. `contradicting`: the episode's end was told otherwise. `not_last`: it brings an end,
+and the episode has gone on."""
 
 _MAX_TOLD = 32
 """Outcomes that are remembered of one decision; only a sum has so many."""
@@ -69,8 +70,18 @@ class OpenDecisions:
         self._newest = at if self._newest is None else max(self._newest, at)
         self._forget()
 
-    def judge(self, outcome: Outcome) -> Verdict:
-        """What an outcome is; changes nothing."""
+    def has_ended(self, decision_id: str) -> bool:
+        """Whether an outcome told that the episode of a decision ended with it, as far as is remembered."""
+        known = self._decided.get(digest_of(decision_id))
+        return known is not None and known.end is not None
+
+    def judge(self, outcome: Outcome, *, is_last: bool = True) -> Verdict:
+        """What an outcome is; changes nothing.
+
+        Args:
+            outcome: that comes in.
+            is_last: whether its decision is the last of its episode so far.
+        """
         known = self._decided.get(digest_of(outcome.decision_id))
         if known is None:
             return "unverified" if self._may_have_forgotten() else "unknown"
@@ -86,6 +97,8 @@ class OpenDecisions:
                 return "repeated"
         in_window = outcome.reward is not None and outcome.at <= known.at + self._window
         ends = outcome.end is not None and outcome.at <= known.at + self._timeout
+        if ends and not is_last:
+            return "not_last"
         return "new" if in_window or ends else "late"
 
     def told(self, outcome: Outcome) -> None:

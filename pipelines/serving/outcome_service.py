@@ -22,7 +22,7 @@ from pipelines.serving.outcome import Outcome
 from pipelines.serving.outcomes import ACCEPTED, Outcomes
 from pipelines.serving.refusals import RefusedRequestError
 
-_STATUS: Mapping[Verdict, int] = {"unknown": 404, "early": 422, "late": 410, "contradicting": 409}
+_STATUS: Mapping[Verdict, int] = {"unknown": 404, "early": 422, "late": 410, "contradicting": 409, "not_last": 409}
 """Of an answer to one outcome that is not accepted."""
 
 
@@ -66,10 +66,10 @@ class OutcomeService:
         counted = [self._counted(outcome) for outcome in told]
         try:
             if self._is_quick:
-                verdicts = self._outcomes.take(counted)
+                verdicts = self._outcomes.take(counted, self._memory.is_last)
             else:
                 loop = asyncio.get_running_loop()
-                verdicts = await loop.run_in_executor(self._writing, self._outcomes.take, counted)
+                verdicts = await loop.run_in_executor(self._writing, self._outcomes.take, counted, self._memory.is_last)
         except LogFullError as error:
             cause = "log_unsure" if isinstance(error, LogUnsureError) else "log_full"
             raise RefusedRequestError.of(cause, str(error), status=503, retry_after_s=1) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -68,8 +68,17 @@ class Outcomes:
             for decision_id, at in decisions:
                 self._open.decided(decision_id, at)
 
-    def take(self, outcomes: Sequence[Outcome]) -> list[Verdict]:
+    def has_ended(self, decision_id: str) -> bool:
+        """Whether an outcome told that the episode of a decision ended with it."""
+        with self._memory_lock:
+            return self._open.has_ended(decision_id)
+
+    def take(self, outcomes: Sequence[Outcome], is_last: Callable[[str], bool] = lambda _: True) -> list[Verdict]:
         """Writes those that are to be written, all or none of them.
+
+        Args:
+            outcomes: that came in.
+            is_last: whether a decision is the last of its episode so far, by its id.
 
         Returns:
             What each is. Those that are ACCEPTED are in the log now, the others are not.
@@ -81,7 +90,7 @@ class Outcomes:
         with self._write_lock:
             with self._memory_lock:
                 before = [(each.decision_id, self._open.state_of(each.decision_id)) for each in outcomes]
-                verdicts = [self._judge(each) for each in outcomes]
+                verdicts = [self._judge(each, is_last(each.decision_id)) for each in outcomes]
             judged = [(_name(o), o, v) for o, v in zip(outcomes, verdicts, strict=True)]
             lines = [(name, self._lines.line(o)) for name, o, v in judged if v in WRITTEN]
             lines += [(name, self._unsure[name]) for name, _, v in judged if v == "repeated" and name in self._unsure]
@@ -101,8 +110,8 @@ class Outcomes:
                 self._unsure.pop(name, None)
         return verdicts
 
-    def _judge(self, outcome: Outcome) -> Verdict:
-        verdict = self._open.judge(outcome)
+    def _judge(self, outcome: Outcome, is_last: bool) -> Verdict:
+        verdict = self._open.judge(outcome, is_last=is_last)
         if verdict == "unknown" and self._writes_unknown:
             verdict = "unverified"
         if verdict in WRITTEN:
@@ -118,6 +127,8 @@ class Outcomes:
             "late": f"the outcome of '{name}' comes when outcomes.attribution_window and episodes.timeout are over, "
             "and would not count",
             "contradicting": f"'{name}' was told to end its episode otherwise; the first end stays",
+            "not_last": f"the episode of '{name}' has gone on since, so it did not end there; tell the end of its last "
+            "decision",
         }.get(verdict, "")
 
 

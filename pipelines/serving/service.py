@@ -100,7 +100,7 @@ class DecisionService:
         self._acting, self._log, self._outcomes, self._caps = acting, log, outcomes, caps
         self._recent, self._metrics = recent, metrics
         self._shield, self._lines = CompiledShield(contract), StepLines(contract)
-        self.memory = EpisodeMemory.rebuilt(contract, log.directory, config.max_open_decisions)
+        self.memory = EpisodeMemory.rebuilt(contract, log.directory, config.max_open_decisions, outcomes.has_ended)
         self._clock = Clock()
         self._newest: datetime | None = None
         self._random = random.Random(config.seed)

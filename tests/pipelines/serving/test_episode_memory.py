@@ -24,7 +24,7 @@ def place(episode: str, step: int | None, minutes: float, decision_id: str | Non
 def write(folder: Path, *places: Place) -> None:
     rows = [
         step_row(each.episode_id or "", each.step or 0, timestamp=each.at.isoformat())
-        | {"ref": {"id": each.decision_id}}
+        | {"step": each.step, "ref": {"id": each.decision_id}}
         for each in places
     ]
     (folder / "served-20260105-000001.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -67,3 +67,45 @@ def test_what_was_not_decided_leaves_the_episode_as_it_was() -> None:
     again = [place("e", 5, 3), place("new", 0, 3)]
     memory.enter(again)
     assert [memory.began_at(each) for each in again] == [NOON, NOON + timedelta(minutes=3)]
+
+
+@pytest.mark.parametrize(("first", "then"), [(0, None), (None, 1)])
+def test_steps_with_and_without_numbers_do_not_mix(first: int | None, then: int | None, tmp_path: Path) -> None:
+    write(tmp_path, place("e", first, 0))
+    mixed = place("e", then, 1)
+
+    for memory, asked in [
+        (EpisodeMemory.rebuilt(CONTRACT, tmp_path, 100), [mixed]),
+        (EpisodeMemory(0.0, 100), [place("e", first, 0), mixed]),
+    ]:
+        with pytest.raises(RefusedRequestError, match="number all steps of an episode or none") as refused:
+            memory.enter(asked)
+        assert (refused.value.status, refused.value.problems[0].cause) == (409, "steps_mixed")
+        assert memory.place_of(mixed.decision_id) is None
+
+
+def test_an_episode_that_has_ended_does_not_go_on() -> None:
+    ended = {"e/1"}
+    memory = EpisodeMemory(0.0, 100, lambda decision_id: decision_id in ended)
+    memory.enter([place("e", 0, 0), place("e", 1, 1), place("other", 0, 1)])
+
+    with pytest.raises(RefusedRequestError, match="has ended with decision 'e/1'") as refused:
+        memory.enter([place("e", 2, 2)])
+    assert (refused.value.status, refused.value.problems[0].cause) == (409, "episode_ended")
+    memory.enter([place("other", 1, 2)])
+    ended.clear()  # the outcome could not be written after all
+    memory.enter([place("e", 2, 2)])
+
+
+def test_the_last_decision_is_told_by_number_or_else_by_time() -> None:
+    memory = EpisodeMemory(120.0, 100)
+    for step in (0, 1):  # the second one of each episode lies a minute before the first
+        memory.enter([place("numbered", step, 1 - step), place("timed", None, 1 - step)])
+
+    names = ("numbered/1", "numbered/0", "timed/1", "timed/0", "nobody's")
+    assert [memory.is_last(name) for name in names] == [False, True, True, False, True]
+    failed = [place("timed", None, 2)]
+    before = memory.enter(failed)
+    assert not memory.is_last("timed/1")
+    memory.leave(failed, before)
+    assert memory.is_last("timed/1")

@@ -84,6 +84,19 @@ def test_what_an_outcome_is(told: list[Outcome], asked: Outcome, verdict: Verdic
     assert memory(*told).judge(asked) == verdict
 
 
+def test_an_end_counts_only_for_the_last_decision() -> None:
+    found = memory(outcome(2, None, end="terminated"))
+    found.decided("e", TEN)
+    asked = [
+        (outcome(name="e", end="terminated"), "not_last"),
+        (outcome(name="e"), "new"),
+        (outcome(61, None, name="e", end="terminated"), "late"),  # ingest ignores this end
+        (outcome(3, None, end="terminated"), "repeated"),
+    ]
+    assert [found.judge(each, is_last=False) for each, _ in asked] == [verdict for _, verdict in asked]
+    assert [found.has_ended(name) for name in ("d", "e", "nobody")] == [True, False, False]
+
+
 def test_an_outcome_that_brings_nothing_cannot_be() -> None:
     with pytest.raises(ValueError, match="'d' brings neither a reward nor an end"):
         outcome(reward=None)

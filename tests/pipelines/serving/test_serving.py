@@ -439,6 +439,44 @@ def test_outcomes_are_joined_by_the_next_night(workspace: Workspace, run: Run) -
     assert run(workspace, "query", asked, "--json").json["rows"] == [{"status": "counted", "n": 3, "reward": -4.0}]
 
 
+@pytest.mark.parametrize("durability", ["process", "disk"])
+def test_what_would_damage_an_episode_is_refused_also_after_a_kill(
+    workspace: Workspace, run: Run, durability: str
+) -> None:
+    configure(workspace, durability=durability)
+    with serving(workspace) as server:
+
+        def cause(path: str, **body: object) -> str:
+            status, answer = server.ask(path, body)
+            assert status == 409, answer
+            return str(answer["error"]["cause"])
+
+        def asked_on(episode: str, **more: object) -> str:
+            return cause("/v1/act", episode_id=episode, observation=OBSERVATION, **more)
+
+        first, last = (server.act("numbered", step=step)["decision_id"] for step in (0, 1))
+        ended = server.act("timed")["decision_id"]
+        assert cause("/v1/outcomes", decision_id=first, reward=-1, terminated=True) == "outcome_not_last"
+        told = {"outcomes": [{"decision_id": name, "reward": -1, "terminated": True} for name in (first, last, ended)]}
+        statuses = [answer["status"] for answer in server.ask("/v1/outcomes", told)[1]["outcomes"]]
+        assert statuses == ["not_last", "new", "new"]
+        assert (asked_on("numbered"), asked_on("timed", step=0)) == ("steps_mixed", "steps_mixed")
+        assert (asked_on("numbered", step=2), asked_on("timed")) == ("episode_ended", "episode_ended")
+        server.process.kill()
+    with serving(workspace) as server:
+        assert (asked_on("numbered"), asked_on("timed", step=0)) == ("steps_mixed", "steps_mixed")
+        assert (asked_on("numbered", step=2), asked_on("timed")) == ("episode_ended", "episode_ended")
+        assert cause("/v1/outcomes", decision_id=first, terminated=True) == "outcome_not_last"
+        assert server.ask("/v1/outcomes", {"decision_id": last, "terminated": True})[1]["status"] == "repeated"
+
+    assert run(workspace, "ingest").code == 0
+    asked = "SELECT episode_id, n_steps, terminated, damage FROM episodes ORDER BY ALL"
+    assert run(workspace, "query", asked, "--json").json["rows"] == [
+        {"episode_id": "numbered", "n_steps": 2, "terminated": True, "damage": None},
+        {"episode_id": "timed", "n_steps": 1, "terminated": True, "damage": None},
+    ]
+
+
 def test_what_misses_its_deadline_is_decided_by_version_zero(workspace: Workspace) -> None:
     configure(workspace, deadline_ms=0.001)  # which nothing can meet
     with serving(workspace) as server:
