@@ -100,7 +100,7 @@ td {{ font-variant-numeric: tabular-nums }}
 
 
 def _height() -> int:
-    return _TOP + _PLOT + _STRIP + 96
+    return _TOP + _PLOT + _STRIP + 72
 
 
 def _legend(curves: Sequence[Curve]) -> list[str]:
