@@ -167,7 +167,10 @@ class ActingReleases:
             )
         for number, text in refused.items():
             _LOG.error("release %s is refused and version 0 acts: %s", number, text)
-        return self._with_canary(Acting(champion, zero, disabled, refused, wanted), None)
+        alone = Acting(champion, zero, disabled, refused, wanted)
+        now = self._with_canary(alone, None)
+        _tell_canary(alone, now)
+        return now
 
     def _with_canary(self, now: Acting, before: Acting | None) -> Acting:
         """With the canary that runs, if it is one against the champion that acts; its candidate is loaded once."""
@@ -190,7 +193,6 @@ class ActingReleases:
         except (OfflineDqnError, OSError) as error:
             _LOG.error("release %s is refused, and its canary gets no traffic: %s", canary.release, error)
             return replace(now, canary=canary, candidate=None, refused={**now.refused, canary.release: str(error)})
-        _LOG.warning("canary %s: release %s gets %.3g of the traffic", canary.id, canary.release, canary.share)
         return replace(now, canary=canary, candidate=candidate)
 
     def _version_zero(self) -> tuple[LoadedRelease | None, str]:
@@ -289,6 +291,18 @@ def _tell(before: Acting, now: Acting) -> None:
             _LOG.warning("disabled by %s (%s): %s", now.disabled.by, now.disabled.note or "no note", _in_place(now))
         else:
             _LOG.warning("enabled: release %s acts", now.champion.number)
+    _tell_canary(before, now)
+
+
+def _tell_canary(before: Acting, now: Acting) -> None:
+    """Says what changed for a canary's candidate: it has traffic, another share of it, or none any more."""
+    had, has = (each.canary if each.candidate is not None else None for each in (before, now))
+    if has is not None and (had is None or (had.id, had.share) != (has.id, has.share)):
+        was = f"; before it was {had.share:.3g}" if had is not None and had.id == has.id else ""
+        _LOG.warning("canary %s: release %s gets %.3g of the traffic%s", has.id, has.release, has.share, was)
+    if had is not None and (has is None or has.id != had.id):
+        why = "`offline-dqn canary status` says why"
+        _LOG.warning("canary %s: release %s gets no traffic of it any more; %s", had.id, had.release, why)
 
 
 def _in_place(now: Acting) -> str:

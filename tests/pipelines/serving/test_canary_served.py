@@ -107,6 +107,35 @@ def test_a_canary_against_another_champion_assigns_nothing(workspace: Workspace)
         assert {server.act(f"e{i}")["decided_by"] for i in range(20)} == {"baseline"}
 
 
+def test_the_servers_log_tells_each_change_of_who_acts(workspace: Workspace, caplog: pytest.LogCaptureFixture) -> None:
+    acting = ActingReleases(workspace)
+    no_more = "canary 1: release 2 gets no traffic of it any more; `offline-dqn canary status` says why"
+
+    def said() -> list[str]:
+        acting.look()
+        acting.look()  # which finds nothing new, and says nothing
+        told = [record.getMessage() for record in caplog.records]
+        caplog.clear()
+        return told
+
+    said()
+    canary = start(workspace)
+    assert said() == ["canary 1: release 2 gets 0.5 of the traffic"]
+    ActingReleases(workspace)
+    assert said() == ["canary 1: release 2 gets 0.5 of the traffic"], "a server that starts says it, too"
+    acting.hold_canary(True)
+    assert said() == [no_more]
+    acting.hold_canary(False)
+    assert said() == ["canary 1: release 2 gets 0.5 of the traffic"]
+    now = datetime.now(UTC)
+    wider = canary.model_copy(update={"shares": (*canary.shares, Share(at=now, share=0.8))})
+    record_event(workspace, "advanced", wider, now)
+    assert said() == ["canary 1: release 2 gets 0.8 of the traffic; before it was 0.5"]
+    make_champion(workspace, 2)
+    record_event(workspace, "ended", wider.model_copy(update={"ended_at": now, "ending": "promoted"}), now)
+    assert said() == ["release 2 acts; before it was 1", no_more]
+
+
 EPISODES = [f"episode-{i}" for i in range(40)]
 
 
