@@ -151,7 +151,7 @@ def _strip(releases: Sequence[Mapping[str, int]], x: object, step: float) -> lis
             left += width
         parts.append(_text(x(day + 1.5), top - 10, str(day + 1), anchor="middle"))
     parts.append(_text(_LEFT - 8, top - 10, "day", anchor="end"))
-    parts.append(_text(_LEFT - 8, top + 17, "who acted", anchor="end", size=11))
+    parts.append(_text(_LEFT - 8, top + 17, "acting", anchor="end", size=11))
     at = float(_LEFT)
     for name in names:
         shown = "version 0 (rules)" if name == "0" else f"release {name}"
