@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from datasets.contract import Contract
@@ -153,6 +153,7 @@ NAMED = {"decision_id": "ref.id", "timestamp": "when"}
     )
 )
 @settings(max_examples=25, deadline=None)
+@example(events=[(0, 0, None, None)] * 5 + [(0, 61, None, None)])
 def test_a_restarted_server_judges_as_before(
     contract: Contract, events: list[Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -176,7 +177,9 @@ def test_a_restarted_server_judges_as_before(
             outcome(70, None, f"d{who}", end="terminated"),
             outcome(20, name=f"d{who}"),
         ):
-            assert again.judge(asked) == found.judge(asked), (who, asked)
+            # Made anew from the end of a log, it may not know that it saw all: then ingest tells.
+            may_be = {found.judge(asked)} | ({"unverified"} if found.judge(asked) == "unknown" else set())
+            assert again.judge(asked) in may_be, (who, asked)
 
 
 def step_line(contract: Contract, name: str, at: datetime) -> bytes:
