@@ -11,7 +11,8 @@ import pytest
 
 from datasets.batches import reject_batch
 from datasets.splits import last_night_over
-from pipelines import flow, stages
+from pipelines import stages
+from pipelines.night_record import Ingested, held_tonight
 from pipelines.training import StageError
 from pipelines.workspace import Workspace, open_workspace, write_workspace
 from tests.datasets.builders import step_row, suite_says, tiny, write_rows
@@ -169,7 +170,7 @@ def test_nothing_is_settled_while_a_batch_of_outcomes_is_held(tmp_path: Path, mo
     assert held is not None
 
     assert held.status == "held"
-    assert flow._held(workspace, report) == stages.held_outcomes(workspace.open_lake())
+    assert held_tonight(workspace, Ingested.of(report)) == stages.held_outcomes(workspace.open_lake())
     with pytest.raises(StageError, match=f"Batch {held.batch_id} of outcomes is held, and decisions that it rewards"):
         stages.snapshot(workspace)
     reject_batch(workspace.open_lake(), held.batch_id, by="Ada", at=AS_OF)
