@@ -82,7 +82,13 @@ def _describe(model: type[Settings], problem: Any) -> str:
         found, wanted = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
         return f"{key}: {_discriminator(problem)} is '{found}'; wanted is one of {wanted}"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{key}: {message}" + ("" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})")
+    silent = isinstance(problem["input"], dict) or _may_hold_a_secret(problem["input"])
+    return f"{key}: {message}" + ("" if silent else f" (found {problem['input']!r})")
+
+
+def _may_hold_a_secret(value: Any) -> bool:
+    """Whether a value looks like an address with a user and a password in it, which no message may repeat."""
+    return isinstance(value, str) and "@" in value.partition("://")[2]
 
 
 def _discriminator(problem: Any) -> str:

@@ -21,6 +21,7 @@ from pipelines.metrics.config import CostConfig, MetricsConfig
 from pipelines.nightly_config import NightlyConfig
 from pipelines.notify.config import NotifyConfig
 from pipelines.serving.config import ServeConfig
+from pipelines.store_config import StoreConfig
 from reports.canary_config import CanaryConfig
 from reports.evaluate_config import EvaluateConfig
 from reports.gate import GateConfig
@@ -66,6 +67,7 @@ class BaselineConfig(Settings):
 class PipelineConfig(Settings):
     """Every stage's settings."""
 
+    store: StoreConfig = StoreConfig()
     ingest: IngestConfig = IngestConfig()
     validate_: ValidateConfig = Field(ValidateConfig(), alias="validate")
     lake: LakeConfig = LakeConfig()

@@ -8,6 +8,7 @@ from functools import cached_property
 from importlib import resources
 from pathlib import Path
 
+from datasets.addresses import is_object_address
 from datasets.catalog import Added, QueryResult, current_catalog, query_catalog, refresh_catalog
 from datasets.contract import Contract, read_contract
 from datasets.errors import OfflineDqnError
@@ -67,12 +68,17 @@ class Workspace:
     @property
     def snapshots_path(self) -> Path:
         """Where frozen replay datasets lie, each named by its digest."""
-        return self.root / "snapshots"
+        return self._folder("snapshots", self.config.store.snapshots)
 
     @property
     def releases_path(self) -> Path:
         """Where releases lie, each named by its number."""
-        return self.root / "releases"
+        return self._folder("releases", self.config.store.releases)
+
+    def _folder(self, what: str, place: str) -> Path:
+        if is_object_address(place):
+            raise WorkspaceError(f"[store] {what} is {place}, and {what} cannot lie in an object store yet.")
+        return self.root / place
 
     @property
     def catalog_path(self) -> Path:
