@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import uuid
+from collections.abc import Iterator
 
 import pytest
+
+from tests.object_store_server import BUCKET, object_store_server
 
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -12,6 +16,21 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _for_want_of_a_program: list[str] = []
+
+
+@pytest.fixture(scope="session")
+def object_store_environment() -> Iterator[dict[str, str]]:
+    """The variables with which a process reaches an S3 server on loopback; one server for all tests of a run."""
+    with object_store_server() as environment:
+        yield environment
+
+
+@pytest.fixture
+def bucket_address(object_store_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """An address on that server below which nothing is stored, reached from this process and those it starts."""
+    for name, value in object_store_environment.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{BUCKET}/{uuid.uuid4().hex}"
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
