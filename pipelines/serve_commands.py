@@ -60,10 +60,10 @@ def disable(
     from pipelines.serving.switch import disable as throw
 
     opened = open_workspace_of(workspace)
-    disabled = throw(opened.serving_path, by=user_name() if reviewer is None else reviewer, note=note)
+    disabled, is_new = throw(opened.serving_path, by=user_name() if reviewer is None else reviewer, note=note)
     has_zero = _may_have_version_zero(opened)
     if as_json:
-        console.print_json({"disabled": True, "version_zero": has_zero, **disabled.to_json()})
+        console.print_json({"disabled": True, "new": is_new, "version_zero": has_zero, **disabled.to_json()})
     if not has_zero:
         raise SwitchError(
             "The switch is thrown and no canary acts, but this workspace has no version 0 that could act in the "
@@ -73,7 +73,10 @@ def disable(
     if as_json:
         return
     facts = {"since": f"{disabled.at:%Y-%m-%d %H:%M:%S} UTC", "by": disabled.by, "note": disabled.note}
-    console.print_account("Version 0 acts", {**facts, "undo": "offline-dqn enable"})
+    console.print_account(
+        "Version 0 acts" if is_new else "Version 0 acts already; nothing was changed",
+        {**facts, "undo": "offline-dqn enable"},
+    )
 
 
 def _may_have_version_zero(workspace: Workspace) -> bool:
@@ -94,7 +97,10 @@ def enable(
     by = user_name() if reviewer is None else reviewer
     found = undo(open_workspace_of(workspace).serving_path, by=by, note=note)
     if as_json:
-        console.print_json({"disabled": False, "was": found.to_json()})
+        console.print_json({"disabled": False, "was": found.to_json() if found else None})
+        return
+    if found is None:
+        console.print_account("Nothing is disabled; nothing was changed", {"to disable": "offline-dqn disable"})
         return
     console.print_account(
         "The champion acts again", {"was disabled by": found.by, "since": f"{found.at:%Y-%m-%d %H:%M:%S} UTC"}

@@ -86,17 +86,28 @@ def _print(found: Sequence[NightMetrics], currency: str) -> None:
     ]
     console.print_table("Metrics by night", ["metric", *columns, "unit", "good"], rows, right=columns)
     reasons = _reasons(found)
-    console.print_account("Absent", {title: f"{reason} ({when})" for title, (reason, when) in reasons.items()})
+    if any(reasons.values()):
+        console.print_account("Absent", reasons)
 
 
-def _reasons(found: Sequence[NightMetrics]) -> Mapping[str, tuple[str, date]]:
-    """Of each metric that is absent in the newest night, or in all: why, and in which night."""
+def _reasons(found: Sequence[NightMetrics]) -> Mapping[str, str]:
+    """Of each metric that is absent in any of the nights: why, and in which, the newest reason first."""
     reasons = {}
     for metric in METRICS:
-        absent = [night for night in found if metric.key in night.values.absent]
-        if absent and (absent[-1] is found[-1] or len(absent) == len(found)):
-            reasons[metric.title] = (absent[-1].values.absent[metric.key], absent[-1].night)
+        nights: dict[str, list[date]] = {}
+        for night in reversed(found):
+            if metric.key in night.values.absent:
+                nights.setdefault(night.values.absent[metric.key], []).append(night.night)
+        reasons[metric.title] = "; ".join(f"{reason} ({_when(when)})" for reason, when in nights.items())
     return reasons
+
+
+def _when(nights: Sequence[date]) -> str:
+    """Nights, newest first, in words."""
+    newest, oldest = nights[0], nights[-1]
+    if len(nights) > 2 and (newest - oldest).days == len(nights) - 1:
+        return f"{oldest} to {newest}"
+    return ", ".join(str(night) for night in reversed(nights))
 
 
 def _shown(value: float | None, metric: OperatingMetric) -> str:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from pipelines import console
 from pipelines.command import FAILED, JsonOption, WorkspaceOption, command, open_workspace_of
+
+if TYPE_CHECKING:
+    from pipelines.workspace import Workspace
 
 notify_app = typer.Typer(
     rich_markup_mode=None, no_args_is_help=True, help="Whom the nights tell of what: test, check, status."
@@ -59,11 +63,23 @@ def check(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> N
         for notice in found.notices:
             console.out.print(f"{notice.level}: {notice.title}. {notice.text}", markup=False, soft_wrap=True)
         if not found.notices:
-            console.out.print("Nights end and no batch is held.")
+            console.out.print(_all_well(opened))
         for problem in problems:
             console.warn(problem)
     if problems:
         raise typer.Exit(FAILED)
+
+
+def _all_well(workspace: Workspace) -> str:
+    from pipelines.nights import read_nights
+
+    ended = [night.ended_at for night in read_nights(workspace.nights_path) if night.ended_at]
+    if not ended:
+        return "No night has ended here yet, so none is overdue, and no batch is held. `offline-dqn nightly` runs one."
+    hours = workspace.config.notify.overdue_hours
+    nights = f"The last night ended on {datetime.fromisoformat(max(ended)):%Y-%m-%d %H:%M} UTC"
+    watched = ", which notify.overdue_hours does not watch," if hours is None else f", within {hours:g} hours,"
+    return f"{nights}{watched} and no batch is held."
 
 
 @command(notify_app, "status")

@@ -20,7 +20,7 @@ HISTORY_FILE = "switch_history.jsonl"
 
 
 class SwitchError(OfflineDqnError):
-    """The switch stands already where it was asked to go, or nobody answers for it."""
+    """Nobody answers for the switch, or there is no version 0 that it could put in charge."""
 
 
 @dataclass(frozen=True)
@@ -51,38 +51,38 @@ def read_switch(folder: Path) -> Disabled | None:
         return Disabled(datetime.fromtimestamp(0, UTC), "unknown", f"{path} is there and cannot be read: {error}")
 
 
-def disable(folder: Path, *, by: str, note: str, at: datetime | None = None) -> Disabled:
-    """Puts version 0 in charge.
+def disable(folder: Path, *, by: str, note: str, at: datetime | None = None) -> tuple[Disabled, bool]:
+    """Puts version 0 in charge; where somebody did that before, it stays as it was.
+
+    Returns:
+        What disables now, and whether that is new.
 
     Raises:
-        SwitchError: nobody is named, or it is disabled already.
+        SwitchError: nobody is named.
     """
     if not by.strip():
         raise SwitchError("Who takes the releases out of charge? Name somebody: --reviewer NAME.")
     found = read_switch(folder)
     if found is not None:
-        raise SwitchError(
-            f"It is disabled already, by {found.by} since {found.at:%Y-%m-%d %H:%M:%S} UTC "
-            f"({found.note or 'no note'}). `offline-dqn enable` undoes it."
-        )
+        return found, False
     disabled = Disabled((at or datetime.now(UTC)).astimezone(UTC), by.strip(), note.strip())
     # The switch comes first: a full disk may cost the line of the history, never the switch.
     write_durably(folder / SWITCH_FILE, json.dumps(disabled.to_json()) + "\n")
     append_record(folder / HISTORY_FILE, {"action": "disable", **disabled.to_json()})
-    return disabled
+    return disabled, True
 
 
-def enable(folder: Path, *, by: str, note: str, at: datetime | None = None) -> Disabled:
-    """Lets the releases act again; returns what had disabled them.
+def enable(folder: Path, *, by: str, note: str, at: datetime | None = None) -> Disabled | None:
+    """Lets the releases act again; returns what had disabled them, or None where nothing did.
 
     Raises:
-        SwitchError: nobody is named, or nothing is disabled.
+        SwitchError: nobody is named.
     """
     if not by.strip():
         raise SwitchError("Who puts the releases back in charge? Name somebody: --reviewer NAME.")
     found = read_switch(folder)
     if found is None:
-        raise SwitchError("Nothing is disabled: the champion acts. `offline-dqn disable` puts version 0 in charge.")
+        return None
     when = (at or datetime.now(UTC)).astimezone(UTC)
     append_record(folder / HISTORY_FILE, {"action": "enable", **Disabled(when, by.strip(), note.strip()).to_json()})
     (folder / SWITCH_FILE).unlink(missing_ok=True)

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
-from datetime import date
+from datetime import UTC, date, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from pipelines.metrics.command import _reasons
 from pipelines.metrics.exposition import ExportError, export, exposition, push_exposition, write_exposition
-from pipelines.metrics.history import MetricHistory
+from pipelines.metrics.history import MetricHistory, NightMetrics
 from pipelines.metrics.measuring import measure
 from pipelines.metrics.server import Counters, described, read_counters, server_metrics
 from pipelines.metrics.values import Value, Values
@@ -136,6 +137,19 @@ def test_the_command_prints_nights_and_reasons(measured: Workspace, run: Run) ->
     assert night["metrics"]["availability"]["value"] is None
     assert night["metrics"]["availability"]["reason"]
     assert night["metrics"]["mean_episode_return"]["value"] < 0
+
+
+def test_reasons_are_given_for_every_night_that_is_shown() -> None:
+    def night(day: int, **absent: str) -> NightMetrics:
+        return NightMetrics(date(2026, 1, day), datetime(2026, 1, day, tzinfo=UTC), Values([], absent))
+
+    found = [night(5, regret="r", drift="x"), night(6, regret="r"), night(7, regret="r"), night(8, regret="q")]
+    reasons = {title: said for title, said in _reasons(found).items() if said}
+
+    assert reasons == {
+        "regret against the baseline": "q (2026-01-08); r (2026-01-05 to 2026-01-07)",
+        "drift": "x (2026-01-05)",
+    }
 
 
 def test_a_file_that_cannot_be_written_is_a_warning_with_the_remedy(measured: Workspace, tmp_path: Path) -> None:

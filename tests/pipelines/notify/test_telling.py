@@ -249,10 +249,14 @@ def test_a_failed_night_is_a_page_and_one_that_met_another_is_a_ticket() -> None
 
 
 def test_a_night_that_does_not_come_is_a_page_until_it_does(told: Workspace, receiver: Receiver, run: Run) -> None:
-    assert run(told, "notify", "check").code == 0  # never had a night: nothing is missing
+    first = run(told, "notify", "check")  # never had a night: nothing is missing
+    assert first.code == 0
+    assert "No night has ended here yet" in first.out
     append_night(told.nights_path, record(ended_at="2026-01-05T03:00:00+00:00"))
 
     assert run(told, "notify", "check").code == 0
     assert receiver.titles == ["[page] autoscaler (fresh): no night has ended since 2026-01-05 03:00 UTC"]
+    append_night(told.nights_path, record(ended_at=datetime.now(UTC).isoformat()))
+    assert "The last night ended on" in run(told, "notify", "check").out
     at_noon = check_now(told, NOON)
     assert (at_noon.notices, at_noon.looked_for) == ((), {"overdue", "batches", "ingest"})

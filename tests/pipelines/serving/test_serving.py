@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from pipelines.acting import act
+from pipelines.serving.switch import switch_history
 from pipelines.workspace import Workspace
 from tests.pipelines.conftest import Run
 from tests.pipelines.serving.running import (
@@ -275,14 +276,18 @@ def test_the_kill_switch_works_when_releases_and_registry_are_gone(workspace: Wo
         assert run(workspace, "disable", "--reviewer", "Ada", "--note", "it misbehaves").code == 0
         took_s = eventually(lambda: server.act()["decided_by"] == "baseline")
         ready = server.ask("/v1/ready")[1]
-        twice = run(workspace, "disable", "--reviewer", "Ada")
+        twice = run(workspace, "disable", "--reviewer", "Grace")
         assert run(workspace, "enable", "--reviewer", "Ada").code == 0
+        again = run(workspace, "enable", "--reviewer", "Ada")
         eventually(lambda: server.act()["release"] == 1)
 
     assert took_s < 3
     assert (ready["release"], ready["disabled"]["note"]) == (0, "it misbehaves")
-    assert twice.code == 1
-    assert "disabled already, by Ada" in twice.err
+    assert twice.code == again.code == 0
+    assert "acts already" in twice.out
+    assert "Ada" in twice.out  # who did it stays
+    assert "Nothing is disabled" in again.out
+    assert [line["action"] for line in switch_history(workspace.serving_path)] == ["disable", "enable"]
 
 
 def test_a_disabled_server_starts_from_its_configuration_alone(workspace: Workspace, run: Run) -> None:
