@@ -21,13 +21,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from datasets.addresses import ObjectAddress, parse_address
 from datasets.durable import flush_to_disk
 from datasets.errors import OfflineDqnError
-
-_SCHEME = "s3://"
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
-_PREFIX = re.compile(r"[A-Za-z0-9!_.*'()=-]+(/[A-Za-z0-9!_.*'()=-]+)*")
-"""Signs that every S3 takes in a key as they are, in folders that are not empty."""
 
 _PATIENCE_S = 30.0
 """Seconds for which a request that the store does not answer is tried again."""
@@ -57,50 +53,6 @@ class StoreUnreachableError(ObjectStoreError):
 
 
 @dataclass(frozen=True)
-class StoreAddress:
-    """Where in which bucket.
-
-    Attributes:
-        bucket: the bucket's name.
-        prefix: what every key begins with, without a slash at its ends; empty for the whole bucket.
-    """
-
-    bucket: str
-    prefix: str
-
-    @classmethod
-    def parse(cls, text: str) -> StoreAddress:
-        """Reads "s3://bucket" or "s3://bucket/prefix".
-
-        Raises:
-            ValueError: it is not such an address; says in which part.
-        """
-        bucket, _, prefix = text.removeprefix(_SCHEME).partition("/")
-        prefix = prefix.removesuffix("/")
-        wanted = 'An object store\'s address looks like "s3://bucket/prefix"'
-        if not text.startswith(_SCHEME):
-            raise ValueError(f"{wanted}; {text!r} does not begin with {_SCHEME}.")
-        if not _BUCKET.fullmatch(bucket):
-            raise ValueError(
-                f"{wanted}; {bucket!r} in {text!r} is no bucket's name: 3 to 63 of small letters, digits, '-' and '.'. "
-                "Endpoint and keys do not belong here: they come from the environment."
-            )
-        if prefix and (not _PREFIX.fullmatch(prefix) or {".", ".."} & set(prefix.split("/"))):
-            raise ValueError(
-                f"{wanted}; the prefix {prefix!r} in {text!r} has an empty folder, '.', '..', or a sign other than "
-                "letters, digits and !_.*'()=- in it."
-            )
-        return cls(bucket, prefix)
-
-    def __str__(self) -> str:
-        return f"{_SCHEME}{self.bucket}/{self.prefix}" if self.prefix else f"{_SCHEME}{self.bucket}"
-
-    def under(self, folder: str) -> StoreAddress:
-        """A folder below this place."""
-        return StoreAddress(self.bucket, f"{self.prefix}/{folder}" if self.prefix else folder)
-
-
-@dataclass(frozen=True)
 class StoredObject:
     """What a listing says of an object.
 
@@ -125,8 +77,12 @@ class ObjectStore:
     open whether a write has happened, and otherwise what the store refused, with the bucket, the key and a remedy.
     """
 
-    address: StoreAddress
+    address: ObjectAddress
     _client: Any = field(repr=False, compare=False)
+
+    def __reduce__(self) -> Any:
+        """Another process opens the store by its own environment: keys do not travel."""
+        return open_store, (self.address,)
 
     def get(self, key: str) -> bytes:
         """The content of an object.
@@ -240,7 +196,7 @@ class ObjectStore:
 
     def under(self, folder: str) -> ObjectStore:
         """The store of the objects in a folder of this one."""
-        return open_store(self.address.under(folder))
+        return open_store(self.address / folder)
 
     def check_conditions(self) -> None:
         """Makes sure that the store keeps the conditions of a write, by a small object that it writes and deletes.
@@ -298,7 +254,7 @@ class ObjectStore:
             raise _our_error(error, f"Cannot {verb} {named}") from error
 
 
-def open_store(address: StoreAddress | str, *, patience_s: float = _PATIENCE_S) -> ObjectStore:
+def open_store(address: ObjectAddress | str, *, patience_s: float = _PATIENCE_S) -> ObjectStore:
     """The store at an address, by the environment's endpoint and credentials. Asks it nothing yet.
 
     Read are AWS_ENDPOINT_URL (none: Amazon's own), AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
@@ -312,7 +268,7 @@ def open_store(address: StoreAddress | str, *, patience_s: float = _PATIENCE_S) 
         ObjectStoreError: the client is not installed, or the endpoint would be spoken to in the clear.
     """
     if isinstance(address, str):
-        address = StoreAddress.parse(address)
+        address = parse_address(address)
     if importlib.util.find_spec("obstore") is None:
         raise ObjectStoreError(
             f"{address} lies on an object store, whose client is not installed: "
