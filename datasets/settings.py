@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 import types
 import typing
@@ -26,6 +27,23 @@ class Settings(BaseModel):
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def variable_name(value: Any, key: str, example: str) -> str:
+    """A name of an environment variable, for settings whose value is a secret.
+
+    Raises:
+        ValueError: it is none, perhaps the secret itself, so it is not quoted. Ask before pydantic looks at the fields:
+            its own errors quote what they found.
+    """
+    if isinstance(value, str) and _VARIABLE.fullmatch(value):
+        return value
+    raise ValueError(
+        f"{key} is the name of an environment variable, and what stands there is none. An address is a secret: export "
+        f'it, {example}=..., and write {key} = "{example}"'
+    )
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import sqlite3
 import tarfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -21,12 +21,16 @@ from datasets.errors import OfflineDqnError
 from datasets.lake import lake_lock
 from datasets.locking import exclusive_lock
 from pipelines.workspace import Workspace, check_no_workspace
+from reports.registry import VOUCHED
+from reports.shared_tracking import IDENTITY, TrackingError
 
 MANIFEST = "backup.json"
 """The last entry of an archive: size and SHA-256 of every other. One without it was cut off."""
 
-DERIVED = frozenset({"lake.duckdb", "checkpoints", "tensorboard", ".prefect"})
+DERIVED = frozenset({"lake.duckdb", "checkpoints", "tensorboard", ".prefect", IDENTITY})
 """What a workspace makes anew when it is missing; a backup leaves it out."""
+
+_VOUCHED_NAME = f"releases/{VOUCHED}"
 
 _OF_A_MOMENT = (".lock", "_lock", ".part", ".db-wal", ".db-shm", ".db-journal")
 """Locks, files that are being written, and what SQLite keeps beside a database, whose copy holds what is in them."""
@@ -46,12 +50,14 @@ class Backup:
     Attributes:
         problem: name of the decision problem.
         n_bytes: of the files in it.
+        warning: what could not be taken along; "" for nothing.
     """
 
     problem: str
     created_at: datetime
     n_files: int
     n_bytes: int
+    warning: str = ""
 
     def to_json(self) -> dict[str, object]:
         """Plain JSON values."""
@@ -86,8 +92,13 @@ def back_up(workspace: Workspace, archive_path: Path, *, at: datetime | None = N
     files: dict[str, dict[str, object]] = {}
     try:
         with _unchanged(workspace), tarfile.open(beside, "w", format=tarfile.PAX_FORMAT) as archive:
+            vouched, warning = _vouched(workspace)
             for name, path in _kept(workspace.root):
-                files[name] = _add(archive, name, path)
+                if not vouched or name != _VOUCHED_NAME:
+                    files[name] = _add(archive, name, path)
+            if vouched:
+                archive.addfile(_entry(_VOUCHED_NAME, len(vouched)), io.BytesIO(vouched))
+                files[_VOUCHED_NAME] = {"bytes": len(vouched), "sha256": hashlib.sha256(vouched).hexdigest()}
             described = {
                 "format": _FORMAT,
                 "problem": workspace.contract.name,
@@ -102,7 +113,7 @@ def back_up(workspace: Workspace, archive_path: Path, *, at: datetime | None = N
         beside.unlink(missing_ok=True)
         raise
     flush_to_disk(target.parent)
-    return _described(described)
+    return replace(_described(described), warning=warning)
 
 
 def restore(archive_path: Path, root: Path) -> Backup:
@@ -150,6 +161,17 @@ def _unchanged(workspace: Workspace) -> Iterator[None]:
         if workspace.releases_path.is_dir():
             held.enter_context(workspace.registry.locked())
         yield
+
+
+def _vouched(workspace: Workspace) -> tuple[bytes, str]:
+    """What a registry outside the workspace vouches for; and what is wrong with that, in words."""
+    if workspace.registry.shared is None or not workspace.releases_path.is_dir():
+        return b"", ""
+    try:
+        digests = {str(number): sorted(known) for number, known in workspace.registry.vouched().items()}
+    except TrackingError as error:
+        return b"", f"releases are restored as their folders are, for nobody vouched for them: {error}"
+    return json.dumps(digests).encode(), ""
 
 
 def _kept(root: Path) -> Iterator[tuple[str, Path]]:

@@ -23,6 +23,8 @@ def backup(
     from pipelines.backup import DERIVED, back_up
 
     done = back_up(open_workspace_of(workspace), archive)
+    if done.warning:
+        console.warn(done.warning)
     if as_json:
         console.print_json({"archive": str(archive), **done.to_json()})
         return

@@ -22,6 +22,7 @@ from pipelines.nightly_config import NightlyConfig
 from pipelines.notify.config import NotifyConfig
 from pipelines.serving.config import ServeConfig
 from pipelines.store_config import StoreConfig
+from pipelines.tracking_config import TrackingConfig
 from reports.canary_config import CanaryConfig
 from reports.evaluate_config import EvaluateConfig
 from reports.gate import GateConfig
@@ -85,6 +86,7 @@ class PipelineConfig(Settings):
     cost: CostConfig = CostConfig()
     nightly: NightlyConfig = NightlyConfig()
     notify: NotifyConfig = NotifyConfig()
+    tracking: TrackingConfig = TrackingConfig()
     baseline: BaselineConfig | None = None
     """Version 0; without it the logging policy takes its place in every comparison."""
     simulate: SimulateConfig | None = None

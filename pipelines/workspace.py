@@ -20,6 +20,7 @@ from pipelines.drift_history import drift_history_view
 from pipelines.metrics.history import MetricHistory
 from reports.manifest import read_manifest
 from reports.registry import Registry
+from reports.shared_tracking import SharedTracking
 
 SCENARIOS = ("autoscaler", "blank")
 
@@ -111,7 +112,13 @@ class Workspace:
     @cached_property
     def registry(self) -> Registry:
         """The release registry."""
-        return Registry(mlflow_path=self.root / "mlflow.db", releases_path=self.releases_path, name=self.contract.name)
+        tracking = self.config.tracking
+        return Registry(
+            mlflow_path=self.root / "mlflow.db",
+            releases_path=self.releases_path,
+            name=self.contract.name,
+            shared=None if tracking.uri is None else SharedTracking(tracking.uri, tracking.wait_s, self.root),
+        )
 
     def as_of(self, lake: Lake) -> datetime:
         """The instant that stages take for now: as given, the clock, or the lake's newest timestamp if configured."""

@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, get_args
@@ -31,10 +31,14 @@ from reports.history import (
     read_rejections,
 )
 from reports.manifest import MANIFEST, Manifest, read_manifest, write_manifest
+from reports.shared_tracking import SharedTracking, TrackingError
 from reports.tracking import Tracking
 
 TRAINING = "training.json"
 """A trained release's file with its "config" and its "history": metrics by update, each with its "step"."""
+
+VOUCHED = "vouched.json"
+"""In a restored workspace: by release, the digests that a shared registry knew when it was backed up. Asked once."""
 
 JUDGED_AGAINST = "judged_against"
 """A tag of a judged release: the champions for which its decision stands, such as "2" or "none, 0"."""
@@ -104,18 +108,20 @@ class Registry:
     """The releases of one workspace. Nothing is opened before it is used.
 
     Attributes:
-        mlflow_path: MLflow's SQLite database; made when first needed.
+        mlflow_path: MLflow's SQLite database; made when first needed, unless `shared` says where it is.
         releases_path: the folder of the numbered folders.
         name: of the decision problem, under which the versions are registered.
+        shared: MLflow's database or server outside the workspace.
     """
 
     mlflow_path: Path
     releases_path: Path
     name: str
+    shared: SharedTracking | None = None
     _tracking: Tracking = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_tracking", Tracking(self.mlflow_path, self.name))
+        object.__setattr__(self, "_tracking", Tracking(self.mlflow_path, self.name, self.shared))
 
     def new_staging(self) -> Path:
         """An empty folder beside the releases, to be filled and then registered."""
@@ -166,10 +172,11 @@ class Registry:
                 _sync(path)
             staged_path.replace(self._path(number))  # the commit point: from here on the release exists
             _sync(self.releases_path)
-            self._tracking.add(manifest)
-            if gate != "baseline":
-                self._tracking.set_alias("candidate", number)
-            self._log_trainings()
+            with self._tracking.later():
+                self._tracking.add(manifest)
+                if gate != "baseline":
+                    self._tracking.set_alias("candidate", number)
+                self._log_trainings()
         return number
 
     def record_evaluation(
@@ -204,7 +211,8 @@ class Registry:
             )
             self._tracking.expect(number, judged.digest)  # a crash between these lines leaves either digest valid
             write_manifest(folder, judged)
-            self._tracking.update(judged)
+            with self._tracking.later():
+                self._tracking.update(judged)
 
     def releases(self) -> list[ReleaseRecord]:
         """Every release by number, each with its bytes checked."""
@@ -377,34 +385,56 @@ class Registry:
     ) -> Promotion:
         """Goes back to a former champion, by default the one before this; where there is none, to the baseline.
 
+        Where a shared database is away it is done without: what is wrong now must end now. The release's bytes are
+        then held against its own manifest, and nobody vouches for that.
+
         Raises:
             RegistryError: there is nothing to go back to, `to` was never champion (the baseline always may be), its
                 bytes changed, it is champion already, or no reviewer is named. Nothing changes then.
         """
-        with self._opened():
-            former = line_of_champions(self.history())[:-1]
-            if to is None:
-                if not former and (0 not in self._numbers() or self.champion() == 0):
-                    raise RegistryError("There is nothing to roll back to: no former champion, and no other baseline.")
-                to = former[-1] if former else 0
-            elif to != 0 and to not in {p.to_release for p in self.history()}:
-                known = ", ".join(str(n) for n in sorted({0, *(p.to_release for p in self.history())}))
-                raise RegistryError(
-                    f"Release {to} was never champion; rollback can go to {known}. Use promote instead."
-                )
-            self._known(to)
-            return self._make_champion("rollback", to, reviewer, note, at)
+        try:
+            with self._opened():
+                to = self._former(to)
+                self._known(to)
+                return self._make_champion("rollback", to, reviewer, note, at)
+        except TrackingError:
+            with self.locked():
+                to = self._former(to)
+                self._refuse_nobody(to, reviewer)
+                self._refuse_champion(to)
+                manifest = read_manifest(self._path(to))
+                damage = "release.json is missing or unreadable"
+                if manifest is not None:
+                    damage = manifest.damage(self._path(to))
+                if damage:
+                    raise RegistryError(self._damage_message(to, damage)) from None
+                return self._append_champion("rollback", to, reviewer, note, at)
+
+    def _former(self, to: int | None) -> int:
+        former = line_of_champions(self.history())[:-1]
+        if to is None:
+            if not former and (0 not in self._numbers() or self.champion() == 0):
+                raise RegistryError("There is nothing to roll back to: no former champion, and no other baseline.")
+            return former[-1] if former else 0
+        if to != 0 and to not in {p.to_release for p in self.history()}:
+            known = ", ".join(str(n) for n in sorted({0, *(p.to_release for p in self.history())}))
+            raise RegistryError(f"Release {to} was never champion; rollback can go to {known}. Use promote instead.")
+        return to
 
     def _make_champion(
         self, action: Literal["promote", "rollback"], number: int, reviewer: str, note: str, at: datetime | None
     ) -> Promotion:
-        if not reviewer.strip():
-            raise RegistryError(f"Who answers for release {number}? Name a reviewer: --reviewer NAME.")
+        self._refuse_nobody(number, reviewer)
         self._refuse_champion(number)
         self._refuse_damage(number)
         promotion = self._append_champion(action, number, reviewer, note, at)
-        self._repair_aliases()
+        with self._tracking.later():
+            self._repair_aliases()
         return promotion
+
+    def _refuse_nobody(self, number: int, reviewer: str) -> None:
+        if not reviewer.strip():
+            raise RegistryError(f"Who answers for release {number}? Name a reviewer: --reviewer NAME.")
 
     def _append_champion(
         self, action: Literal["promote", "rollback"], number: int, reviewer: str, note: str, at: datetime | None
@@ -437,23 +467,49 @@ class Registry:
     @contextmanager
     def _opened(self) -> Iterator[None]:
         """The registry for one operation: alone at work, and with whatever a crash left undone made good."""
-        with self.locked():
+        with self._tracking.reached(), self.locked():
             self._repair()
             yield
 
+    def vouched(self) -> dict[int, set[str]]:
+        """By release, the digests that its manifest may have, for `VOUCHED` in a backup. Its caller holds `locked`.
+
+        Raises:
+            TrackingError: a shared database is away; it is not waited for, with the lock held.
+        """
+        at_once = None if self.shared is None else replace(self.shared, wait_s=0.0)
+        tracking = Tracking(self.mlflow_path, self.name, at_once)
+        with tracking.reached():
+            return tracking.digests()
+
     def _repair(self) -> None:
-        numbers, registered = self._numbers(), self._tracking.digests()
+        numbers, registered, vouched = self._numbers(), self._tracking.digests(), self._brought_along()
         for number in numbers:
             if number in registered:
                 continue
             manifest = read_manifest(self._path(number))
             if manifest is None:
                 continue  # its bytes are reported as damage
-            self._tracking.add(manifest)
+            known = vouched.get(number, [])
+            self._tracking.add(manifest, "" if not known or manifest.digest in known else known[0])
             if manifest.gate != "baseline" and number == max(numbers):
                 self._tracking.set_alias("candidate", number)
+        if vouched:
+            (self.releases_path / VOUCHED).unlink()  # MLflow says so now, and what is evaluated later too
         self._log_trainings()
         self._repair_aliases()
+
+    def _brought_along(self) -> dict[int, list[str]]:
+        try:
+            found = json.loads((self.releases_path / VOUCHED).read_text(encoding="utf-8"))
+            return {int(number): list(digests) for number, digests in found.items()}
+        except FileNotFoundError:
+            return {}
+        except (ValueError, AttributeError, TypeError) as error:
+            raise RegistryError(
+                f"{self.releases_path / VOUCHED} is damaged: it says which releases a backup vouched for. Restore the "
+                "workspace again, from another backup."
+            ) from error
 
     def _log_trainings(self) -> None:
         """The curves and settings of every release that was trained, as MLflow runs; once each."""

@@ -1,4 +1,4 @@
-"""MLflow's part in the registry: versions, aliases, tags and training runs in one SQLite file.
+"""MLflow's part in the registry: versions, aliases, tags and training runs, in one SQLite file or a shared database.
 
 The only module that knows MLflow. Its version numbers start at 1 and are its own; a release's number is the tag
 `release`.
@@ -10,51 +10,110 @@ import logging
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from datasets.errors import OfflineDqnError
 from reports.manifest import Manifest
+from reports.shared_tracking import SharedTracking, TrackingError
 
 Alias = Literal["champion", "candidate"]
 _METRICS_PER_BATCH = 1000  # MLflow refuses larger ones
 _PARAMS_PER_BATCH = 100
 _PARAM_LENGTH = 6000
+_BELOW = frozenset({"mlflow", "sqlalchemy", "psycopg", "requests", "urllib3", "httpx", "alembic"})
+"""Packages whose errors mean that a shared database, or the way to it, failed."""
+
+_IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+"""MLflow's client would try for minutes, and hold the registry's lock meanwhile."""
 
 
 class Tracking:
-    """The registered model `name` in the database at `path`, opened at first use."""
+    """The registered model `name` in the database at `path`, or in a shared one; opened at first use."""
 
-    def __init__(self, path: Path, name: str) -> None:
+    def __init__(self, path: Path, name: str, shared: SharedTracking | None = None) -> None:
         self._path = path
-        self._name = re.sub(r"[/:%]", "-", name)  # MLflow refuses these in a name
+        self._problem = re.sub(r"[/:%]", "-", name)  # MLflow refuses these in a name
+        self._shared = shared
+
+    @cached_property
+    def _name(self) -> str:
+        return self._problem if self._shared is None else self._shared.model_name(self._problem)
+
+    @contextmanager
+    def reached(self) -> Iterator[None]:
+        """For one operation: a shared database is waited for, and what goes wrong with it is told as such.
+
+        Raises:
+            TrackingError: it does not answer, or ceased to.
+        """
+        if self._shared is None:
+            yield
+            return
+        with self._told():
+            if "_client" in self.__dict__:
+                self._shared.wait_for(self._address)
+            else:
+                _ = self._client
+            yield
+
+    @contextmanager
+    def later(self) -> Iterator[None]:
+        """For what the next operation makes good: a shared database that is away now does not undo what was done."""
+        with suppress(TrackingError), self._told():
+            yield
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OfflineDqnError:
+            raise
+        except Exception as error:
+            if self._shared is None or type(error).__module__.split(".")[0] not in _BELOW:
+                raise
+            raise self._shared.failed(error) from None  # its text may hold an address
+
+    @cached_property
+    def _address(self) -> str:
+        return f"sqlite:///{self._path.resolve()}" if self._shared is None else self._shared.address()
 
     @cached_property
     def _client(self) -> Any:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-        # Imported here, not above: it takes seconds, and most commands never come this far. The variables come first.
-        from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
+        if self._shared is not None:
+            for name, value in _IMPATIENT.items():
+                os.environ.setdefault(name, value)
+        with ExitStack() as held:
+            if self._shared is None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+            else:
+                held.enter_context(self._shared.ready(self._address))
+            # Imported here, not above: it takes seconds, and most commands never come this far. The variables come
+            # first.
+            from mlflow import MlflowClient
+            from mlflow.exceptions import MlflowException
 
-        for chatty in ("alembic", "mlflow"):
-            logging.getLogger(chatty).setLevel(logging.WARNING)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        uri = f"sqlite:///{self._path.resolve()}"
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        try:
-            client.get_registered_model(self._name)
-        except MlflowException:
-            client.create_registered_model(self._name)
-        return client
+            for chatty in ("alembic", "mlflow"):
+                logging.getLogger(chatty).setLevel(logging.WARNING if self._shared is None else logging.CRITICAL)
+            client = MlflowClient(tracking_uri=self._address, registry_uri=self._address)
+            try:
+                client.get_registered_model(self._name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                client.create_registered_model(self._name)
+            return client
 
-    def add(self, manifest: Manifest) -> None:
-        """Registers a release."""
-        tags = {**_tags(manifest), "release": str(manifest.release), "digest": manifest.digest}
-        # The source is relative to the workspace, which may be moved.
-        source = f"releases/{manifest.release}"
+    def add(self, manifest: Manifest, digest: str = "") -> None:
+        """Registers a release; `digest` is that of its manifest when it was last vouched for, default the one now."""
+        tags = {**_tags(manifest), "release": str(manifest.release), "digest": digest or manifest.digest}
+        source = f"{self._source}/{manifest.release}"
         self._client.create_model_version(self._name, source=source, tags=tags, await_creation_for=0)
 
     def digests(self) -> dict[int, set[str]]:
@@ -119,7 +178,13 @@ class Tracking:
         experiment = self._client.get_experiment_by_name(self._name)
         if experiment is not None:
             return str(experiment.experiment_id)
-        return str(self._client.create_experiment(self._name, artifact_location="releases"))
+        return str(self._client.create_experiment(self._name, artifact_location=self._source))
+
+    @property
+    def _source(self) -> str:
+        # Relative to the workspace, which may be moved. A tracking server refuses paths, which could be its own files.
+        served = self._address.startswith("http")
+        return f"offline-dqn://{self._name}/releases" if served else "releases"
 
     def _versions(self) -> list[Any]:
         versions: list[Any] = []
