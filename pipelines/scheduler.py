@@ -40,13 +40,16 @@ class SchedulerError(ServerError):
     """The scheduler cannot be started, or one of its two halves has ended."""
 
 
-def run_scheduler(workspace: Workspace, *, port: int, on_ready: Callable[[str, Path], None]) -> None:
+def run_scheduler(
+    workspace: Workspace, *, port: int, on_step: Callable[[str], None], on_ready: Callable[[str, Path], None]
+) -> None:
     """Runs until it is told to stop by Ctrl-C or SIGTERM; then nothing that it started is left.
 
     Args:
         workspace: whose nights it runs. Prefect's database and the logs lie in its `.prefect`, unless PREFECT_HOME is
             set.
         port: on loopback.
+        on_step: told what is being done before each step of the start, which takes up to a minute.
         on_ready: told the address of the UI and the folder of the logs once runs can be started.
 
     Raises:
@@ -62,6 +65,8 @@ def run_scheduler(workspace: Workspace, *, port: int, on_ready: Callable[[str, P
             refuse_taken(port)
             home = Path(os.environ["PREFECT_HOME"])
             os.environ.update(_settings(root, port))
+            is_new = not (home / "prefect.db").exists()
+            on_step(f"starting Prefect's server{' and making its database' if is_new else ''} ...")
             server = running.enter_context(
                 prefect_server(
                     "pipelines.scheduler_app:create_app",
@@ -71,8 +76,10 @@ def run_scheduler(workspace: Workspace, *, port: int, on_ready: Callable[[str, P
                     settings={},
                 )
             )
+            on_step("deploying prefect.yaml ...")
             _prepare()
             _deploy(home / "scheduler-deploy.log")
+            on_step("starting the worker ...")
             worker = running.enter_context(_worker(home / "scheduler-worker.log"))
             on_ready(f"http://{HOST}:{port}", home)
             _watch({"server": server, "worker": worker}, home)

@@ -37,6 +37,5 @@ def add_scheduler_command(app: typer.Typer) -> None:
             }
             console.print_account("The scheduler runs", facts)
 
-        console.err.print("starting Prefect's server and worker ...")
-        run_scheduler(opened, port=port, on_ready=ready)
+        run_scheduler(opened, port=port, on_step=console.err.print, on_ready=ready)
         console.err.print("stopped: nothing of it is left running")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -10,7 +11,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
@@ -124,10 +127,26 @@ def test_reports_are_shown_and_nothing_else(tmp_path: Path, path: str, status: i
         assert answer.headers["content-security-policy"].startswith("sandbox")
 
 
-def test_it_starts_deploys_and_leaves_nothing_behind(fresh: Workspace) -> None:
+def run_deployment(api: str, name: str, **parameters: object) -> dict[str, Any]:
+    """Starts a run as the form in the UI does, and waits for its last state."""
+    deployment = httpx.get(f"{api}/deployments/name/{name}", timeout=30).raise_for_status().json()["id"]
+    asked = httpx.post(f"{api}/deployments/{deployment}/create_flow_run", json={"parameters": parameters}, timeout=30)
+    run = asked.raise_for_status().json()["id"]
+    ended: list[dict[str, Any]] = []
+
+    def is_over() -> bool:
+        state = httpx.get(f"{api}/flow_runs/{run}", timeout=30).raise_for_status().json()["state"]
+        ended[:] = [state] if state["type"] in {"COMPLETED", "FAILED", "CRASHED"} else []
+        return bool(ended)
+
+    wait_for(is_over, 180)
+    return ended[0]
+
+
+def test_it_starts_runs_what_is_asked_for_and_leaves_nothing_behind(workspace: Workspace) -> None:
     """As `make serve` does it: about half a minute of Prefect's own start."""
     port = free_port()
-    scheduler = start_command(fresh, "scheduler", "--port", port, PREFECT_API_URL=None, PREFECT_HOME=None)
+    scheduler = start_command(workspace, "scheduler", "--port", port, PREFECT_API_URL=None, PREFECT_HOME=None)
     started: list[int] = []
     try:
         assert scheduler.stdout is not None
@@ -135,11 +154,23 @@ def test_it_starts_deploys_and_leaves_nothing_behind(fresh: Workspace) -> None:
         started = descendants(scheduler.pid)
         assert f"http://127.0.0.1:{port}" in "".join(lines)
         assert len(started) >= 2  # server and worker
+
+        state = run_deployment(f"http://127.0.0.1:{port}/api", "rollback/rollback", reviewer="Ada", note="it harms")
+        assert (state["type"], state["message"]) == (
+            "COMPLETED",
+            "Release 0 is champion instead of release 1: rollback by Ada.",
+        )
+        assert workspace.registry.champion() == 0
         scheduler.terminate()
         stopped = finish(scheduler, 60)
     finally:
         end_all([*started, scheduler.pid], grace_s=0)
 
     assert (stopped.code, [pid for pid in started if is_alive(pid)]) == (0, [])
-    assert "stopped: nothing of it is left running" in stopped.err
+    assert re.sub(r" +\n", "\n", stopped.err).splitlines() == [
+        "starting Prefect's server and making its database ...",
+        "deploying prefect.yaml ...",
+        "starting the worker ...",
+        "stopped: nothing of it is left running",
+    ]
     refuse_taken(port)
