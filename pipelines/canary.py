@@ -118,6 +118,7 @@ class CanaryWatch:
         evidence.read(as_of.timestamp())
         episodes = evidence.cohort()
         verdict = _held_by_the_switch(workspace, judge_episodes(canary, episodes, workspace, config))
+        verdict = _held_by_a_budget(workspace, verdict)
         after, did = _acted(workspace, canary, verdict, as_of) if act else (canary, "")
         ours = [e for e in episodes if _is_candidate(canary, e)]
         return Look(
@@ -142,6 +143,17 @@ def _held_by_the_switch(workspace: Workspace, verdict: Verdict) -> Verdict:
         f"is promoted until `offline-dqn enable`; the evidence alone says: {verdict.reason}"
     )
     return replace(verdict, action="wait", reason=reason)
+
+
+def _held_by_a_budget(workspace: Workspace, verdict: Verdict) -> Verdict:
+    """A service that owes its users gives them no more of a new release; a stop is never held up."""
+    if verdict.action != "advance":
+        return verdict
+    from pipelines.slo.standing import why_stopped
+
+    stopped = why_stopped(workspace)
+    reason = f"{stopped} No step is taken until then; the evidence alone says: {verdict.reason}"
+    return replace(verdict, action="wait", reason=reason) if stopped else verdict
 
 
 def evaluate_canary(workspace: Workspace, as_of: datetime) -> Look | None:

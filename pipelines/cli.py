@@ -43,6 +43,7 @@ from pipelines.report_commands import report_app
 from pipelines.scheduler_command import add_scheduler_command
 from pipelines.serve_commands import serve_app
 from pipelines.sign_command import add_sign_command
+from pipelines.slo.command import slo_app
 from pipelines.snapshot_commands import import_command, snapshot_app
 from pipelines.upkeep_commands import upkeep_app
 from reports.candidate_table import candidate_rows, compared_on
@@ -74,6 +75,7 @@ app.add_typer(proof_app)
 app.add_typer(upkeep_app)
 app.add_typer(backup_app)
 app.add_typer(metrics_app)
+app.add_typer(slo_app)
 app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(notify_app, name="notify")
 app.command("import")(import_command)
@@ -576,7 +578,8 @@ def promote(
     reviewer: ReviewerOption,
     note: NoteOption = "",
     override: Annotated[
-        bool, typer.Option("--override", help="Although the newest nights differ, or it was rejected; takes a note.")
+        bool,
+        typer.Option("--override", help="Although nights differ, a budget is spent, or rejected; takes a note."),
     ] = False,
     workspace: WorkspaceOption = Path(),
     as_json: JsonOption = False,

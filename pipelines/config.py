@@ -21,6 +21,7 @@ from pipelines.metrics.config import CostConfig, MetricsConfig
 from pipelines.nightly_config import NightlyConfig
 from pipelines.notify.config import NotifyConfig
 from pipelines.serving.config import ServeConfig
+from pipelines.slo.config import SloConfig
 from pipelines.store_config import StoreConfig
 from pipelines.tracking_config import TrackingConfig
 from reports.canary_config import CanaryConfig
@@ -87,6 +88,7 @@ class PipelineConfig(Settings):
     nightly: NightlyConfig = NightlyConfig()
     notify: NotifyConfig = NotifyConfig()
     tracking: TrackingConfig = TrackingConfig()
+    slo: SloConfig = SloConfig()
     baseline: BaselineConfig | None = None
     """Version 0; without it the logging policy takes its place in every comparison."""
     simulate: SimulateConfig | None = None

@@ -94,7 +94,9 @@ def promote(
     release: Annotated[int, Field(ge=0, description="Number of the release")],
     reviewer: Reviewer,
     note: Annotated[str, Field(description="Why; an override needs one")] = "",
-    override: Annotated[bool, Field(description="Although the newest nights differ, or it was rejected")] = False,
+    override: Annotated[
+        bool, Field(description="Although nights differ, a budget is spent, or it was rejected")
+    ] = False,
 ) -> dict[str, Any]:
     """As `offline-dqn promote`.
 

@@ -43,6 +43,7 @@ from pipelines.night_artifacts import ended, show_night
 from pipelines.night_progress import NightProgress, begin_or_resume, end_progress, read_progress, write_progress
 from pipelines.night_record import Ingested, drift_from_json, drift_to_json, held_tonight, record_of
 from pipelines.nights import NightRecord, append_night, read_nights
+from pipelines.notify.budgets import budget_notices
 from pipelines.notify.night import Found, held_batches, of_failed_night, of_night
 from pipelines.notify.telling import tell
 from pipelines.readings import TooFewEpisodesError
@@ -190,9 +191,18 @@ def _whole_night(running: _Running, force_train: bool, afresh: bool) -> NightRec
         append_night(running.workspace.nights_path, record)
     end_progress(running.workspace)
     record = replace(record, warnings=[*record.warnings, *measure_metrics(running.workspace)])
+    record = replace(record, warnings=[*record.warnings, *_tell_of_budgets(running.workspace)])
     with running.stage("retention"):
         _limited(running, remove_aged)(running.workspace)
     return record
+
+
+def _tell_of_budgets(workspace: Workspace) -> tuple[str, ...]:
+    """With tonight's metrics, how the error budgets stand; what goes wrong with that is a warning."""
+    try:
+        return tell(workspace, *budget_notices(workspace, live=False))
+    except (OfflineDqnError, OSError) as error:
+        return (f"how the error budgets stand could not be told: {str(error).splitlines()[0]}",)
 
 
 def _recorded(running: _Running) -> NightRecord | None:

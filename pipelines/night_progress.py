@@ -100,7 +100,7 @@ def begin_or_resume(
 
 def _key(workspace: Workspace, force_train: bool) -> dict[str, Any]:
     settings = workspace.config.model_dump(
-        mode="json", by_alias=True, exclude={"notify", "nightly", "serve", "metrics", "cost", "canary"}
+        mode="json", by_alias=True, exclude={"notify", "nightly", "serve", "metrics", "cost", "canary", "slo"}
     )
     return {
         "settings": digest_of(json.dumps(settings, sort_keys=True).encode()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipelines.lapsing import why_lapsed
 from pipelines.live_nights import freshness_of_release
 from pipelines.readings import reading_behind, snapshot_of
+from pipelines.slo.standing import why_stopped
 from pipelines.stages import held_outcomes
 from pipelines.workspace import Workspace
 from reports.history import Promotion, Rejection
@@ -14,6 +15,10 @@ from reports.registry import TRAINING, PromotionRefusedError
 
 class LapsedError(PromotionRefusedError):
     """Nobody decided on it before its deadline."""
+
+
+class BudgetStopsError(PromotionRefusedError):
+    """An error budget is spent."""
 
 
 class WorldChangedError(PromotionRefusedError):
@@ -26,17 +31,17 @@ def promote(
     """Makes a release the champion if its decision still stands and the newest nights are like what it was judged on.
 
     Args:
-        override: promote although the newest nights differ, or cannot be told for a batch of outcomes that is held, or
-            although it was rejected before. It takes a note, which goes into the history; it opens no gate, mends no
-            byte and makes no stale comparison current.
+        override: promote although the newest nights differ, or cannot be told for a batch of outcomes that is held,
+            although an error budget is spent, or although it was rejected before. It takes a note, which goes into the
+            history; it opens no gate, mends no byte and makes no stale comparison current.
 
     Returns:
         The promotion, and a sentence on the newest nights.
 
     Raises:
         PromotionRefusedError: the gate did not pass, compared with another champion, held it to other constraints or
-            slices than the contract's of today, was followed by a rejection or lapsed, or the world has changed since.
-            Nothing changes then.
+            slices than the contract's of today, was followed by a rejection or lapsed, an error budget is spent, or the
+            world has changed since. Nothing changes then.
         RegistryError: it is unknown, damaged, or champion already, or no reviewer (or no note to override) is given.
     """
     registry = workspace.registry
@@ -50,23 +55,25 @@ def promote(
 
 
 def refuse_what_changed(workspace: Workspace, release: int, *, override: bool) -> tuple[str, str]:
-    """What a release that passed must still be: decided on in time, under today's rules, in the world it was judged in.
+    """What a release that passed must still be: decided on in time, under today's rules, in the world it was judged in;
+    and no error budget may be spent.
 
     Args:
-        override: put up with nights that differ or cannot be told.
+        override: put up with nights that differ or cannot be told, and with a spent budget.
 
     Returns:
         A sentence on the newest nights, and what was overridden, for the history.
 
     Raises:
-        PromotionRefusedError: it lapsed, the rules changed, or the world did.
+        PromotionRefusedError: it lapsed, the rules changed, the world did, or a budget is spent.
     """
     lapsed = why_lapsed(workspace, release)
     if lapsed:
         raise LapsedError(f"Release {release} cannot be promoted. {lapsed}")
     refuse_other_rules(workspace, release)
+    although = refuse_spent_budget(workspace, release, override=override)
     manifest = read_manifest(workspace.release_path(release))
-    says = although = ""
+    says = ""
     if manifest is not None and TRAINING in manifest.files:
         fresh = freshness_of_release(workspace, snapshot_of(workspace, release))
         says = fresh.sentence
@@ -85,8 +92,26 @@ def refuse_what_changed(workspace: Workspace, release: int, *, override: bool) -
                 "promote all the same, give --override and a --note that says why."
             )
         if fresh.status == "differs" or held is not None:
-            although = f" (although: {fresh.sentence})"
+            although += f" (although: {fresh.sentence})"
     return says, although
+
+
+def refuse_spent_budget(workspace: Workspace, release: int, *, override: bool) -> str:
+    """While the service owes its users, nothing new is tried on them.
+
+    Returns:
+        What was overridden, for the history; "" where no budget is spent.
+
+    Raises:
+        BudgetStopsError: one is, and that is not overridden.
+    """
+    stopped = why_stopped(workspace)
+    if stopped and not override:
+        raise BudgetStopsError(
+            f"Release {release} cannot be promoted: {stopped} Wait until the window of [slo] has left the cause "
+            "behind; or, where this release is the remedy, give --override and a --note that says why."
+        )
+    return f" (although: {stopped})" if stopped else ""
 
 
 def refuse_other_rules(workspace: Workspace, release: int) -> None:

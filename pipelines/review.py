@@ -41,7 +41,7 @@ class ReviewForm(RunInput):
     )
     reviewer: str = Field(description="Your name: who answers for it", min_length=1)
     note: str = Field("", description="Why; a rejection and an override need one")
-    override: bool = Field(False, description="Approve although the newest nights differ, or although it was rejected")
+    override: bool = Field(False, description="Approve although nights differ, a budget is spent, or it was rejected")
 
 
 class ReviewError(OfflineDqnError):

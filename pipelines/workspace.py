@@ -18,6 +18,7 @@ from pipelines.catalog_views import evaluation_views
 from pipelines.config import PipelineConfig, read_config
 from pipelines.drift_history import drift_history_view
 from pipelines.metrics.history import MetricHistory
+from pipelines.slo.view import error_budgets_view
 from reports.manifest import read_manifest
 from reports.registry import Registry
 from reports.shared_tracking import SharedTracking
@@ -160,6 +161,7 @@ class Workspace:
             evaluation_views(self.releases_path, self.releases_on_disk()),
             drift_history_view(self.drift_path),
             MetricHistory(self.metrics_path).view(),
+            error_budgets_view(self.config.slo, self.metrics_path, self.nights_path),
         )
         return Added(
             [each.made_from for each in added],

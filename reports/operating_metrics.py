@@ -20,6 +20,12 @@ SERVER = "pipelines.metrics.server.server_metrics"
 SERVER_FAULTS = ("log_full", "scoring_failed")
 """Causes of a refusal that are the policy server's own, and no mistake of who asked; see docs/serving.md."""
 
+ANSWER_BOUNDS_S = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 4.0)
+"""Bounds of the histogram in which the policy server counts its answers."""
+
+AVAILABILITY, IN_TIME, IN_TIME_S = 0.999, 0.99, 0.064
+"""Objectives where `[slo]` names no others: share of requests answered, and share answered within so many seconds."""
+
 
 @dataclass(frozen=True)
 class Series:
@@ -104,6 +110,7 @@ METRICS: tuple[OperatingMetric, ...] = (
         (
             Series("offline_dqn_action_success_ratio", "Share of decisions that succeeded."),
             Series("offline_dqn_version_success_ratio", "The same by the policy's version.", ("policy_version",)),
+            Series("offline_dqn_action_success_judged_decisions", "Decisions whose outcome is there."),
         ),
         "pipelines.metrics.lake.lake_metrics",
     ),
@@ -162,6 +169,7 @@ METRICS: tuple[OperatingMetric, ...] = (
         "episodes",
         (
             Series("offline_dqn_safety_violation_ratio", "Share of decisions that broke a constraint."),
+            Series("offline_dqn_safety_violation_judged_decisions", "Decisions that any constraint can judge."),
             Series("offline_dqn_constraint_violation_ratio", "The same by constraint.", ("constraint",)),
             Series("offline_dqn_constraint_limit_ratio", "The limit that the contract sets it.", ("constraint",)),
         ),
@@ -241,6 +249,12 @@ NIGHT_SERIES: tuple[Series, ...] = (
     Series("offline_dqn_run_rows", "Rows that the newest run took in, and quarantined.", ("fate",)),
     Series("offline_dqn_metric_night_timestamp_seconds", "Midnight that begins the night a metric is of.", ("metric",)),
     Series("offline_dqn_metric_absent", "1 where a metric cannot be known, with the reason.", ("metric", "reason")),
+    Series("offline_dqn_slo_objective_ratio", "Share of events that `[slo]` wants to be good.", ("slo",)),
+    Series("offline_dqn_slo_budget_left_ratio", "Share of the error budget that is left.", ("slo",)),
+    Series("offline_dqn_slo_burn_rate", "How many times too fast it burns; 1 spends it in its window.", ("slo",)),
+    Series("offline_dqn_slo_spent", "1 where it is spent, and promotions are stopped if that stops them.", ("slo",)),
+    Series("offline_dqn_slo_burning", "1 where it burns faster than `[slo] page_above`.", ("slo",)),
+    Series("offline_dqn_slo_absent", "1 where an objective cannot be told, with the reason.", ("slo", "reason")),
     Series("offline_dqn_champion_release", "Number of the release that acts; 0 are the rules."),
     Series("offline_dqn_champion_changes_total", "Promotions and rollbacks so far.", ("action",), counts=True),
     Series("offline_dqn_champion_changed_timestamp_seconds", "When the last of each was.", ("action",)),

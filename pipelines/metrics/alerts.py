@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.metrics.dashboards import AVAILABILITY, IN_TIME, IN_TIME_S
-from reports.operating_metrics import SERVER_FAULTS
+from reports.operating_metrics import AVAILABILITY, IN_TIME, IN_TIME_S, SERVER_FAULTS
 
 _WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
 
@@ -21,9 +20,16 @@ Source: Beyer et al. 2018, The Site Reliability Workbook, chapter 5, table 5-8; 
 _FAULTS = f'offline_dqn_refused_total{{cause=~"{"|".join(SERVER_FAULTS)}"}}'
 
 _OBJECTIVES = (
-    ("Availability", "request_errors", 1 - AVAILABILITY, "were refused for a reason of the policy server's own"),
-    ("Latency", "slow_requests", 1 - IN_TIME, f"took longer than {1000 * IN_TIME_S:.0f} ms"),
+    ("Availability", "request_errors", AVAILABILITY, "were refused for a reason of the policy server's own"),
+    ("Latency", "slow_requests", IN_TIME, f"took longer than {1000 * IN_TIME_S:.0f} ms"),
 )
+"""Name, what goes wrong, the objective where `[slo]` names no other, and what goes wrong in words."""
+
+
+def may_fail(slo: str, default: float) -> str:
+    """The share of requests that may fail, of the objective that `[slo]` names where a night has told it."""
+    return f'(1 - (max(offline_dqn_slo_objective_ratio{{slo="{slo}"}}) or vector({default})))'
+
 
 _NIGHT_RULES = """\
   - alert: OfflineDqnServerDown
@@ -84,6 +90,18 @@ _NIGHT_RULES = """\
     annotations:
       summary: "{{ $labels.problem }}: the champion was rolled back."
       remedy: "releases/history.jsonl says who and why."
+  - alert: OfflineDqnErrorBudgetBurns
+    expr: offline_dqn_slo_burning == 1
+    labels: {severity: page}
+    annotations:
+      summary: "{{ $labels.problem }}: the error budget of {{ $labels.slo }} burns too fast, by the last night."
+      remedy: "`offline-dqn slo`; then `offline-dqn disable` has version 0 act, `offline-dqn rollback` the one before."
+  - alert: OfflineDqnErrorBudgetSpent
+    expr: offline_dqn_slo_spent == 1
+    labels: {severity: ticket}
+    annotations:
+      summary: "{{ $labels.problem }}: the error budget of {{ $labels.slo }} is spent."
+      remedy: "Promotions are stopped until its window has left the cause behind; `offline-dqn slo` shows it."
   - alert: OfflineDqnBudget
     expr: offline_dqn_month_cost > on (problem, currency) 0.8 * offline_dqn_budget{per="month"}
     labels: {severity: ticket}
@@ -132,9 +150,9 @@ def _recorded(window: str) -> str:
 
 
 def _burn(
-    what: str, errors: str, budget: float, does: str, severity: str, burn: float, long: str, short: str, lasting: str
+    what: str, errors: str, objective: float, does: str, severity: str, burn: float, long: str, short: str, lasting: str
 ) -> str:
-    series, limit = f"offline_dqn:{errors}:ratio_rate", f"{burn:g} * {budget:.3g}"
+    series, limit = f"offline_dqn:{errors}:ratio_rate", f"{burn:g} * {may_fail(what.lower(), objective)}"
     return (
         f"  - alert: OfflineDqn{what}Burn{long}\n"
         f"    expr: {series}{long} > {limit} and {series}{short} > {limit}\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipelines.metrics.alerts import may_fail
 from pipelines.metrics.panels import (
     OF_PROBLEM,
     Json,
@@ -15,6 +16,7 @@ from pipelines.metrics.panels import (
     table,
     target,
 )
+from reports.operating_metrics import AVAILABILITY, IN_TIME
 
 _ROW = "offline-dqn-"
 _WEEK, _QUARTER = "now-7d", "now-90d"
@@ -108,15 +110,46 @@ def on_call() -> Json:
         lines(
             "Error budget: burn rate",
             [
-                target(f"offline_dqn:request_errors:ratio_rate{w} / {1 - AVAILABILITY:.3f}", f"availability, {w}")
+                target(
+                    f"offline_dqn:request_errors:ratio_rate{w} / {may_fail('availability', AVAILABILITY)}",
+                    f"availability, {w}",
+                )
                 for w in ("5m", "1h", "6h")
             ]
             + [
-                target(f"offline_dqn:slow_requests:ratio_rate{w} / {1 - IN_TIME:.2f}", f"latency, {w}")
+                target(f"offline_dqn:slow_requests:ratio_rate{w} / {may_fail('latency', IN_TIME)}", f"latency, {w}")
                 for w in ("5m", "1h", "6h")
             ],
             description="1 spends the budget in exactly its 30 days; 14.4 over an hour spends 2 % of it and pages.",
             steps=[(None, "good"), (3, "bad")],
+        ),
+        lines(
+            "Error budgets: what is left",
+            [target(f"offline_dqn_slo_budget_left_ratio{{{OF_PROBLEM}}}", "{{slo}}")],
+            description="Share of each error budget of [slo] that its window has left, by night; at 0 promotions stop.",
+            unit="percentunit",
+            steps=[(None, "bad"), (0, "warn"), (0.25, "good")],
+        ),
+        lines(
+            "Error budgets: burn rate by night",
+            [target(f"offline_dqn_slo_burn_rate{{{OF_PROBLEM}}}", "{{slo}}")],
+            description="1 spends a budget of [slo] in exactly its window; above [slo] page_above a person is paged.",
+            steps=[(None, "good"), (1, "warn"), (3, "bad")],
+        ),
+        table(
+            "Error budgets: objectives",
+            [
+                target(f"offline_dqn_slo_objective_ratio{{{OF_PROBLEM}}}", instant=True),
+                target(f"offline_dqn_slo_spent{{{OF_PROBLEM}}}", instant=True),
+                target(f"offline_dqn_slo_burning{{{OF_PROBLEM}}}", instant=True),
+            ],
+            description="Share of events that is to be good (#A); 1 where the budget is spent (#B), or burns (#C).",
+        ),
+        table(
+            "Error budgets: unknown",
+            [target(f"offline_dqn_slo_absent{{{OF_PROBLEM}}}", instant=True)],
+            description="Objectives that nothing was counted for, and why.",
+            hidden=["Value"],
         ),
         metric_lines("safety_violation_rate", [target(f"offline_dqn_safety_violation_ratio{{{OF_PROBLEM}}}", "all")]),
         metric_lines(
@@ -273,10 +306,7 @@ def debug() -> Json:
     return dashboard(f"{_ROW}debug", "offline-dqn: debug", description, panels, since=_QUARTER)
 
 
-AVAILABILITY, IN_TIME, IN_TIME_S = 0.999, 0.99, 0.064
-"""Objectives over 30 days: share of requests answered, and share answered within so many seconds (a bucket's bound)."""
-
 _SLO = (
     "Requests that the policy server answered in the last hour / these and those that it refused for a reason of its "
-    f"own. The objective is {AVAILABILITY:.1%} over 30 days."
+    f"own. The objective is {AVAILABILITY:.1%} over 30 days, where [slo] names no other."
 )

@@ -14,6 +14,7 @@ from datasets.errors import OfflineDqnError
 from pipelines.metrics.history import MetricHistory, NightMetrics
 from pipelines.metrics.values import Value, Values
 from pipelines.nights import NightRecord, read_nights
+from pipelines.slo.standing import standings
 from pipelines.workspace import Workspace
 from reports.history import read_history
 from reports.operating_metrics import METRICS, all_series
@@ -56,8 +57,23 @@ def exported_values(workspace: Workspace, nights: Mapping[date, NightMetrics], r
         values.add("offline_dqn_run_verdict", 1, decision=record.decision, gate=record.gate or "none")
         values.add("offline_dqn_run_rows", record.n_in, fate="in")
         values.add("offline_dqn_run_rows", record.n_quarantined, fate="quarantined")
+    _budgets(values, workspace)
     _champion(values, workspace)
     return values
+
+
+def _budgets(values: Values, workspace: Workspace) -> None:
+    found, _ = standings(workspace, live=False)
+    for standing in found:
+        slo, budget = standing.objective.name, standing.budget
+        values.add("offline_dqn_slo_objective_ratio", standing.objective.share, slo=slo)
+        if budget is None:
+            values.add("offline_dqn_slo_absent", 1, slo=slo, reason=_short(standing.absent))
+            continue
+        values.add("offline_dqn_slo_budget_left_ratio", budget.left, slo=slo)
+        values.add("offline_dqn_slo_burn_rate", budget.burn_rate, slo=slo)
+        values.add("offline_dqn_slo_spent", int(budget.spent), slo=slo)
+        values.add("offline_dqn_slo_burning", int(budget.burning), slo=slo)
 
 
 def _champion(values: Values, workspace: Workspace) -> None:

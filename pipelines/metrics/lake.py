@@ -192,6 +192,7 @@ def _success(values: Values, rows: Iterable[Any], contract: Contract, failed: Ma
     else:
         total = sum(n for _, _, n in judged)
         values.add("offline_dqn_action_success_ratio", sum(true for _, true, _ in judged) / total)
+        values.add("offline_dqn_action_success_judged_decisions", total)
         for version, true, n in judged:
             values.add("offline_dqn_version_success_ratio", true / n, policy_version=version)
 
@@ -215,3 +216,4 @@ def _violations(values: Values, rows: Sequence[Any], contract: Contract, failed:
         values.missing("safety_violation_rate", "no decision of the night has the outcome that [constraints] ask for")
     else:
         values.add("offline_dqn_safety_violation_ratio", any_broken / n)
+        values.add("offline_dqn_safety_violation_judged_decisions", n)

@@ -11,6 +11,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from datasets.errors import OfflineDqnError
 from pipelines.metrics.values import Values
 from reports.operating_metrics import SERVER_FAULTS
 
@@ -20,6 +21,10 @@ TOKEN_VARIABLE = "OFFLINE_DQN_METRICS_TOKEN"
 _SECONDS, _REFUSED = "offline_dqn_act_seconds", "offline_dqn_refused"
 _TIMEOUT_S = 5.0
 _KEYS = ("decision_latency", "availability")
+
+
+class ReadingError(OfflineDqnError):
+    """The policy server's page of metrics could not be read."""
 
 
 @dataclass(frozen=True)
@@ -98,15 +103,27 @@ def server_metrics(address: str | None, earlier: Counters | None) -> tuple[Value
     """
     if address is None:
         return _missing("no policy server is configured: `server` under [metrics] in offline_dqn.toml"), None
+    try:
+        now = read_server(address)
+    except ReadingError as error:
+        return _missing(str(error)), None
+    return described(now.since(earlier)), now
+
+
+def read_server(address: str) -> Counters:
+    """What the policy server has counted since its start.
+
+    Raises:
+        ReadingError: its page cannot be read, or is none.
+    """
     request = urllib.request.Request(address)
     if os.environ.get(TOKEN_VARIABLE):
         request.add_header("Authorization", f"Bearer {os.environ[TOKEN_VARIABLE]}")
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
-            now = read_counters(answer.read().decode())
+            return read_counters(answer.read().decode())
     except (OSError, ValueError) as error:
-        return _missing(f"{address} could not be read: {error}"), None
-    return described(now.since(earlier)), now
+        raise ReadingError(f"{address} could not be read: {error}") from error
 
 
 def described(counted: Counters) -> Values:

@@ -49,7 +49,7 @@ def send_test(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) 
 
 @command(notify_app, "check")
 def check(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> None:
-    """Look whether nights still end and no batch is held, and tell whoever has to hear of it."""
+    """Look whether nights end, no batch is held and no budget burns, and tell whoever has to hear of it."""
     from pipelines.notify.night import check_now
     from pipelines.notify.telling import tell
 

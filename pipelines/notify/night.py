@@ -10,6 +10,7 @@ from datasets.batches import Batch, list_batches
 from datasets.errors import OfflineDqnError
 from datasets.locking import LockedError
 from pipelines.nights import NightRecord, read_nights
+from pipelines.notify.budgets import budget_notices
 from pipelines.notify.notices import Notice
 from pipelines.workspace import Workspace
 
@@ -149,6 +150,8 @@ def of_overdue(workspace: Workspace, now: datetime) -> Found:
 
 
 def check_now(workspace: Workspace, now: datetime | None = None) -> Found:
-    """What can be told at any hour: held batches, and nights that do not come."""
+    """What can be told at any hour: held batches, nights that do not come, and budgets that burn or are spent."""
     overdue = of_overdue(workspace, now or datetime.now(UTC))
-    return Found((*of_batches(held_batches(workspace)), *overdue.notices), overdue.looked_for | {BATCHES, INGEST})
+    of_budgets, budgets = budget_notices(workspace)
+    notices = (*of_batches(held_batches(workspace)), *overdue.notices, *of_budgets)
+    return Found(notices, overdue.looked_for | budgets | {BATCHES, INGEST})

@@ -10,8 +10,7 @@ from prometheus_client.registry import Collector
 
 from pipelines.serving.acting_releases import Acting, ActingReleases
 from pipelines.serving.decision_log import DecisionLog
-
-_SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 4.0)
+from reports.operating_metrics import ANSWER_BOUNDS_S
 
 
 class Metrics:
@@ -24,7 +23,7 @@ class Metrics:
             "offline_dqn_act_seconds",
             "Seconds from the arrival of a request for decisions to its answer, by the release in charge.",
             ["release"],
-            buckets=_SECONDS,
+            buckets=ANSWER_BOUNDS_S,
             registry=self._registry,
         )
         self._decisions = Counter(

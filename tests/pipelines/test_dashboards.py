@@ -23,13 +23,13 @@ from jsonschema import Draft7Validator
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipelines.metrics.alerts import alerts
-from pipelines.metrics.dashboards import IN_TIME_S, debug, executive, on_call
+from pipelines.metrics.dashboards import debug, executive, on_call
 from pipelines.metrics.derived import derived_files
 from pipelines.metrics.exposition import exposition
 from pipelines.metrics.server import read_counters
 from pipelines.metrics.values import Values
 from pipelines.serving.metrics import Metrics
-from reports.operating_metrics import METRICS, SERVER_FAULTS, all_series
+from reports.operating_metrics import IN_TIME_S, METRICS, SERVER_FAULTS, all_series
 
 ROOT = Path(__file__).parents[2]
 BOARDS = {"executive": executive(), "on call": on_call(), "debug": debug()}

@@ -1,0 +1,1 @@
+"""Service-level objectives: their error budgets, which stop promotions once they are spent."""
