@@ -17,6 +17,7 @@ from drift.config import DriftConfig
 from offline_dqn.guard_config import GuardConfig
 from offline_dqn.policy import Rule, RulePolicy
 from offline_dqn.train_config import TrainConfig
+from pipelines.engine_config import EngineConfig
 from pipelines.metrics.config import CostConfig, MetricsConfig
 from pipelines.nightly_config import NightlyConfig
 from pipelines.notify.config import NotifyConfig
@@ -86,6 +87,7 @@ class PipelineConfig(Settings):
     metrics: MetricsConfig = MetricsConfig()
     cost: CostConfig = CostConfig()
     nightly: NightlyConfig = NightlyConfig()
+    engine: EngineConfig = EngineConfig()
     notify: NotifyConfig = NotifyConfig()
     tracking: TrackingConfig = TrackingConfig()
     slo: SloConfig = SloConfig()

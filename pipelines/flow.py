@@ -35,6 +35,7 @@ from offline_dqn.trained import Metrics
 from pipelines import stages
 from pipelines.drift_history import read_drift_history, record_check
 from pipelines.drift_pages import write_night_page
+from pipelines.engines import spreading
 from pipelines.lapsing import record_lapses
 from pipelines.metrics.budget import BudgetSpentError
 from pipelines.metrics.measuring import measure
@@ -172,7 +173,10 @@ def nightly(
     opened = open_workspace(Path(workspace), datetime.fromisoformat(as_of) if as_of else None)
     running = _Running(opened)
     try:
-        with exclusive_lock(opened.root / ".lock", f"The workspace {opened.root}", wait_s=0.0):
+        with (
+            exclusive_lock(opened.root / ".lock", f"The workspace {opened.root}", wait_s=0.0),
+            spreading(opened.config.engine),
+        ):
             record = _whole_night(running, force_train, afresh)
     except Exception as error:
         tell(opened, *_parts(of_failed_night(running.stage_under_way, error, n_starts=running.n_starts)))

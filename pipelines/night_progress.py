@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from datasets.durable import write_durably
-from pipelines.readings import digest_of, made_by
+from pipelines.made_by import made_by
+from pipelines.readings import digest_of
 from pipelines.workspace import Workspace
 
 

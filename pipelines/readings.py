@@ -6,14 +6,12 @@ Kept apart from the stage so that a recorded decision can be made again from wha
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +21,10 @@ from datasets.constraints import Rules
 from datasets.replay import GATE, Replay
 from datasets.settings import build_settings
 from datasets.snapshot import SnapshotSummary, open_snapshot
-from offline_dqn.devices import kernels_here
+from datasets.spreading import Spread, one_by_one
 from offline_dqn.policy import AnyPolicy
 from pipelines.acting import ReleaseError, load_release
+from pipelines.made_by import made_by
 from pipelines.training import VERSION_ZERO, StageError, written_by
 from pipelines.workspace import Workspace
 from reports.episode_columns import EPISODES
@@ -38,8 +37,6 @@ from reports.ledger import Budget, Ledger, Reading, Terms, Verdict, budget_of
 from reports.manifest import read_manifest
 from reports.records import Evaluation, Freshness, evaluation_from_json
 
-_PACKAGES = ("datasets", "drift", "offline_dqn", "reports")
-_LIBRARIES = ("numpy", "scipy", "torch", "scikit-learn")
 EVALUATION = "evaluation.json"
 READING = "reading"
 """A tag of a judged release: the number of the reading behind its recorded decision."""
@@ -108,12 +105,15 @@ class Bench:
             against.append(str(VERSION_ZERO))
         return ", ".join(dict.fromkeys(against))
 
-    def judge(self, freshness: Freshness | None, late_share: float = 0.0) -> tuple[Evaluation, bytes]:
+    def judge(
+        self, freshness: Freshness | None, late_share: float = 0.0, *, spread: Spread = one_by_one
+    ) -> tuple[Evaluation, bytes]:
         """Estimates, decides: the reading itself. Returns the evaluation, and `evaluation_episodes.parquet`.
 
         Args:
             freshness: what the newest nights said when it was entered.
             late_share: of the champion's live decisions, that version 0 made because scoring was late.
+            spread: works out what can be cut into pieces.
 
         Raises:
             StageError: no gate episode can be used.
@@ -140,6 +140,7 @@ class Bench:
                 seed=self.seed,
                 freshness=freshness,
                 on_terms=lambda judged, terms: episodes.append(episode_table(self.release, judged, terms)),
+                spread=spread,
             )
         except EvaluationError as error:
             raise _not_evaluated(self.release, self.summary, str(error)) from error
@@ -384,26 +385,6 @@ def check_writable(folder: Path) -> None:
 def digest_of(content: bytes) -> str:
     """SHA-256 of a file's content."""
     return hashlib.sha256(content).hexdigest()
-
-
-@cache
-def made_by() -> Mapping[str, str]:
-    """Versions of the code that judges and of the libraries that compute; `source` is a digest of our own modules, and
-    `processor` names the kernels that numpy and torch chose for this machine: others round differently."""
-    root = Path(__file__).resolve().parents[1]
-    source = hashlib.sha256()
-    for package in _PACKAGES:
-        for path in sorted((root / package).rglob("*.py")):
-            source.update(str(path.relative_to(root)).encode() + path.read_bytes())
-    libraries = {name: _version(name) for name in ("offline-dqn", *_LIBRARIES)}
-    return {**libraries, "source": source.hexdigest()[:16], "processor": kernels_here()}
-
-
-def _version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def evaluation_bytes(plain: Mapping[str, Any]) -> bytes:

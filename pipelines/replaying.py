@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pipelines.engines import spreading
 from pipelines.readings import EVALUATION, Bench, digest_of, evaluation_bytes, reading_behind, set_up_again
 from pipelines.training import StageError
 from pipelines.workspace import Workspace
@@ -66,7 +67,9 @@ def replay_decision(workspace: Workspace, release: int) -> Replayed:
             f"{error}: replay it with that version ({', '.join(f'{k} {v}' for k, v in reading.terms.made_by.items())})."
         ) from error
     recorded = _recorded(stored)
-    judged, _ = bench.judge(recorded.freshness if recorded else None, recorded.late_share if recorded else 0.0)
+    freshness, late_share = (recorded.freshness, recorded.late_share) if recorded else (None, 0.0)
+    with spreading(workspace.config.engine) as spread:
+        judged, _ = bench.judge(freshness, late_share, spread=spread)
     replayed = evaluation_bytes(evaluation_to_json(replace(judged, proof=recorded.proof if recorded else None)))
     return Replayed(
         release=release,

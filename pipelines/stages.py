@@ -35,6 +35,7 @@ from offline_dqn.shield import Shielded
 from pipelines.acting import load_release
 from pipelines.drift_pages import checks_now, checks_of_night
 from pipelines.drift_windows import drift_of_champion
+from pipelines.engines import spreading
 from pipelines.fallbacks import late_share
 from pipelines.lapsing import EVALUATED_AT, why_lapsed
 from pipelines.live_nights import freshness, newest_nights, nothing_to_compare
@@ -427,7 +428,8 @@ def evaluate(
     reading = ledger.begin(bench.terms, gate, spent_at(workspace), judged_releases(workspace))
     found = found_before(workspace, reading, release)
     if found is None:
-        evaluation, episodes = bench.judge(fresh, late_share(workspace, bench.champion))
+        with spreading(workspace.config.engine) as spread:
+            evaluation, episodes = bench.judge(fresh, late_share(workspace, bench.champion), spread=spread)
         found = replace(evaluation, proof=proof), episodes
     evaluation, episodes = found
     decision = evaluation.decision

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from datasets.encoding import Encoder, fit_encoder
 from datasets.errors import OfflineDqnError
 from datasets.replay import GATE, Replay
+from datasets.spreading import Spread, one_by_one
 from offline_dqn.fqe import HeldOutValues
 from offline_dqn.policy import Policy
 from offline_dqn.shield import acting_probs
@@ -131,6 +132,7 @@ def cross_fit(
     *,
     propensity: PropensityConfig,
     seed: int,
+    spread: Spread = one_by_one,
 ) -> CrossFitted:
     """Action values, marginalized weights and behavior probabilities on the gate steps, from other episodes.
 
@@ -142,53 +144,101 @@ def cross_fit(
         fit_models: prepares the models of a fold.
         propensity: how behavior probabilities are estimated where the contract says so.
         seed: of the fits.
+        spread: works out the folds.
 
     Raises:
         NothingToFitError: if a fold holds every episode there is.
     """
     on_gate = replay.split == GATE
+    n_folds = int(folds.max()) + 1
+    fit = partial(_fit_fold, replay, folds, policies, fit_models, propensity, seed)
+    found = spread("fold", fit, range(n_folds))
     q: dict[str, Floats] = {role: np.zeros((replay.n_steps, replay.n_actions)) for role in policies}
     weights: dict[str, Floats] = {role: np.zeros(replay.n_steps) for role in policies}
     fits: dict[str, list[FoldFit]] = {role: [] for role in policies}
-    behavior_probs, weighable = np.array(replay.behavior_prob), True
-    for number in range(int(folds.max()) + 1):
-        judged = np.zeros(replay.n_episodes, dtype=bool)
-        judged[np.flatnonzero(on_gate)[folds == number]] = True
-        # A judged user's other episodes, of whatever split, would tell the model of that user.
-        fitting = ~np.isin(replay.clusters, replay.clusters[judged])
-        if not fitting.any():
-            raise NothingToFitError(
-                "The replay dataset is one cluster of gate episodes: nothing lies outside it to fit a model on. Wait "
-                "for more nights."
-            )
-        fold = Fold(replay, judged, fitting, seed + number)
-        models = fit_models(fold)
-        outside_probs = behavior_outside(fold, propensity)
-        if replay.contract.behavior.propensity == "estimated":
-            behavior_probs[fold.steps] = estimated_probs(fold.outside, fold.held, fold.encoder, propensity, fold.seed)
-        done: dict[int, str] = {}
-        for role, probs in policies.items():
-            same = done.setdefault(id(probs), role)
-            if same != role:
-                q[role][fold.steps], weights[role][fold.steps] = q[same][fold.steps], weights[same][fold.steps]
-                fits[role].append(fits[same][-1])
-                continue
-            found = models.held_out(probs[fold.outside_steps], probs[fold.steps])
-            q[role][fold.steps] = found.q_values
-            fits[role].append(FoldFit(fold.held.n_episodes / int(on_gate.sum()), fitting, found))
-            if outside_probs is None:
-                weighable = False
-                continue
-            ratios = logged_ratios(probs[fold.outside_steps], fold.outside.actions, outside_probs)
-            weights[role][fold.steps] = models.state_weights(ratios)
+    behavior_probs = np.array(replay.behavior_prob)
+    for number, of_fold in enumerate(found):
+        judged, fitting = _episodes_of_fold(replay, folds, number)
+        held = judged[replay.episode_of_step]
+        if of_fold.behavior_probs is not None:
+            behavior_probs[held] = of_fold.behavior_probs
+        for role, same in of_fold.same_as.items():
+            values = of_fold.values[same]
+            q[role][held] = values.q_values
+            fits[role].append(FoldFit(int(judged.sum()) / int(on_gate.sum()), fitting, values))
+            if of_fold.state_weights is not None:
+                weights[role][held] = of_fold.state_weights[same]
     steps = on_gate[replay.episode_of_step]
-    errors = {role: model_error(replay, found) for role, found in fits.items()}
+    errors = {role: model_error(replay, of_role) for role, of_role in fits.items()}
+    weighable = all(of_fold.state_weights is not None for of_fold in found)
     return CrossFitted(
         q={role: values[steps] for role, values in q.items()},
         model_errors={role: error for role, error in errors.items() if error is not None},
         state_weights={role: values[steps] for role, values in weights.items()} if weighable else {},
         behavior_probs=behavior_probs[steps],
     )
+
+
+@dataclass(frozen=True)
+class _OfFold:
+    """What the models of one fold say.
+
+    Attributes:
+        same_as: by role, the first role with the same policy; that one was modelled.
+        values: by modelled role.
+        state_weights: (T_held,) by modelled role; None where too few behavior probabilities are known.
+        behavior_probs: (T_held,) where they are estimated, else None.
+    """
+
+    same_as: Mapping[str, str]
+    values: Mapping[str, HeldOutValues]
+    state_weights: Mapping[str, Floats] | None
+    behavior_probs: Floats | None
+
+
+def _episodes_of_fold(replay: Replay, folds: Ints, number: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """(N,) each: the judged episodes of a fold, and those its models may be fitted on."""
+    judged = np.zeros(replay.n_episodes, dtype=bool)
+    judged[np.flatnonzero(replay.split == GATE)[folds == number]] = True
+    # A judged user's other episodes, of whatever split, would tell the model of that user.
+    return judged, ~np.isin(replay.clusters, replay.clusters[judged])
+
+
+def _fit_fold(
+    replay: Replay,
+    folds: Ints,
+    policies: Mapping[str, Floats],
+    fit_models: FoldFitter,
+    propensity: PropensityConfig,
+    seed: int,
+    number: int,
+) -> _OfFold:
+    """Fold `number`, which rests on no other; arguments as `cross_fit` takes them."""
+    judged, fitting = _episodes_of_fold(replay, folds, number)
+    if not fitting.any():
+        raise NothingToFitError(
+            "The replay dataset is one cluster of gate episodes: nothing lies outside it to fit a model on. Wait "
+            "for more nights."
+        )
+    fold = Fold(replay, judged, fitting, seed + number)
+    models = fit_models(fold)
+    outside_probs = behavior_outside(fold, propensity)
+    estimated = None
+    if replay.contract.behavior.propensity == "estimated":
+        estimated = estimated_probs(fold.outside, fold.held, fold.encoder, propensity, fold.seed)
+    same_as: dict[str, str] = {}
+    first: dict[int, str] = {}
+    values: dict[str, HeldOutValues] = {}
+    weights: dict[str, Floats] = {}
+    for role, probs in policies.items():
+        same_as[role] = first.setdefault(id(probs), role)
+        if same_as[role] != role:
+            continue
+        values[role] = models.held_out(probs[fold.outside_steps], probs[fold.steps])
+        if outside_probs is not None:
+            ratios = logged_ratios(probs[fold.outside_steps], fold.outside.actions, outside_probs)
+            weights[role] = models.state_weights(ratios)
+    return _OfFold(same_as, values, None if outside_probs is None else weights, estimated)
 
 
 def step_probs(policy: Policy, replay: Replay) -> Floats:

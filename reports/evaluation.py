@@ -9,6 +9,7 @@ import numpy as np
 
 from datasets.errors import OfflineDqnError
 from datasets.replay import GATE, Replay
+from datasets.spreading import Spread, one_by_one
 from offline_dqn.devices import one_thread
 from offline_dqn.policy import Policy
 from reports.assessment import DECIDING_RULE, assess, night_episodes_upper
@@ -54,6 +55,7 @@ def evaluate_candidate(
     freshness: Freshness | None = None,
     explain: bool = True,
     on_terms: Callable[[Replay, EpisodeTerms], None] = lambda *_: None,
+    spread: Spread = one_by_one,
 ) -> Evaluation:
     """Estimate the candidate's value on the gate episodes, compare it with what runs today, and decide.
 
@@ -77,6 +79,7 @@ def evaluate_candidate(
             Q-values keep their word, and where in the features the log shows too little.
         freshness: whether newer nights are like the gate episodes; None where nobody looked.
         on_terms: is given the episodes that were judged and the deciding estimator's terms of each.
+        spread: works out the folds.
 
     Raises:
         EvaluationError: if no gate episode can be used.
@@ -121,6 +124,7 @@ def evaluate_candidate(
         fit_models,
         propensity=config.propensity,
         seed=seed,
+        spread=spread,
     )
     arms = {
         role: Arm(

@@ -24,7 +24,11 @@ MAY_IMPORT = {
 
 EDGES = {
     "prefect": ("pipelines/",),
-    "prefect_dask": ("pipelines/",),
+    "prefect_dask": ("pipelines/dask_workers.py",),
+    "distributed": ("pipelines/dask_workers.py",),
+    "prefect_ray": ("pipelines/ray_workers.py",),
+    "ray": ("pipelines/ray_workers.py",),
+    "cloudpickle": ("pipelines/pieces.py",),
     "torch": ("offline_dqn/", "reports/"),
     "mlflow": ("reports/registry.py", "reports/tracking.py"),
     "great_expectations": ("datasets/duckdb_datasource.py", "datasets/docs_page.py"),

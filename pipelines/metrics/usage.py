@@ -30,8 +30,9 @@ class Usage:
 
     Attributes:
         wall_s: seconds by the clock.
-        cpu_s: CPU seconds of every thread, and of child processes that have ended and were waited for.
-        peak_bytes: most resident memory of this process at once.
+        cpu_s: CPU seconds of every thread, of child processes that have ended and were waited for, and of an engine's
+            workers.
+        peak_bytes: most resident memory of one process at once: this one, or an engine's worker.
         read_bytes, written_bytes: that went to disks; what a cache answered is not counted.
     """
 
@@ -80,6 +81,7 @@ class Meter:
         with contextlib.suppress(OSError):  # another system than Linux: the peak is then that of the whole process
             Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
         self._wall, self._cpu, self._io = time.perf_counter(), _cpu_seconds(), _io_bytes()
+        _elsewhere.peak_bytes = 0
 
     def read(self) -> Usage:
         """What was used so far."""
@@ -90,15 +92,36 @@ class Meter:
         return Usage(
             wall_s=time.perf_counter() - self._wall,
             cpu_s=_cpu_seconds() - self._cpu,
-            peak_bytes=_peak_bytes(),
+            peak_bytes=_highest(_peak_bytes(), _elsewhere.peak_bytes),
             read_bytes=read_bytes,
             written_bytes=written_bytes,
         )
 
 
+@dataclass
+class _Elsewhere:
+    """What pieces of the stage under way took in processes that are no children of this one, as these tell."""
+
+    cpu_s: float = 0.0
+    peak_bytes: int = 0
+
+
+_elsewhere = _Elsewhere()
+
+
+def used_elsewhere(cpu_s: float, peak_bytes: int) -> None:
+    """Counts a piece that an engine's worker has worked out: its CPU seconds, and the memory its process has held."""
+    _elsewhere.cpu_s += cpu_s
+    _elsewhere.peak_bytes = max(_elsewhere.peak_bytes, peak_bytes)
+
+
+def _highest(own: int | None, elsewhere: int) -> int | None:
+    return None if own is None else max(own, elsewhere)
+
+
 def _cpu_seconds() -> float:
     own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime + _elsewhere.cpu_s
 
 
 def _peak_bytes() -> int | None:

@@ -1,0 +1,95 @@
+"""Pieces on Dask workers: processes of this machine, or those of a scheduler that runs already."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import distributed
+from distributed.comm.core import CommClosedError
+from prefect_dask.task_runners import DaskTaskRunner
+
+from pipelines.engine_config import EngineConfig
+from pipelines.made_by import made_by
+from pipelines.metrics.usage import used_elsewhere
+from pipelines.piece_task import packed_piece_task, workers_reach_server
+from pipelines.pieces import Done, EngineError, Piece, in_flow, pack, refuse_others, work_out_packed
+
+_CONNECT_S = 20
+
+
+class DaskWorkers:
+    """What `pipelines.engines` gives pieces to where `[engine] kind = "dask"`."""
+
+    def __init__(self, config: EngineConfig, stack: ExitStack) -> None:
+        """Starts the workers, or connects; `stack` ends that.
+
+        Raises:
+            EngineError: no scheduler answers, it has no workers, or they are not like this process.
+        """
+        self._address = config.address
+        self._as_tasks = in_flow() and workers_reach_server(config.address)
+        logging.getLogger("distributed").setLevel(logging.ERROR)
+        self._runner = stack.enter_context(
+            DaskTaskRunner(cluster_kwargs=_on_this_machine(config.n_local))
+            if config.address is None
+            else DaskTaskRunner(address=config.address, client_kwargs={"timeout": _CONNECT_S})
+        )
+        try:
+            self._client = self._runner.client
+        except (OSError, TimeoutError) as error:
+            raise EngineError(
+                f"No Dask scheduler answers at [engine] address = {config.address} within {_CONNECT_S} s "
+                f"({type(error).__name__}). Start one there (`dask scheduler`) with workers (`dask worker "
+                f"{config.address} --nthreads 1`), or leave the address out."
+            ) from error
+        if config.address is not None:
+            refuse_others(self._client.run(made_by), made_by(), _start_one(config.address))
+
+    def submit(self, pieces: Sequence[Piece]) -> list[Callable[[], Any]]:
+        """See `Workers`."""
+        functions = {id(piece.function): pack(piece.function) for piece in pieces}
+        packed = [(functions[id(piece.function)], pack(piece.item), piece.name) for piece in pieces]
+        return [self._waiting(self._begun(*each), each[2]) for each in packed]
+
+    def _begun(self, function: bytes, item: bytes, name: str) -> Callable[[], Done]:
+        if self._as_tasks:
+            named = packed_piece_task.with_options(name=name.split()[0], task_run_name=name)
+            future: Any = self._runner.submit(named, {"function": function, "item": item, "name": name})
+            return future.result  # type: ignore[no-any-return]
+        begun: Any = self._client.submit(work_out_packed, function, item, name, pure=False)
+        return begun.result  # type: ignore[no-any-return]
+
+    def _waiting(self, result: Callable[[], Done], name: str) -> Callable[[], Any]:
+        def wait() -> Any:
+            try:
+                done = result()
+            except (distributed.KilledWorker, CommClosedError, asyncio.CancelledError) as error:
+                raise EngineError(
+                    f"The Dask workers ended while they were at {name} ({type(error).__name__}). Most often the memory "
+                    "of their machine is too small for so many pieces at once: lower [engine] workers. "
+                    "`offline-dqn nightly` goes on from there."
+                ) from error
+            used_elsewhere(done.cpu_s, done.peak_bytes)
+            return done.found
+
+        return wait
+
+
+def _on_this_machine(n: int) -> dict[str, Any]:
+    return {
+        "n_workers": n,
+        "threads_per_worker": 1,
+        "processes": True,
+        "host": "127.0.0.1",
+        "dashboard_address": None,
+        "memory_limit": 0,  # what a piece holds Dask cannot spill; it would only pause for ever
+        "silence_logs": logging.ERROR,
+    }
+
+
+def _start_one(address: str) -> str:
+    return f"start workers there: `dask worker {address} --nthreads 1`"
