@@ -11,7 +11,7 @@ WORK ?=
 PORT ?= 4200
 
 .DEFAULT_GOAL := help
-.PHONY: derived schema help setup nightly loop serve test lint format bench peers calibrate clean
+.PHONY: derived docs schema help setup nightly loop serve test lint format bench peers calibrate clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ lint: $(READY) ## ruff and mypy --strict
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+docs: $(READY) ## Build the site of docs/ into build/site, without the network: open build/site/index.html
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 format: $(READY) ## Format the code
 	@$(BIN)/ruff format .
