@@ -19,6 +19,7 @@ from datasets.coverage import coverage_of
 from datasets.duck import NO_ROOM, duck, literal
 from datasets.episodes import episodes_sql, transitions_sql
 from datasets.errors import OfflineDqnError
+from datasets.exclusions import read_exclusions
 from datasets.lake import Lake
 from datasets.locking import ReadOnlyError, exclusive_lock
 from datasets.outcomes import outcomes_status_sql
@@ -162,10 +163,10 @@ def _views(lake: Lake, as_of: datetime) -> dict[str, str]:
     return {
         **{
             table: f"SELECT * FROM {tables[table]}"
-            for table in ("steps", "outcomes", "quarantine", "files", "removals")
+            for table in ("steps", "outcomes", "quarantine", "files", "removals", "exclusions")
         },
         "batches": _batches_sql(tables["batches"]),
-        "episodes": episodes_sql("steps", "outcomes", "quarantine", lake.contract, as_of),
+        "episodes": episodes_sql("steps", "outcomes", "quarantine", lake.contract, as_of, read_exclusions(lake)),
         "transitions": transitions_sql("steps", "outcomes", "episodes", lake.contract),
         **awaited,
     }
@@ -236,7 +237,7 @@ def query_catalog(path: Path, sql: str, *, folders: Sequence[Path]) -> QueryResu
         kinds = ", ".join(s.type.name for s in statements) or "nothing"
         raise QueryError(
             f"`query` answers exactly one SELECT and changes nothing; this is {kinds}. The views are steps, "
-            "transitions, episodes, outcomes, quarantine, batches, files, removals, releases, evaluations, "
+            "transitions, episodes, outcomes, quarantine, batches, files, removals, exclusions, releases, evaluations, "
             "evaluation_episodes, drift_history, metrics and coverage."
         )
     if not path.exists():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from datasets.contract import Contract
 from datasets.duck import literal
+from datasets.exclusions import Exclusion, excluded_episodes_sql
 from datasets.identities import identity_sql
 from datasets.outcomes import combined_outcomes_sql, ends_sql, step_end_sql, window_end_sql
 
@@ -13,7 +15,14 @@ REJECTED = "rejected by "
 """How the reason of a quarantined row begins whose whole batch a person rejected."""
 
 
-def episodes_sql(steps: str, outcomes: str, quarantine: str, contract: Contract, as_of: datetime) -> str:
+def episodes_sql(
+    steps: str,
+    outcomes: str,
+    quarantine: str,
+    contract: Contract,
+    as_of: datetime,
+    rules: Sequence[Exclusion] = (),
+) -> str:
     """A SELECT with one row per episode, as seen at `as_of`.
 
     An episode has ended when its last step is terminated or truncated, by its own flags or by an outcome of its
@@ -28,18 +37,22 @@ def episodes_sql(steps: str, outcomes: str, quarantine: str, contract: Contract,
 
     Args:
         steps, outcomes, quarantine: SQL relations of those tables, as logged.
+        rules: what a person has taken out; such an episode is named as excluded, whatever else is true of it.
 
     Returns:
         Columns episode_id, cluster, policy_version (of the first step), n_steps, n_awaited (steps whose outcomes may
         still come), n_defaulted (steps whose window closed without any), return (sum of rewards, not discounted; null
         while any is awaited), start, end, log_date (of the start), terminated, truncated (at the last step, not by
-        idleness), complete, damage (null where there is none), as_of.
+        idleness), complete, damage (null where there is none), excluded (names of the rules, or null), as_of.
     """
     now = f"TIMESTAMPTZ {literal(as_of.isoformat())}"
     idle = f'"end" <= {now} - INTERVAL {contract.episodes.timeout_s} SECONDS'
     one_step = contract.episodes.kind == "one_step"
     ended = "true" if one_step else f"coalesce(terminated OR truncated OR {idle}, false)"
     apart = f"INTERVAL {round(contract.episodes.clock_tolerance_s * 1e6)} MICROSECONDS"
+    left_out = ""
+    if rules:
+        left_out = f" LEFT JOIN ({excluded_episodes_sql(steps, outcomes, quarantine, rules)}) USING (episode_id)"
     return f"""
 WITH lost AS ({lost_rows_sql(steps, outcomes, quarantine, contract)}),
 quarantined AS (SELECT episode_id, count(*) AS n FROM lost WHERE episode_id IS NOT NULL GROUP BY 1),
@@ -99,8 +112,9 @@ SELECT episode_id, cluster, policy_version, n_steps, n_awaited, n_defaulted,
         CASE WHEN n_out_of_range > 0
             THEN 'the outcomes of ' || n_out_of_range || ' steps make rewards outside the contract''s range' END
     ), '') AS damage,
+    {"excluded" if rules else "NULL::VARCHAR AS excluded"},
     {now} AS as_of
-FROM counted LEFT JOIN quarantined USING (episode_id), numbered"""
+FROM counted LEFT JOIN quarantined USING (episode_id){left_out}, numbered"""
 
 
 def _placed_steps_sql(steps: str, outcomes: str, contract: Contract, now: str) -> str:
@@ -185,7 +199,7 @@ def _unread(column: str, table: str, quarantine: str) -> str:
 
 
 def settled_steps_sql(steps: str, outcomes: str, episodes: str, contract: Contract) -> str:
-    """A SELECT with one row per step of a complete, undamaged episode, in no order.
+    """A SELECT with one row per step of a complete, undamaged, not excluded episode, in no order.
 
     Columns: all of steps, with `reward` as settled by outcomes where it was awaited, the end flags and final
     observation as settled by them too, and `night`, the day on which the episode started.
@@ -197,11 +211,11 @@ def settled_steps_sql(steps: str, outcomes: str, episodes: str, contract: Contra
     return f"""
 SELECT s.* REPLACE ({_settled(contract)}), p.log_date AS night
 FROM {_with_outcomes(steps, outcomes, contract)} JOIN {episodes} p ON p.episode_id = s.episode_id
-WHERE p.complete AND p.damage IS NULL"""
+WHERE p.complete AND p.damage IS NULL AND p.excluded IS NULL"""
 
 
 def transitions_sql(steps: str, outcomes: str, episodes: str, contract: Contract) -> str:
-    """A SELECT with one row per step of a complete, undamaged episode, with its position and what followed.
+    """A SELECT with one row per step of a complete, undamaged, not excluded episode: its position and what followed.
 
     Columns: all of steps, with `reward` as settled by outcomes where it was awaited, the end flags and final
     observation as settled by them too, and `position` (0 for the episode's first step), `episode_start`,
@@ -226,6 +240,6 @@ FROM (
         lead(observation) OVER same AS lead_observation,
         row_number() OVER same = p.n_steps AS is_last
     FROM {_with_outcomes(steps, outcomes, contract)} JOIN {episodes} p ON p.episode_id = s.episode_id
-    WHERE p.complete AND p.damage IS NULL
+    WHERE p.complete AND p.damage IS NULL AND p.excluded IS NULL
     WINDOW same AS (PARTITION BY s.episode_id ORDER BY step NULLS LAST, s.timestamp)
 )"""

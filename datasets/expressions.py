@@ -95,6 +95,17 @@ def mentioned_fields(expression: str, struct: str) -> frozenset[str] | None:
     return frozenset(fields)
 
 
+@lru_cache(maxsize=1024)
+def unsteady_functions(expression: str) -> tuple[str, ...]:
+    """Functions that an expression calls and that may answer otherwise the next time, such as `random` and `now`."""
+    called = {str(node.get("function_name", "")).lower() for node in _nodes(syntax_tree(expression) or {})} - {""}
+    with duckdb.connect(config=SEALED) as connection:
+        found = connection.execute(
+            "SELECT DISTINCT function_name FROM duckdb_functions() WHERE stability <> 'CONSISTENT' ORDER BY 1"
+        ).fetchall()
+    return tuple(name for (name,) in found if name in called)
+
+
 def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
     """Every node of a syntax tree."""
     if isinstance(tree, list):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date, datetime
@@ -22,6 +22,7 @@ from datasets.contract import CategoricalFeature, Contract, ImageFeature, Vector
 from datasets.coverage import write_coverage
 from datasets.duck import duck, literal
 from datasets.episodes import episodes_sql, lost_rows_sql, transitions_sql
+from datasets.exclusions import Exclusion, not_excluded_sql, read_exclusions
 from datasets.lake import Lake
 from datasets.observations import MISSING_CODE, Observations
 from datasets.outcomes import end_window_sql, window_end_sql
@@ -57,7 +58,9 @@ def freeze_snapshot(
     judge_since: date | None = None,
     whole_nights: bool = False,
 ) -> tuple[Path, SnapshotSummary]:
-    """Freezes the complete, undamaged episodes of the lake into `folder/<digest>`; memory does not grow with steps.
+    """Freezes the complete, undamaged episodes of the lake that nobody excluded into `folder/<digest>`.
+
+    Memory does not grow with steps.
 
     Where the same content was frozen before, that snapshot and its summary are returned.
 
@@ -151,8 +154,8 @@ class _Chosen:
             raise NoEpisodesError(
                 f"There is no episode to freeze: {left['n_open']} are still open at {as_of:%Y-%m-%d %H:%M} UTC, "
                 f"{left['n_damaged']} are damaged, {left['n_before_change']} are older than the change of the world, "
-                f'{left["n_too_new"]} too new to judge. `offline-dqn query "SELECT complete, damage, count(*) FROM '
-                'episodes GROUP BY ALL"` shows why.'
+                f'{left["n_too_new"]} too new to judge, {left["n_excluded"]} excluded. `offline-dqn query "SELECT '
+                'complete, damage, excluded, count(*) FROM episodes GROUP BY ALL"` shows why.'
             )
         if judges is None:
             return
@@ -175,6 +178,7 @@ class _Reading:
     outcomes: str
     quarantine: str
     started_after: datetime | None
+    rules: Sequence[Exclusion]
 
     def choose(self, config: SnapshotConfig, judges: GateNights | None, judge_since: date | None) -> _Chosen:
         """The episodes with split, cluster code and place; makes the table `chosen` of them."""
@@ -182,7 +186,8 @@ class _Reading:
         found = self.connection.sql(
             f"""SELECT episode_id, cluster, coalesce(policy_version, '') AS policy_version, log_date AS night, n_steps,
                 start AT TIME ZONE 'UTC' AS started
-            FROM episodes WHERE complete AND damage IS NULL {since} ORDER BY start, log_date, episode_id"""
+            FROM episodes WHERE complete AND damage IS NULL AND excluded IS NULL {since}
+            ORDER BY start, log_date, episode_id"""
         ).to_arrow_table()
         still_open = self.connection.sql(
             "SELECT DISTINCT log_date FROM episodes WHERE NOT complete AND log_date IS NOT NULL"
@@ -208,17 +213,31 @@ class _Reading:
         return _Chosen(table, {**self._counts(), "n_before_change": int(early.sum()), "n_too_new": int(too_new.sum())})
 
     def _counts(self) -> dict[str, Any]:
+        quarantine = not_excluded_sql(self.quarantine, self.rules)
         counted = self.connection.execute(
-            f"""SELECT count(*) FILTER (NOT complete), count(*) FILTER (complete AND damage IS NOT NULL),
+            f"""SELECT count(*) FILTER (NOT complete AND excluded IS NULL),
+                count(*) FILTER (complete AND damage IS NOT NULL AND excluded IS NULL),
                 (SELECT count(*) FILTER (WHERE episode_id IS NULL) + count(DISTINCT episode_id) FILTER (
                     WHERE episode_id NOT IN (SELECT episode_id FROM episodes))
-                FROM ({lost_rows_sql(self.steps, self.outcomes, self.quarantine, self.contract)})) FROM episodes"""
+                FROM ({lost_rows_sql(self.steps, self.outcomes, quarantine, self.contract)})) FROM episodes"""
         ).fetchone()
         damage = self.connection.execute(
             """SELECT regexp_replace(unnest(string_split(damage, '; ')), '\\d+', 'some', 'g') AS cause, count(*)
-            FROM episodes WHERE complete AND damage IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1"""
+            FROM episodes WHERE complete AND damage IS NOT NULL AND excluded IS NULL GROUP BY 1 ORDER BY 2 DESC, 1"""
         ).fetchall()
-        return dict(zip(("n_open", "n_damaged", "n_unplaced"), counted or (), strict=True)) | {"damage": dict(damage)}
+        excluded = self.connection.execute(
+            """SELECT unnest(string_split(excluded, ', ')) AS name, count(*) FROM episodes
+            WHERE excluded IS NOT NULL GROUP BY 1 ORDER BY 1"""
+        ).fetchall()
+        words = {rule.name: rule.in_words for rule in self.rules}
+        every = "SELECT count(*) FROM episodes WHERE excluded IS NOT NULL"
+        ((n_excluded,),) = self.connection.execute(every).fetchall()
+        return {
+            **dict(zip(("n_open", "n_damaged", "n_unplaced"), counted or (), strict=True)),
+            "damage": dict(damage),
+            "n_excluded": n_excluded,
+            "excluded": {words[name]: n for name, n in excluded},
+        }
 
     def blocks(self, episodes: pa.Table) -> Iterator[StepBlock]:
         """The steps of the chosen episodes in the order of the table.
@@ -282,11 +301,12 @@ def _reading(
     tables = lake.scans(("steps", "outcomes", "quarantine"))
     steps = f"(SELECT * FROM {tables['steps']} WHERE {until})"
     outcomes, quarantine = tables["outcomes"], tables["quarantine"]
-    episodes = episodes_sql(steps, outcomes, quarantine, lake.contract, as_of)
+    rules = read_exclusions(lake)
+    episodes = episodes_sql(steps, outcomes, quarantine, lake.contract, as_of, rules)
     spill = folder / ".spill"
     with duck(memory=config.memory, spill=spill) as connection:
         connection.execute(f"CREATE TEMP TABLE episodes AS {episodes}")
-        yield _Reading(connection, lake.contract, steps, outcomes, quarantine, started_after)
+        yield _Reading(connection, lake.contract, steps, outcomes, quarantine, started_after, rules)
     shutil.rmtree(spill, ignore_errors=True)
 
 

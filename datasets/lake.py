@@ -50,7 +50,7 @@ from datasets.tables import (
 _ABOUT = "lake.json"
 """The file in which a lake says which format it has, and under which contract its rows were written."""
 
-FORMAT = 2
+FORMAT = 3
 """Of the tables, their columns and the files beside them. A lake of another format is refused, never guessed at."""
 
 _CONTRACTED = ("outcomes", "steps")

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,6 +54,7 @@ class SnapshotSummary:
         n_before_change: episodes of `select` and `gate` left out because they are older than `judge_since`.
         n_too_new: episodes left out because their night is not closed yet: it will judge once it is.
         n_unusable_ends: truncated last steps whose next observation is not known.
+        n_excluded: episodes that a person took out of training and evaluation, and `excluded` how many by which rule.
         n_erased: episodes that erasure took out since it was frozen; `redacted_from` is the digest it had before.
     """
 
@@ -75,6 +76,8 @@ class SnapshotSummary:
     n_erased: int
     redacted_from: str | None
     config: Mapping[str, Any]
+    n_excluded: int = 0
+    excluded: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def damaged_share(self) -> float:
@@ -86,7 +89,8 @@ class SnapshotSummary:
     def left_out(self) -> dict[str, Any]:
         """What is not in it, and why: part of the digest, because the gate charges for damage."""
         names = ("n_open", "n_damaged", "damage", "n_unplaced", "n_before_change", "n_too_new", "n_erased")
-        return {name: getattr(self, name) for name in names}
+        excluded = {"n_excluded": self.n_excluded} if self.n_excluded else {}
+        return {name: getattr(self, name) for name in names} | excluded
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -11,7 +11,7 @@ import pyarrow as pa
 from datasets.contract import Contract
 from datasets.duck import FEATURE_TYPES, duck, literal, quoted
 
-TABLES = ("quarantine", "files", "outcomes", "removals", "batches", "steps")
+TABLES = ("quarantine", "files", "outcomes", "removals", "exclusions", "batches", "steps")
 """In the order in which a batch commits them: `steps` last, because its commit is the one that counts."""
 
 SORTED_BY = {
@@ -19,6 +19,7 @@ SORTED_BY = {
     "files": "commit_number, path",
     "outcomes": "decision_id, timestamp",
     "removals": "commit_number, batch_id",
+    "exclusions": "commit_number",
     "batches": "commit_number",
     "steps": "episode_id, step, timestamp",
 }
@@ -82,6 +83,18 @@ def table_columns(contract: Contract) -> dict[str, dict[str, str]]:
             "n_rows": "BIGINT",
             "reason": "VARCHAR",
             "removed_at": "TIMESTAMPTZ",
+            "commit_number": "BIGINT",
+        },
+        "exclusions": {
+            "exclusion_id": "VARCHAR",
+            "action": "VARCHAR",
+            "source": "VARCHAR",
+            "batch_id": "VARCHAR",
+            "condition": "VARCHAR",
+            "reviewer": "VARCHAR",
+            "note": "VARCHAR",
+            "settled_at": "TIMESTAMPTZ",
+            "n_rows": "BIGINT",
             "commit_number": "BIGINT",
         },
         "batches": {

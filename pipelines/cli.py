@@ -33,6 +33,7 @@ from pipelines.command import (
 )
 from pipelines.drift_commands import drift_app
 from pipelines.erase_command import add_erase_command
+from pipelines.exclude_commands import exclude_app
 from pipelines.metrics.command import metrics_app
 from pipelines.notify.commands import notify_app
 from pipelines.policy_commands import policy_app
@@ -77,6 +78,7 @@ app.add_typer(backup_app)
 app.add_typer(metrics_app)
 app.add_typer(slo_app)
 app.add_typer(quarantine_app, name="quarantine")
+app.add_typer(exclude_app, name="exclude")
 app.add_typer(notify_app, name="notify")
 app.command("import")(import_command)
 add_sign_command(app)
@@ -606,8 +608,13 @@ def rollback(
     as_json: JsonOption = False,
 ) -> None:
     """Go back to a former champion, or to the rules."""
+    from pipelines.excluding import taint_of
+
     opened = open_workspace_of(workspace)
     promotion = opened.registry.rollback(to, reviewer=reviewer or user_name(), note=note)
+    tainted = taint_of(opened, promotion.to_release)  # a warning only: going back must always be possible
+    if tainted is not None:
+        console.warn(f"release {promotion.to_release} acts, and {tainted.in_words}; `rollback` goes back further")
     _print_promotion(opened, promotion, as_json)
 
 

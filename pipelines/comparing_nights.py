@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from datasets.contract import ImageFeature
 from datasets.duck import duck, quoted
 from datasets.episodes import episodes_sql, settled_steps_sql
+from datasets.exclusions import read_exclusions
 from drift.cells import MAX_CELLS, Cells, dense
 from drift.config import DriftConfig
 from drift.row_comparison import RowComparison, compare_rows_by_cell
@@ -84,7 +85,7 @@ def lake_sides(
     )
     images = [f"observation.{name}" for name, feature in contract.features.items() if isinstance(feature, ImageFeature)]
     with TemporaryDirectory(prefix="offline-dqn-") as folder, duck(memory="1GB", spill=Path(folder)) as connection:
-        episodes = episodes_sql(steps, tables["outcomes"], tables["quarantine"], contract, as_of)
+        episodes = episodes_sql(steps, tables["outcomes"], tables["quarantine"], contract, as_of, read_exclusions(lake))
         connection.execute(f"CREATE TEMP TABLE episodes AS {episodes}")
         rows = settled_steps_sql(steps, tables["outcomes"], "episodes", contract)
         sides = []

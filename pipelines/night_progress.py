@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.durable import write_durably
+from datasets.exclusions import read_exclusions
 from pipelines.made_by import made_by
 from pipelines.readings import digest_of
 from pipelines.workspace import Workspace
@@ -24,7 +25,7 @@ class NightProgress:
     """A night that has begun.
 
     Attributes:
-        key: what decides it beside the lake: settings, contract, code, champion, and what was asked for.
+        key: what decides it beside the lake: settings, contract, code, champion, exclusions, and what was asked for.
         started_at: when it began, by the clock.
         as_of: the instant that all of its stages take for now; None until an ingest has shown it, where that is the
             newest timestamp of the log.
@@ -108,6 +109,7 @@ def _key(workspace: Workspace, force_train: bool) -> dict[str, Any]:
         "contract": workspace.contract.digest,
         "code": made_by()["source"],
         "champion": workspace.registry.champion(),
+        "exclusions": [rule.name for rule in read_exclusions(workspace.open_lake())],
         "force_train": force_train,
     }
 

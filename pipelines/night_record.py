@@ -11,6 +11,7 @@ from datasets.batches import Batch, list_batches
 from datasets.ingest import IngestReport
 from pipelines import stages
 from pipelines.drift_pages import night_page
+from pipelines.excluding import taint_of
 from pipelines.fallbacks import live_fallbacks
 from pipelines.nights import NightRecord
 from pipelines.stages import DriftOutcome, EvaluateOutcome
@@ -132,6 +133,7 @@ def record_of(
             *ingested.warnings,
             *_still_held(workspace, held.batch_id if held else ingested.batch),
             *warnings_of_drift(drift),
+            *_excluded_champion(workspace),
             *([alert] if alert else []),
         ],
         fallback_share=None if fallbacks is None else round(fallbacks.share, 6),
@@ -157,6 +159,18 @@ def _still_held(workspace: Workspace, tonight: str | None) -> list[str]:
         f"`offline-dqn batches show {b.batch_id}`"
         for b in held
         if b.batch_id != tonight
+    ]
+
+
+def _excluded_champion(workspace: Workspace) -> list[str]:
+    """The champion itself may rest on what somebody took out."""
+    champion = workspace.registry.champion()
+    tainted = taint_of(workspace, champion) if champion is not None else None
+    if tainted is None:
+        return []
+    return [
+        f"release {champion}, the champion: {tainted.in_words}; `offline-dqn rollback` goes back to one before, "
+        "`offline-dqn nightly --force-train` trains without them"
     ]
 
 

@@ -21,6 +21,7 @@ from offline_dqn.networks import Parameters
 from offline_dqn.sampling import BatchSource
 from offline_dqn.warm_start import champion_parameters
 from pipelines.acting import load_release
+from pipelines.excluding import taint_of_snapshot
 from pipelines.workspace import Workspace
 from reports.manifest import read_manifest
 
@@ -97,6 +98,9 @@ def first_parameters(workspace: Workspace, parent: Parent | None, source: BatchS
 
 
 def _why_not(workspace: Workspace, replay: Replay, summary: SnapshotSummary, snapshot: str) -> str:
+    tainted = taint_of_snapshot(workspace, snapshot)
+    if tainted is not None:
+        return tainted.in_words
     try:
         before = read_summary(current_snapshot(workspace.snapshots_path / snapshot))
     except SnapshotError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipelines.excluding import taint_of
 from pipelines.lapsing import why_lapsed
 from pipelines.live_nights import freshness_of_release
 from pipelines.readings import reading_behind, snapshot_of
@@ -21,6 +22,10 @@ class BudgetStopsError(PromotionRefusedError):
     """An error budget is spent."""
 
 
+class ExcludedError(PromotionRefusedError):
+    """It learned from, or was judged on, what a person has taken out since."""
+
+
 class WorldChangedError(PromotionRefusedError):
     """The newest nights differ from what the release was judged on."""
 
@@ -32,8 +37,9 @@ def promote(
 
     Args:
         override: promote although the newest nights differ, or cannot be told for a batch of outcomes that is held,
-            although an error budget is spent, or although it was rejected before. It takes a note, which goes into the
-            history; it opens no gate, mends no byte and makes no stale comparison current.
+            although an error budget is spent, although it was rejected before, or although episodes that taught or
+            judged it are excluded. It takes a note, which goes into the history; it opens no gate, mends no byte and
+            makes no stale comparison current.
 
     Returns:
         The promotion, and a sentence on the newest nights.
@@ -59,13 +65,15 @@ def refuse_what_changed(workspace: Workspace, release: int, *, override: bool) -
     and no error budget may be spent.
 
     Args:
-        override: put up with nights that differ or cannot be told, and with a spent budget.
+        override: put up with nights that differ or cannot be told, with a spent budget, and with episodes that are
+            excluded since.
 
     Returns:
         A sentence on the newest nights, and what was overridden, for the history.
 
     Raises:
-        PromotionRefusedError: it lapsed, the rules changed, the world did, or a budget is spent.
+        PromotionRefusedError: it lapsed, the rules changed, the world did, a budget is spent, or it rests on what is
+            excluded now.
     """
     lapsed = why_lapsed(workspace, release)
     if lapsed:
@@ -75,6 +83,13 @@ def refuse_what_changed(workspace: Workspace, release: int, *, override: bool) -
     manifest = read_manifest(workspace.release_path(release))
     says = ""
     if manifest is not None and TRAINING in manifest.files:
+        tainted = taint_of(workspace, release)
+        if tainted is not None and not override:
+            raise ExcludedError(
+                f"Release {release} cannot be promoted: {tainted.in_words} (`offline-dqn exclude list`). `offline-dqn "
+                "nightly --force-train` trains and judges a successor without them; to promote this one all the same, "
+                "give --override and a --note that says why."
+            )
         fresh = freshness_of_release(workspace, snapshot_of(workspace, release))
         says = fresh.sentence
         if fresh.status == "differs" and not override:
@@ -93,6 +108,8 @@ def refuse_what_changed(workspace: Workspace, release: int, *, override: bool) -
             )
         if fresh.status == "differs" or held is not None:
             although += f" (although: {fresh.sentence})"
+        if tainted is not None:
+            although += f" (although {tainted.in_words})"
     return says, although
 
 

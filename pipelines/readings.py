@@ -269,6 +269,7 @@ def left_out(summary: SnapshotSummary) -> dict[str, int]:
         "damaged": summary.n_damaged + summary.n_unplaced,
         "still open": summary.n_open,
         "older than the change": summary.n_before_change,
+        "excluded by a person": summary.n_excluded,
     }
     return {reason: n for reason, n in reasons.items() if n}
 

@@ -215,6 +215,7 @@ def _facts(summary: SnapshotSummary) -> dict[str, object]:
         "still open": counted(summary.n_open, "episode"),
         "damaged": f"{counted(summary.n_damaged, 'episode')}, {quarantined} without an episode",
         "because": "; ".join(f"{cause} ({n:,})" for cause, n in summary.damage.items()),
+        "excluded": "; ".join(f"{counted(n, 'episode')} by {rule}" for rule, n in summary.excluded.items()),
         "before the change": f"{counted(summary.n_before_change, 'episode')} that may not judge"
         if summary.judge_since
         else "",

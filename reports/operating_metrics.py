@@ -84,7 +84,11 @@ METRICS: tuple[OperatingMetric, ...] = (
             Series(
                 "offline_dqn_version_episode_return", "The same by the policy that wrote them.", ("policy_version",)
             ),
-            Series("offline_dqn_episodes", "Episodes that started in the night: complete, open, damaged.", ("state",)),
+            Series(
+                "offline_dqn_episodes",
+                "Episodes that started in the night: complete, open, damaged, excluded.",
+                ("state",),
+            ),
             Series(
                 "offline_dqn_night_decisions",
                 "Decisions of complete episodes, by the policy's version and by what decided.",

@@ -235,6 +235,10 @@ def _left_out(snapshot: Mapping[str, Any]) -> Iterator[tuple[int | None, str, st
         yield snapshot["n_damaged"], "episodes", "are damaged and stay out whole; an episode may have several causes"
         for cause, n in snapshot.get("damage", {}).items():
             yield n, "of them", cause
+    if snapshot.get("n_excluded"):
+        yield snapshot["n_excluded"], "episodes", "were excluded by a person; several rules may mean one episode"
+        for rule, n in snapshot.get("excluded", {}).items():
+            yield n, "of them", rule
     if snapshot.get("n_before_change"):
         since = snapshot.get("judge_since")
         yield snapshot["n_before_change"], "episodes", f"could not judge: they are older than the change on {since}"

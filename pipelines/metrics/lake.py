@@ -15,6 +15,7 @@ import duckdb
 from datasets.contract import Contract
 from datasets.duck import duck, literal
 from datasets.episodes import episodes_sql, transitions_sql
+from datasets.exclusions import read_exclusions
 from datasets.expressions import mentioned_fields
 from datasets.lake import Lake
 from pipelines.metrics.values import Values
@@ -68,7 +69,8 @@ def _read(connection: duckdb.DuckDBPyConnection, lake: Lake, first: date, last: 
         f"CREATE TEMP VIEW steps_of AS SELECT * FROM {scans['steps']} "
         f"WHERE log_date >= DATE {literal((first - _MARGIN).isoformat())}"
     )
-    episodes = episodes_sql("steps_of", scans["outcomes"], scans["quarantine"], lake.contract, as_of)
+    rules = read_exclusions(lake)
+    episodes = episodes_sql("steps_of", scans["outcomes"], scans["quarantine"], lake.contract, as_of, rules)
     between = f"BETWEEN DATE {literal(first.isoformat())} AND DATE {literal(last.isoformat())}"
     connection.execute(f"CREATE TEMP TABLE episodes AS SELECT * FROM ({episodes}) WHERE log_date {between}")
     transitions = transitions_sql("steps_of", scans["outcomes"], "episodes", lake.contract)
@@ -133,7 +135,8 @@ def _facts(connection: duckdb.DuckDBPyConnection, contract: Contract, failed: Ma
     succeeded = columns.get("", "NULL::BOOLEAN")
     return _Facts(
         states=ask(
-            """SELECT log_date, CASE WHEN damage IS NOT NULL THEN 'damaged' WHEN complete THEN 'complete'
+            """SELECT log_date, CASE WHEN excluded IS NOT NULL THEN 'excluded'
+            WHEN damage IS NOT NULL THEN 'damaged' WHEN complete THEN 'complete'
             ELSE 'open' END, count(*) FROM episodes GROUP BY ALL"""
         ),
         returns=ask(

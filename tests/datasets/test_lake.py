@@ -170,7 +170,7 @@ def test_a_lake_of_another_version_is_refused_with_both_names(tmp_path: Path, ch
     with pytest.raises(
         LakeError,
         match=rf"has format {change['format']}, written by offline-dqn 9\.9\.1; this is offline-dqn .*, which reads "
-        r"and writes format 2\. Nothing was changed",
+        r"and writes format 3\. Nothing was changed",
     ):
         lake_at(tmp_path)
     assert sorted((path, path.stat().st_mtime_ns) for path in lake.root.rglob("*")) == before

@@ -1,0 +1,122 @@
+"""Excluding a source in a workspace: what was made from it is named, and cannot be promoted or built on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from datasets.snapshot import open_snapshot
+from pipelines import stages
+from pipelines.excluding import taint_of, tainted_releases
+from pipelines.night_progress import begin_or_resume, write_progress
+from pipelines.night_record import Ingested, record_of
+from pipelines.parent import find_parent
+from pipelines.training import newest_snapshot
+from pipelines.workspace import Workspace, open_workspace
+from tests.pipelines.conftest import Run, edit
+
+
+@pytest.fixture
+def poisoned(workspace: Workspace, run: Run) -> Workspace:
+    """The log is excluded where it comes from zone b; release 1, the champion, has learned from all of it."""
+    zones = [zone for (zone,) in workspace.query("SELECT DISTINCT observation.zone FROM steps ORDER BY 1").rows]
+    assert len(zones) > 1
+    condition = f"observation.zone = '{zones[0]}'"
+    answer = run(workspace, "exclude", "--where", condition, "--note", "its collector lied", "--reviewer", "Ada")
+    assert answer.code == 0, answer.err
+    assert "release 1, the champion: " in answer.err
+    return workspace
+
+
+def test_the_next_snapshot_lacks_those_episodes_and_the_lake_keeps_them(poisoned: Workspace) -> None:
+    _, before = open_snapshot(newest_snapshot(poisoned))
+    ((n_lake, n_out),) = poisoned.query("SELECT count(*), count(excluded) FROM episodes").rows
+    _, after = stages.snapshot(poisoned)
+
+    assert n_out > 0
+    assert after.n_excluded == n_out
+    assert after.n_episodes + after.n_excluded + after.n_damaged + after.n_open == n_lake
+    assert before.n_excluded == 0
+    (rule,) = poisoned.query("SELECT exclusion_id, action, reviewer FROM exclusions").rows
+    assert rule == ("x1", "exclude", "Ada")
+
+
+def test_releases_that_rest_on_it_are_named_and_lifting_clears_them(poisoned: Workspace, run: Run) -> None:
+    (tainted,) = tainted_releases(poisoned)
+    listed = run(poisoned, "exclude", "list", "--json").json["exclusions"]
+
+    assert (tainted.release, tainted.is_champion, tainted.rules) == (1, True, ("x1",))
+    assert sum(tainted.episodes.values()) > 0
+    assert set(tainted.episodes) <= {"train", "select", "gate"}
+    assert [rule["releases"] for rule in listed] == [[1]]
+    assert taint_of(poisoned, 0) is None
+    assert run(poisoned, "exclude", "lift", "x1", "--note", "it was the clock").code == 0
+    assert tainted_releases(poisoned) == []
+    assert "Nothing is excluded" in run(poisoned, "exclude", "list").out
+
+
+def test_what_rests_on_it_is_not_promoted_unless_somebody_says_why(poisoned: Workspace, run: Run) -> None:
+    poisoned.registry.rollback(reviewer="Ada")
+    refused = run(poisoned, "promote", 1, "--reviewer", "Ada")
+    overridden = run(poisoned, "promote", 1, "--reviewer", "Ada", "--override", "--note", "harmless")
+
+    assert refused.code == 3
+    assert "that judged it are excluded since, by x1" in " ".join(refused.err.split())
+    assert overridden.code == 0
+    assert "(although " in poisoned.registry.history()[-1].note
+
+
+def test_going_back_to_it_is_a_warning_and_no_refusal(poisoned: Workspace, run: Run) -> None:
+    poisoned.registry.rollback(reviewer="Ada")
+    answer = run(poisoned, "rollback", "--to", 1)
+
+    assert answer.code == 0
+    assert "are excluded since, by x1" in " ".join(answer.err.split())
+
+
+def test_training_does_not_begin_with_a_network_that_it_taught(poisoned: Workspace) -> None:
+    edit(poisoned.root / "offline_dqn.toml", "n_updates = 800", "n_updates = 40\nwarm_start = true")
+    path, _ = stages.snapshot(poisoned)
+    parent = find_parent(open_workspace(poisoned.root), *open_snapshot(path))
+
+    assert parent is not None
+    assert parent.refused.endswith("are excluded since, by x1")
+
+
+def test_every_night_says_that_its_champion_rests_on_it(poisoned: Workspace) -> None:
+    record = record_of(poisoned, Ingested(None, "nothing new", 0, 0), None, None, seconds={})
+    assert any("release 1, the champion: " in warning for warning in record.warnings)
+
+
+def test_a_night_that_died_before_an_exclusion_begins_anew(workspace: Workspace, run: Run) -> None:
+    write_progress(workspace, begin_or_resume(workspace, force_train=True))
+    assert run(workspace, "exclude", "--where", "reward < -1", "--note", "n").code == 0
+
+    assert "exclusions differ" in begin_or_resume(workspace, force_train=True).why_afresh
+
+
+def test_a_second_time_changes_nothing_and_a_wrong_name_is_explained(workspace: Workspace, run: Run) -> None:
+    command = ("exclude", "--source", "logs/steps/*", "--note", "all of it")
+    first, second = run(workspace, *command, "--json").json, run(workspace, *command, "--json").json
+    unknown = run(workspace, "exclude", "--source", "logs/stepz/*", "--note", "n")
+
+    assert (first["new"], second["new"]) == (True, False)
+    assert first["rows"]["steps"] == first["n_rows"] > 0
+    assert unknown.code == 1
+    assert "No row of the lake is meant by source logs/stepz/*" in " ".join(unknown.err.split())
+
+
+def test_options_before_a_subcommand_are_no_silent_mistake(workspace: Workspace, run: Run) -> None:
+    answer = run(None, "exclude", "--workspace", str(workspace.root), "list")
+    assert answer.code == 2
+    assert "options go behind the command" in " ".join(answer.err.split())
+
+
+def test_a_dry_run_says_what_would_be_and_leaves_the_lake_alone(workspace: Workspace, run: Run) -> None:
+    before = workspace.open_lake().commit_number()
+    answer = run(workspace, "exclude", "--where", "reward < -1", "--note", "n", "--dry-run")
+
+    assert answer.code == 0
+    assert "Would be excluded" in answer.out
+    assert open_workspace(Path(workspace.root)).open_lake().commit_number() == before
