@@ -46,6 +46,7 @@ from pipelines.serve_commands import serve_app
 from pipelines.sign_command import add_sign_command
 from pipelines.slo.command import slo_app
 from pipelines.snapshot_commands import import_command, snapshot_app
+from pipelines.tracing.command import tracing_app
 from pipelines.upkeep_commands import upkeep_app
 from reports.candidate_table import candidate_rows, compared_on
 from reports.formatting import counted
@@ -80,6 +81,7 @@ app.add_typer(slo_app)
 app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(exclude_app, name="exclude")
 app.add_typer(notify_app, name="notify")
+app.add_typer(tracing_app, name="tracing")
 app.command("import")(import_command)
 add_sign_command(app)
 add_erase_command(app)

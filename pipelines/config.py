@@ -24,6 +24,7 @@ from pipelines.notify.config import NotifyConfig
 from pipelines.serving.config import ServeConfig
 from pipelines.slo.config import SloConfig
 from pipelines.store_config import StoreConfig
+from pipelines.tracing.config import TracingConfig
 from pipelines.tracking_config import TrackingConfig
 from reports.canary_config import CanaryConfig
 from reports.evaluate_config import EvaluateConfig
@@ -91,6 +92,7 @@ class PipelineConfig(Settings):
     notify: NotifyConfig = NotifyConfig()
     tracking: TrackingConfig = TrackingConfig()
     slo: SloConfig = SloConfig()
+    tracing: TracingConfig = TracingConfig()
     baseline: BaselineConfig | None = None
     """Version 0; without it the logging policy takes its place in every comparison."""
     simulate: SimulateConfig | None = None

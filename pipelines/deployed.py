@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.runtime import flow_run
 from prefect.states import Completed
 from pydantic import Field
 
@@ -20,6 +21,7 @@ from pipelines.metrics.exposition import export
 from pipelines.night_record import Ingested
 from pipelines.notify.night import Found, check_now, of_broken_calibration, of_failed_ingest
 from pipelines.notify.telling import tell
+from pipelines.tracing.flows import flow_trace
 from pipelines.training import StageError
 from pipelines.workspace import Workspace, open_workspace
 
@@ -38,7 +40,9 @@ def ingest(workspace: WorkspaceFolder) -> dict[str, Any]:
     """
     opened = open_workspace(Path(workspace))
     try:
-        found = Ingested.of(ingest_logs(opened))
+        with flow_trace(opened, "ingest", flow_run.id) as trace:
+            found = Ingested.of(ingest_logs(opened))
+            trace.found(found.to_json())
     except Exception as error:
         _tell(opened, of_failed_ingest(error))
         raise
@@ -104,7 +108,8 @@ def promote(
         RegistryError: it is refused; says why, and nothing has changed.
     """
     opened = open_workspace(Path(workspace))
-    promotion, fresh = promoting.promote(opened, release, reviewer=reviewer, note=note, override=override)
+    with flow_trace(opened, "promote", flow_run.id, release=release, override=override):
+        promotion, fresh = promoting.promote(opened, release, reviewer=reviewer, note=note, override=override)
     return _changed(opened, {**promotion.to_json(), "freshness": fresh})
 
 
@@ -121,7 +126,9 @@ def rollback(
         RegistryError: there is nothing to go back to, or not to that one; nothing has changed.
     """
     opened = open_workspace(Path(workspace))
-    promotion = opened.registry.rollback(to, reviewer=reviewer, note=note)
+    with flow_trace(opened, "rollback", flow_run.id) as trace:
+        promotion = opened.registry.rollback(to, reviewer=reviewer, note=note)
+        trace.found({"release": promotion.to_release})
     opened.refresh_catalog(opened.open_lake())
     return _changed(opened, promotion.to_json())
 

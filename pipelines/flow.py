@@ -39,7 +39,7 @@ from pipelines.engines import spreading
 from pipelines.lapsing import record_lapses
 from pipelines.metrics.budget import BudgetSpentError
 from pipelines.metrics.measuring import measure
-from pipelines.metrics.usage import UsageLog
+from pipelines.metrics.usage import StageUsage, UsageLog
 from pipelines.night_artifacts import ended, show_night
 from pipelines.night_progress import NightProgress, begin_or_resume, end_progress, read_progress, write_progress
 from pipelines.night_record import Ingested, drift_from_json, drift_to_json, held_tonight, record_of
@@ -50,6 +50,7 @@ from pipelines.notify.telling import tell
 from pipelines.readings import TooFewEpisodesError
 from pipelines.review import ask_for_review, review_by_shell
 from pipelines.stages import DriftOutcome, EvaluateOutcome
+from pipelines.tracing.flows import FlowTrace, begin_trace
 from pipelines.training import StageError, TrainOutcome, train
 from pipelines.upkeep import Retained, retain
 from pipelines.workspace import Workspace, open_workspace
@@ -180,6 +181,7 @@ def nightly(
             record = _whole_night(running, force_train, afresh)
     except Exception as error:
         tell(opened, *_parts(of_failed_night(running.stage_under_way, error, n_starts=running.n_starts)))
+        running.trace.fail(error)
         raise
     show_night(opened, record)
     return ended(record)  # type: ignore[return-value]  # a state that says how it ended; Prefect unpacks the record
@@ -187,6 +189,7 @@ def nightly(
 
 def _whole_night(running: _Running, force_train: bool, afresh: bool) -> NightRecord:
     running.progress = begin_or_resume(running.workspace, force_train=force_train, afresh=afresh)
+    running.trace = _trace_of(running)
     record = _recorded(running)
     if record is None:
         record, found = _night(running, force_train)
@@ -194,11 +197,20 @@ def _whole_night(running: _Running, force_train: bool, afresh: bool) -> NightRec
         record = replace(record, warnings=[*record.warnings, *untold])
         append_night(running.workspace.nights_path, record)
     end_progress(running.workspace)
-    record = replace(record, warnings=[*record.warnings, *measure_metrics(running.workspace)])
+    with running.trace.stage("metrics"):
+        record = replace(record, warnings=[*record.warnings, *measure_metrics(running.workspace)])
     record = replace(record, warnings=[*record.warnings, *_tell_of_budgets(running.workspace)])
     with running.stage("retention"):
         _limited(running, remove_aged)(running.workspace)
-    return record
+    untraced = running.trace.end({**record.to_json(), "n_warnings": len(record.warnings)})
+    return replace(record, warnings=[*record.warnings, *untraced])
+
+
+def _trace_of(running: _Running) -> FlowTrace:
+    """The trace of the night; one that is taken up goes on in the same."""
+    run = {"prefect.flow_run_id": str(flow_run.id or ""), "prefect.flow_run_name": str(flow_run.name or "")}
+    began, n_starts = running.progress.started_at, running.n_starts
+    return begin_trace(running.workspace, "nightly", began, start=n_starts, started_at=began, **run)
 
 
 def _tell_of_budgets(workspace: Workspace) -> tuple[str, ...]:
@@ -344,6 +356,7 @@ class _Running:
         self._began = time.perf_counter()
         self._seconds: dict[str, float] = {}
         self._stage_began = 0.0
+        self.trace = FlowTrace()
 
     @property
     def n_starts(self) -> int:
@@ -359,6 +372,7 @@ class _Running:
         self._stage_began = time.perf_counter()
         try:
             with contextlib.ExitStack() as measured:
+                measured.enter_context(self.trace.stage(name, self._used))
                 if name != "train":  # measures itself, as it does when it is run by hand
                     log = UsageLog(self.workspace.metrics_path)
                     measured.enter_context(log.stage(name, self.workspace.night))
@@ -375,7 +389,11 @@ class _Running:
         seconds = round(time.perf_counter() - self._stage_began, 2)
         self.progress = self.progress.finish(name, lake, seconds, found)
         write_progress(self.workspace, self.progress)
+        self.trace.found(found)
         return found
+
+    def _used(self) -> list[StageUsage]:
+        return UsageLog(self.workspace.metrics_path).of_night(self.workspace.night())
 
     def intact_snapshot(self) -> Path | None:
         """The snapshot that this night froze; from there on the lake may move. None without one, or where it is gone
@@ -423,6 +441,7 @@ class _Running:
             started_at=self.progress.started_at,
             ended_at=datetime.now(UTC).isoformat(),
             resumed=_resumed(self.progress, self.skipped),
+            trace_id=self.trace.trace_id,
         )
         lapsed = record_lapses(self.workspace)
         record = replace(record, warnings=[*record.warnings, *lapsed])

@@ -19,6 +19,9 @@ from pipelines.made_by import made_by
 from pipelines.readings import digest_of
 from pipelines.workspace import Workspace
 
+_NO_MATTER = {"notify", "nightly", "serve", "metrics", "cost", "canary", "slo", "tracing"}
+"""Settings that decide nothing of what a stage finds."""
+
 
 @dataclass(frozen=True)
 class NightProgress:
@@ -101,9 +104,7 @@ def begin_or_resume(
 
 
 def _key(workspace: Workspace, force_train: bool) -> dict[str, Any]:
-    settings = workspace.config.model_dump(
-        mode="json", by_alias=True, exclude={"notify", "nightly", "serve", "metrics", "cost", "canary", "slo"}
-    )
+    settings = workspace.config.model_dump(mode="json", by_alias=True, exclude=_NO_MATTER)
     return {
         "settings": digest_of(json.dumps(settings, sort_keys=True).encode()),
         "contract": workspace.contract.digest,

@@ -33,6 +33,7 @@ class NightRecord:
         resumed: how often the night had died and was taken up again, and in which stages nothing was repeated.
         fallback_share: share of the champion's newest live decisions that version 0 made, by guard or lateness; None
             where no log says who decided.
+        trace_id: of the night's trace, where [tracing] has an endpoint.
         warnings: what a person should look at although the night went on, such as files that could not be read.
     """
 
@@ -60,6 +61,7 @@ class NightRecord:
     ended_at: str | None = None
     resumed: str | None = None
     fallback_share: float | None = None
+    trace_id: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

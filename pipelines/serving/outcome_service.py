@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,6 +22,7 @@ from pipelines.serving.open_decisions import Verdict
 from pipelines.serving.outcome import Outcome
 from pipelines.serving.outcomes import ACCEPTED, Outcomes
 from pipelines.serving.refusals import RefusedRequestError
+from pipelines.tracing.decisions import DecisionTraces
 
 _STATUS: Mapping[Verdict, int] = {"unknown": 404, "early": 422, "late": 410, "contradicting": 409, "not_last": 409}
 """Of an answer to one outcome that is not accepted."""
@@ -36,6 +38,7 @@ class OutcomeService:
         memory: knows the episodes of the newest decisions.
         caps: put the counters into final observations.
         metrics: are told of each outcome.
+        traces: of some decisions, which outcomes join.
     """
 
     def __init__(
@@ -46,9 +49,11 @@ class OutcomeService:
         memory: EpisodeMemory,
         caps: ActionCaps,
         metrics: Metrics,
+        traces: DecisionTraces,
     ) -> None:
         self.messages = OutcomeMessages(contract, config.clock, config.max_batch)
         self._outcomes, self._memory, self._caps, self._metrics = outcomes, memory, caps, metrics
+        self._traces = traces
         self._is_quick = config.durability == "process"
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="outcomes")
 
@@ -62,6 +67,7 @@ class OutcomeService:
         Raises:
             RefusedRequestError: nothing was written.
         """
+        arrived = time.perf_counter()
         told, is_batch = self.messages.read(body, datetime.now(UTC))
         counted = [self._counted(outcome) for outcome in told]
         try:
@@ -75,6 +81,7 @@ class OutcomeService:
             raise RefusedRequestError.of(cause, str(error), status=503, retry_after_s=1) from error
         for verdict in verdicts:
             self._metrics.told(verdict)
+        self._traces.told([(o.decision_id, v) for o, v in zip(counted, verdicts, strict=True)], arrived)
         if is_batch:
             return {"outcomes": [self._answer(o, v) for o, v in zip(counted, verdicts, strict=True)]}, 200
         outcome, verdict = counted[0], verdicts[0]

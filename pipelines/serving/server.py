@@ -32,6 +32,7 @@ from pipelines.serving.outcomes import Outcomes, check_outcomes
 from pipelines.serving.recent_decisions import RecentDecisions
 from pipelines.serving.service import DecisionService
 from pipelines.serving.tokens import TOKENS_VARIABLE, tokens_from
+from pipelines.tracing.decisions import DecisionTraces
 from pipelines.workspace import Workspace
 
 _LOG = logging.getLogger("offline_dqn.serve")
@@ -75,10 +76,12 @@ def serve(workspace: Workspace, config: ServeConfig, on_start: Callable[[str, Ac
         outcomes = Outcomes(contract, config, outcome_log, steps=steps, outcomes=told)
         caps = ActionCaps.rebuilt(contract, steps, in_order=config.clock == "server")
         recent = RecentDecisions(contract, steps)
-        service = DecisionService(contract, config, acting, log, outcomes, caps, recent, metrics)
+        traces = DecisionTraces(workspace.config.tracing, contract.name)
+        held.callback(traces.close)
+        service = DecisionService(contract, config, acting, log, outcomes, caps, recent, metrics, traces)
         held.callback(service.close)
         messages = ActMessages(contract, config.clock, config.max_batch)
-        telling = OutcomeService(contract, config, outcomes, service.memory, caps, metrics)
+        telling = OutcomeService(contract, config, outcomes, service.memory, caps, metrics, traces)
         held.callback(telling.close)
         app = build_app(service, telling, acting, messages, metrics, tokens, config)
         listening = held.enter_context(_listening(config))

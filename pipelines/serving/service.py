@@ -37,6 +37,7 @@ from pipelines.serving.outcomes import Outcomes
 from pipelines.serving.recent_decisions import RecentDecisions
 from pipelines.serving.refusals import RefusedRequestError
 from pipelines.serving.timed_scorer import Deadline, LateError
+from pipelines.tracing.decisions import DecisionTraces
 
 _LOG = logging.getLogger("offline_dqn.serve")
 
@@ -83,6 +84,7 @@ class DecisionService:
         caps: the counters, as the log has them.
         recent: decisions that are answered again where they are asked for again.
         metrics: are told of each decision.
+        traces: of some decisions.
     """
 
     def __init__(
@@ -95,10 +97,11 @@ class DecisionService:
         caps: ActionCaps,
         recent: RecentDecisions,
         metrics: Metrics,
+        traces: DecisionTraces,
     ) -> None:
         self._contract, self._config = contract, config
         self._acting, self._log, self._outcomes, self._caps = acting, log, outcomes, caps
-        self._recent, self._metrics = recent, metrics
+        self._recent, self._metrics, self._traces = recent, metrics, traces
         self._shield, self._lines = CompiledShield(contract), StepLines(contract)
         self.memory = EpisodeMemory.rebuilt(contract, log.directory, config.max_open_decisions, outcomes.has_ended)
         self._clock = Clock()
@@ -143,6 +146,7 @@ class DecisionService:
         before = self.memory.enter(places)
         try:
             choices = self._choose(asked, places, acting, arrived)
+            chosen = time.perf_counter()
             lines = [
                 self._line(decision, place, choice)
                 for decision, place, choice in zip(asked.decisions, places, choices, strict=True)
@@ -162,8 +166,11 @@ class DecisionService:
             raise
         self._stands(asked, places, lines)
         self._count(choices)
-        self._metrics.answered(str(choices[0].release), time.perf_counter() - arrived)
-        return [self._answer(place, choice) for place, choice in zip(places, choices, strict=True)]
+        answers = [self._answer(place, choice) for place, choice in zip(places, choices, strict=True)]
+        logged = time.perf_counter()
+        self._metrics.answered(str(choices[0].release), logged - arrived)
+        self._traces.decided(answers, arrived, chosen, logged)
+        return answers
 
     # --- choosing
 

@@ -22,6 +22,8 @@ from pipelines.serving.outcomes import Outcomes
 from pipelines.serving.recent_decisions import RecentDecisions
 from pipelines.serving.refusals import RefusedRequestError
 from pipelines.serving.service import DecisionService
+from pipelines.tracing.config import TracingConfig
+from pipelines.tracing.decisions import DecisionTraces
 from tests.pipelines.serving.running import OBSERVATION, logged, served_workspace
 
 
@@ -45,6 +47,7 @@ def test_what_the_disk_may_have_lost_stands(tmp_path: Path, monkeypatch: pytest.
             ActionCaps(contract),
             RecentDecisions(contract, steps),
             Metrics(acting, []),
+            DecisionTraces(TracingConfig(), contract.name),
         )
         messages = ActMessages(contract, "server", 10)
 

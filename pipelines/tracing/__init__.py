@@ -1,0 +1,1 @@
+"""Traces for an OpenTelemetry collector: of nights, and of decisions by their id."""
