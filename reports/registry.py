@@ -488,7 +488,7 @@ class Registry:
             if number in registered:
                 continue
             manifest = read_manifest(self._path(number))
-            if manifest is None:
+            if manifest is None or manifest.release != number:
                 continue  # its bytes are reported as damage
             known = vouched.get(number, [])
             self._tracking.add(manifest, "" if not known or manifest.digest in known else known[0])
@@ -578,6 +578,8 @@ class Registry:
         manifest = read_manifest(self._path(number))
         if manifest is None:
             return "release.json is missing or unreadable"
+        if manifest.release != number:
+            return f"release.json is that of release {manifest.release}"
         if manifest.digest not in digests.get(number, set()):
             return "release.json was altered"
         return manifest.damage(self._path(number), without_evaluation=without_evaluation)
