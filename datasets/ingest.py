@@ -12,7 +12,7 @@ from typing import Any, Literal
 import duckdb
 
 from datasets.batches import Batch, BatchCounts, FileRecord, commit_batch, consumed_files, hold_batch, new_batch_id
-from datasets.clocks import NightTimes, latest_believable, newest_plausible
+from datasets.clocks import NightTimes, latest_believable, newest_plausible, refuse_clock_set_back
 from datasets.consumed import Consumed, History, look_for_unread
 from datasets.contract import Contract
 from datasets.duck import duck, literal
@@ -114,6 +114,7 @@ def ingest_logs(
 
     Raises:
         LogFileError: a path does not exist, or holds no log.
+        ClockError: rows are judged by a clock that is earlier than their files.
         PrivacyError: the contract hides columns, and the key is missing or not the lake's.
         SigningError: signatures are required, and the key is missing.
         LockedError: another ingest has held the lake for ten minutes.
@@ -128,6 +129,8 @@ def ingest_logs(
         lake.finish_commit()
         shutil.rmtree(lake.staging_path, ignore_errors=True)  # left by a process that died: the lock was free
         now = datetime.now(UTC)
+        if as_of is None and config.as_of == "now":
+            refuse_clock_set_back((log.path for log in logs), now)
         batch_id = new_batch_id(now)
         folder = lake.staging_path / batch_id
         folder.mkdir(parents=True)
