@@ -11,7 +11,7 @@ WORK ?=
 PORT ?= 4200
 
 .DEFAULT_GOAL := help
-.PHONY: derived docs schema help setup nightly loop serve test lint format bench peers calibrate clean
+.PHONY: derived docs schema help setup nightly loop drill serve test lint format bench peers calibrate clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ serve: $(READY) ## Run nights by schedule: Prefect's server and worker on loopba
 
 loop: $(READY) ## Serve, learn and promote for two simulated weeks; ends with a picture (docs/loop.md)
 	@$(BIN)/python -m pipelines.loop $(WORKSPACE)-loop $(ARGS)
+
+drill: $(READY) ## Inject faults into nights of a scratch workspace and repeat them (docs/faults.md; ARGS="--rounds 4 --seed 7")
+	@$(BIN)/offline-dqn drill $(ARGS)
 
 test: $(READY) ## Run the tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)

@@ -32,6 +32,7 @@ from pipelines.command import (
     user_name,
 )
 from pipelines.drift_commands import drift_app
+from pipelines.drill.command import drill_app
 from pipelines.erase_command import add_erase_command
 from pipelines.exclude_commands import exclude_app
 from pipelines.metrics.command import metrics_app
@@ -76,6 +77,7 @@ app.add_typer(report_app, name="report")
 app.add_typer(proof_app)
 app.add_typer(upkeep_app)
 app.add_typer(backup_app)
+app.add_typer(drill_app)
 app.add_typer(metrics_app)
 app.add_typer(slo_app)
 app.add_typer(quarantine_app, name="quarantine")
@@ -107,6 +109,7 @@ def quiet_libraries() -> None:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "PREFECT_LOGGING_LEVEL": "CRITICAL",
+        "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # a server that went away is told by us, once
         "PREFECT_CLI_PROMPT": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",  # 20 are too few on a busy machine
         "MLFLOW_DISABLE_TELEMETRY": "true",
