@@ -35,6 +35,7 @@ from pipelines.drift_commands import drift_app
 from pipelines.drill.command import drill_app
 from pipelines.erase_command import add_erase_command
 from pipelines.exclude_commands import exclude_app
+from pipelines.lake_commands import lake_app
 from pipelines.metrics.command import metrics_app
 from pipelines.notify.commands import notify_app
 from pipelines.policy_commands import policy_app
@@ -68,6 +69,7 @@ app = typer.Typer(
 )
 app.add_typer(batches_app, name="batches")
 app.add_typer(snapshot_app, name="snapshot")
+app.add_typer(lake_app, name="lake")
 app.add_typer(drift_app, name="drift")
 app.add_typer(canary_app, name="canary")
 app.add_typer(policy_app)

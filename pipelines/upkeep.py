@@ -33,7 +33,7 @@ class Retained:
     Attributes:
         n_rows: by table; "raw text" for emptied texts.
         snapshots: names of removed snapshots.
-        n_files: files of former versions that were vacuumed.
+        n_files: files of former versions that were vacuumed, and objects in the bucket that the lake rests on no more.
         dry_run: whether nothing was touched.
     """
 
@@ -51,7 +51,7 @@ def compact_lake(workspace: Workspace, lake: Lake, *, above: int | None = None) 
     """Merges small files, as configured or of every night with more than `above`, and vacuums former ones."""
     done = compact(lake, workspace.config.lake, above=above)
     if done.tables:
-        with lake_lock(lake.root):
+        with lake_lock(lake):
             _vacuum(workspace, lake, dry_run=False)
     return done
 
@@ -75,7 +75,7 @@ def retain(workspace: Workspace, *, dry_run: bool = False, may_empty: bool = Fal
     snapshots = tuple(sorted(path.name for path in _aged_snapshots(workspace, at)))
     if not dry_run:
         _remove_snapshots(workspace, snapshots)
-    with lake_lock(lake.root):
+    with lake_lock(lake):
         n_files = _vacuum(workspace, lake, dry_run=dry_run)
     if not dry_run:
         workspace.refresh_catalog(lake)
@@ -95,9 +95,10 @@ def _refuse_to_empty(lake: Lake, as_of: datetime, days: int | None) -> None:
 def _vacuum(workspace: Workspace, lake: Lake, *, dry_run: bool) -> int:
     pinned = _pinned_versions(workspace)
     hours = workspace.config.retention.versions_hours
-    return sum(
+    n_files = sum(
         len(vacuum(lake.root, table, hours=hours, keep_versions=pinned[table], dry_run=dry_run)) for table in TABLES
     )
+    return n_files + len(lake.collect_garbage(dry_run=dry_run))
 
 
 def _pinned_versions(workspace: Workspace) -> dict[str, list[int]]:

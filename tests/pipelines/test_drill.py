@@ -135,7 +135,7 @@ def test_a_workspace_is_no_different_from_its_copy(workspace: Workspace, first_n
 
 def test_lost_rows_a_second_release_and_unfinished_work_are_seen(workspace: Workspace, first_night: Path) -> None:
     lake = workspace.open_lake()
-    with lake_lock(lake.root):
+    with lake_lock(lake):
         gone = [file for file in lake.files("steps") if "columns-" not in file]
         lake.commit({}, {"steps": [Retired.at("steps", file) for file in gone]})
     shutil.copytree(workspace.release_path(1), workspace.release_path(2))
