@@ -27,7 +27,7 @@ from reports.shared_tracking import IDENTITY, TrackingError
 MANIFEST = "backup.json"
 """The last entry of an archive: size and SHA-256 of every other. One without it was cut off."""
 
-DERIVED = frozenset({"lake.duckdb", "checkpoints", "tensorboard", ".prefect", IDENTITY})
+DERIVED = frozenset({"lake.duckdb", "checkpoints", "tensorboard", ".prefect", ".engine", IDENTITY})
 """What a workspace makes anew when it is missing; a backup leaves it out."""
 
 _VOUCHED_NAME = f"releases/{VOUCHED}"

@@ -16,7 +16,7 @@ from pipelines.engine_config import EngineConfig
 from pipelines.made_by import made_by
 from pipelines.metrics.usage import used_elsewhere
 from pipelines.piece_task import packed_piece_task, workers_reach_server
-from pipelines.pieces import Done, EngineError, Piece, in_flow, pack, refuse_others, work_out_packed
+from pipelines.pieces import Done, EngineError, Parcels, Piece, in_flow, refuse_others, work_out_packed
 
 _CONNECT_S = 20
 
@@ -24,13 +24,17 @@ _CONNECT_S = 20
 class DaskWorkers:
     """What `pipelines.engines` gives pieces to where `[engine] kind = "dask"`."""
 
-    def __init__(self, config: EngineConfig, stack: ExitStack) -> None:
-        """Starts the workers, or connects; `stack` ends that.
+    def __init__(self, config: EngineConfig, parcels: Parcels, stack: ExitStack) -> None:
+        """Starts the workers, or connects.
+
+        Args:
+            parcels: pack what goes to them.
+            stack: ends them, or the connection.
 
         Raises:
             EngineError: no scheduler answers, it has no workers, or they are not like this process.
         """
-        self._address = config.address
+        self._parcels = parcels
         self._as_tasks = in_flow() and workers_reach_server(config.address)
         logging.getLogger("distributed").setLevel(logging.ERROR)
         self._runner = stack.enter_context(
@@ -51,11 +55,9 @@ class DaskWorkers:
 
     def submit(self, pieces: Sequence[Piece]) -> list[Callable[[], Any]]:
         """See `Workers`."""
-        functions = {id(piece.function): pack(piece.function) for piece in pieces}
-        packed = [(functions[id(piece.function)], pack(piece.item), piece.name) for piece in pieces]
-        return [self._waiting(self._begun(*each), each[2]) for each in packed]
+        return [self._waiting(self._begun(*packed), packed[2]) for packed in self._parcels.packed(pieces)]
 
-    def _begun(self, function: bytes, item: bytes, name: str) -> Callable[[], Done]:
+    def _begun(self, function: bytes | str, item: bytes, name: str) -> Callable[[], Done]:
         if self._as_tasks:
             named = packed_piece_task.with_options(name=name.split()[0], task_run_name=name)
             future: Any = self._runner.submit(named, {"function": function, "item": item, "name": name})

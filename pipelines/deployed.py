@@ -75,7 +75,7 @@ def calibrate(
     folder = opened.root.resolve() / "calibration"
     (folder / "docs").mkdir(parents=True, exist_ok=True)
     (folder / "reports").mkdir(exist_ok=True)
-    options = ("--logs", logs, "--workers", 1, "--output", folder, "--cache", folder / "judged")
+    options = ("--logs", logs, *_engine_options(opened), "--output", folder, "--cache", folder / "judged")
     command = ["nice", *bound.command("tests.benchmarks.calibrate", *options)]
     ran = subprocess.run(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if ran.returncode:
@@ -90,6 +90,15 @@ def calibrate(
     message = "; ".join([*broken, *untold])[:1000] or f"{len(promises)} promises hold"
     data = {"n_promises": len(promises), "broken": broken, "untold": list(untold)}
     return Completed(name=name, message=message, data=data)  # type: ignore[return-value]  # Prefect unpacks the data
+
+
+def _engine_options(workspace: Workspace) -> tuple[object, ...]:
+    """Its logs are judged by `[engine]`; in place of threads, of which Python would run one at a time, by processes."""
+    engine = workspace.config.engine
+    if engine.kind == "threads":
+        return ("--workers", engine.n_local)
+    where = ("--workers", engine.n_local) if engine.address is None else ("--address", engine.address)
+    return ("--engine", engine.kind, *where)
 
 
 @flow(name="promote", flow_run_name="promote release {release}")

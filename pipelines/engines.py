@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets.spreading import Found, Item, Spread, one_by_one
 from offline_dqn.devices import one_thread
 from pipelines.engine_config import EngineConfig
-from pipelines.pieces import EngineError, Piece, Workers, in_flow, work_out
+from pipelines.pieces import EngineError, Parcels, Piece, Workers, in_flow, work_out
 
 if TYPE_CHECKING:  # a command at the shell does without Prefect
     from prefect.task_runners import TaskRunner
@@ -26,8 +27,12 @@ _active: ContextVar[Spread | None] = ContextVar("engine", default=None)
 
 
 @contextmanager
-def spreading(config: EngineConfig) -> Iterator[Spread]:
+def spreading(config: EngineConfig, root: Path) -> Iterator[Spread]:
     """What works out pieces, as configured; workers start with the first piece and end with the outermost `with`.
+
+    Args:
+        config: of the engine.
+        root: folder of the workspace, which workers see, too.
 
     Raises:
         EngineError: the extra is not installed. Asked for pieces, what it yields raises one where workers cannot be
@@ -41,7 +46,7 @@ def spreading(config: EngineConfig) -> Iterator[Spread]:
         yield one_by_one
         return
     with ExitStack() as stack:
-        token = _active.set(_Engine(config, stack))
+        token = _active.set(_Engine(config, root, stack))
         try:
             yield _active.get() or one_by_one
         finally:
@@ -51,32 +56,33 @@ def spreading(config: EngineConfig) -> Iterator[Spread]:
 class _Engine:
     """A `Spread` that starts its workers when it first needs them."""
 
-    def __init__(self, config: EngineConfig, stack: ExitStack) -> None:
-        self._config, self._stack = config, stack
+    def __init__(self, config: EngineConfig, root: Path, stack: ExitStack) -> None:
+        self._config, self._root, self._stack = config, root, stack
         self._workers: Workers | None = None
 
     def __call__(self, what: str, function: Callable[[Item], Found], items: Sequence[Item]) -> list[Found]:
         if len(items) < 2:
             return one_by_one(what, function, items)
         if self._workers is None:
-            self._workers = _started(self._config, self._stack)
+            self._workers = _started(self._config, self._root, self._stack)
         pieces = [Piece(f"{what} {number} of {len(items)}", function, item) for number, item in enumerate(items, 1)]
         with one_thread():  # of the whole process, so that no piece that ends lets the others have more
             waiting = self._workers.submit(pieces)
             return [wait() for wait in waiting]
 
 
-def _started(config: EngineConfig, stack: ExitStack) -> Workers:
+def _started(config: EngineConfig, root: Path, stack: ExitStack) -> Workers:
     if config.kind == "threads":
         return _Threads(config, stack)
+    parcels = Parcels(root / ".engine", stack)
     try:
         if config.kind == "dask":
             from pipelines.dask_workers import DaskWorkers
 
-            return DaskWorkers(config, stack)
+            return DaskWorkers(config, parcels, stack)
         from pipelines.ray_workers import RayWorkers
 
-        return RayWorkers(config, stack)
+        return RayWorkers(config, parcels, stack)
     except ImportError as error:
         raise EngineError(
             f'[engine] kind = "{config.kind}" needs the extra of that name, and {error.name} is not installed: '

@@ -71,6 +71,12 @@ _NOBODY = Watch()
 watch: ContextVar[Watch] = ContextVar("watch", default=_NOBODY)
 """Set by the command line: a flow's parameters are stored as JSON and cannot carry a function."""
 
+
+def watching() -> Watch:
+    """Who is told. Tasks ask this function: they travel with their pieces to other processes, and a variable cannot."""
+    return watch.get()
+
+
 _GRACE_S = 120.0
 """Seconds that a stage has left to stop once its time is up: what hangs in a library's own code hears nothing of it."""
 
@@ -86,7 +92,7 @@ def _may_pass(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
 @task(name="ingest", retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=_may_pass, cache_policy=NO_CACHE)
 def ingest_logs(workspace: Workspace) -> IngestReport:
     """New log rows into the lake. Reads what others write, so it is tried again."""
-    return stages.ingest(workspace, on_rows=watch.get().on_rows)
+    return stages.ingest(workspace, on_rows=watching().on_rows)
 
 
 @task(name="drift", cache_policy=NO_CACHE)
@@ -105,7 +111,7 @@ def freeze_replay_dataset(workspace: Workspace, changed: date | None) -> Path:
 @task(name="train", cache_policy=NO_CACHE)
 def train_candidate(workspace: Workspace, snapshot: Path) -> TrainOutcome:
     """Snapshot to candidate release."""
-    return train(workspace, snapshot, on_metrics=watch.get().on_metrics)
+    return train(workspace, snapshot, on_metrics=watching().on_metrics)
 
 
 @task(name="evaluate", cache_policy=NO_CACHE)
@@ -176,7 +182,7 @@ def nightly(
     try:
         with (
             exclusive_lock(opened.root / ".lock", f"The workspace {opened.root}", wait_s=0.0),
-            spreading(opened.config.engine),
+            spreading(opened.config.engine, opened.root),
         ):
             record = _whole_night(running, force_train, afresh)
     except Exception as error:

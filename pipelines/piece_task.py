@@ -30,6 +30,6 @@ def piece_task(piece: Piece) -> Any:
 
 
 @task(name="piece", cache_policy=NO_CACHE, persist_result=False)
-def packed_piece_task(function: bytes, item: bytes, name: str) -> Done:
+def packed_piece_task(function: bytes | str, item: bytes, name: str) -> Done:
     """In another process."""
     return work_out_packed(function, item, name)

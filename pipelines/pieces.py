@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import resource
+import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +22,9 @@ from numpy.typing import NDArray
 
 from datasets.errors import OfflineDqnError
 from offline_dqn.devices import one_thread
+
+_LARGE_BYTES = 1 << 20
+"""Pickled size from which a function goes by a file instead of with every piece."""
 
 
 class EngineError(OfflineDqnError):
@@ -113,11 +120,63 @@ def pack(value: Any) -> bytes:
     return buffer.getvalue()
 
 
-def work_out_packed(function: bytes, item: bytes, name: str) -> Done:
-    """`work_out` of a piece that came in bytes, in a process that works out nothing else meanwhile."""
+class Parcels:
+    """Functions as bytes, once for all pieces of a stage; a large one lies in a file that every worker reads once.
+
+    Args:
+        folder: that workers see, made when it is needed; `stack` removes it.
+    """
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self._folder, self._stack = folder / f"{os.uname().nodename}-{os.getpid()}", stack
+
+    def packed(self, pieces: Sequence[Piece]) -> Iterator[tuple[bytes | str, bytes, str]]:
+        """Function, item and name of each piece, as `work_out_packed` takes them."""
+        functions: dict[int, bytes | str] = {}
+        for piece in pieces:
+            if id(piece.function) not in functions:
+                functions[id(piece.function)] = self._laid_down(pack(piece.function))
+            yield functions[id(piece.function)], pack(piece.item), piece.name
+
+    def _laid_down(self, function: bytes) -> bytes | str:
+        if len(function) < _LARGE_BYTES:
+            return function
+        if not self._folder.exists():
+            _remove_left(self._folder.parent)
+            self._folder.mkdir(parents=True)
+            self._stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
+        path = self._folder / hashlib.sha256(function).hexdigest()[:16]
+        path.write_bytes(function)
+        return str(path)
+
+
+def _remove_left(folder: Path) -> None:
+    """What processes of this machine that were killed have left."""
+    host = f"{os.uname().nodename}-"
+    for left in folder.glob(f"{host}*"):
+        if not Path(f"/proc/{left.name.removeprefix(host)}").exists():
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def work_out_packed(function: bytes | str, item: bytes, name: str) -> Done:
+    """`work_out` of a piece that came in bytes, in a process that works out nothing else meanwhile.
+
+    Args:
+        function: pickled, or the path of the file that it is pickled in.
+        item: pickled.
+    """
     began = time.process_time()
-    found = work_out(Piece(name, cloudpickle.loads(function), cloudpickle.loads(item)))
+    called = cloudpickle.loads(function) if isinstance(function, bytes) else _from_file(function)
+    found = work_out(Piece(name, called, cloudpickle.loads(item)))
     return Done(found, time.process_time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+@lru_cache(maxsize=1)
+def _from_file(path: str) -> Callable[[Any], Any]:
+    try:
+        return cloudpickle.loads(Path(path).read_bytes())  # type: ignore[no-any-return]
+    except FileNotFoundError as error:
+        raise _not_shared(path, error) from error
 
 
 class _Packer(cloudpickle.Pickler):  # type: ignore[misc]  # it ships no types
@@ -142,14 +201,17 @@ def _mapped(
     try:
         found = Path(path).stat().st_size
     except OSError as error:
-        raise NotSharedError(
-            f"The worker on {os.uname().nodename} cannot read {path}: {error.strerror}. Workers read snapshots from "
-            "the workspace itself: mount its folder under the same path on every machine, or leave [engine] address "
-            "out."
-        ) from error
+        raise _not_shared(path, error) from error
     if found != size:
         raise NotSharedError(
             f"{path} is another file on {os.uname().nodename}: {found} bytes, and {size} where the night runs. Mount "
             "the workspace's folder itself on every machine; a copy grows old."
         )
     return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape, order=order)
+
+
+def _not_shared(path: str, error: OSError) -> NotSharedError:
+    return NotSharedError(
+        f"The worker on {os.uname().nodename} cannot read {path}: {error.strerror}. Workers read what is large from "
+        "the workspace itself: mount its folder under the same path on every machine, or leave [engine] address out."
+    )

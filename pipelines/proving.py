@@ -18,6 +18,7 @@ from datasets.replay import GATE, SELECT, TRAIN, Replay
 from datasets.splits import gate_nights, last_night_over
 from offline_dqn.policy import Policy
 from pipelines.acting import ReleaseError, load_release
+from pipelines.engines import spreading
 from pipelines.log_reading import read_log
 from pipelines.training import StageError, written_by
 from pipelines.workspace import Workspace
@@ -51,16 +52,16 @@ def prove(workspace: Workspace, paths: Sequence[Path] = ()) -> Proof:
 def proof_of(workspace: Workspace, replay: Replay) -> Proof:
     """Backtest and placebo on the `train` and `select` episodes of a replay dataset."""
     episodes, config = _as_it_acted(replay.of_split(TRAIN, SELECT)), workspace.config
-    return Proof(
-        backtest=backtest(
+    with spreading(config.engine, workspace.root) as spread:
+        found = backtest(
             episodes,
             registered=_registered(workspace, episodes),
             config=config.evaluate,
             gate_config=config.gate,
             seed=config.train.seed,
-        ),
-        placebos=placebos_of(workspace, episodes),
-    )
+            spread=spread,
+        )
+    return Proof(backtest=found, placebos=placebos_of(workspace, episodes))
 
 
 def _as_it_acted(episodes: Replay) -> Replay:

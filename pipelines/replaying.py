@@ -68,7 +68,7 @@ def replay_decision(workspace: Workspace, release: int) -> Replayed:
         ) from error
     recorded = _recorded(stored)
     freshness, late_share = (recorded.freshness, recorded.late_share) if recorded else (None, 0.0)
-    with spreading(workspace.config.engine) as spread:
+    with spreading(workspace.config.engine, workspace.root) as spread:
         judged, _ = bench.judge(freshness, late_share, spread=spread)
     replayed = evaluation_bytes(evaluation_to_json(replace(judged, proof=recorded.proof if recorded else None)))
     return Replayed(

@@ -428,7 +428,7 @@ def evaluate(
     reading = ledger.begin(bench.terms, gate, spent_at(workspace), judged_releases(workspace))
     found = found_before(workspace, reading, release)
     if found is None:
-        with spreading(workspace.config.engine) as spread:
+        with spreading(workspace.config.engine, workspace.root) as spread:
             evaluation, episodes = bench.judge(fresh, late_share(workspace, bench.champion), spread=spread)
         found = replace(evaluation, proof=proof), episodes
     evaluation, episodes = found

@@ -40,6 +40,7 @@ from offline_dqn.potential import Potential
 from offline_dqn.streaming import training_source
 from offline_dqn.trained import Metrics, TrainedQ
 from pipelines.acting import load_release
+from pipelines.engines import spreading
 from pipelines.event_files import event_files
 from pipelines.known_releases import deciding_settings, same_policy, trained_before
 from pipelines.metrics.budget import TrainingBudget
@@ -359,12 +360,14 @@ def choose(
             yield candidate
 
     guard = guard_fitter(workspace, episodes, acting.version_zero)
-    return select_candidate(
-        each(_candidates(workspace, episodes, trained)),
-        judge,
-        other_forms=forms,
-        as_served=guard.guarded if guard is not None else lambda policy: policy,
-    )
+    with spreading(config.engine, workspace.root) as spread:
+        return select_candidate(
+            each(_candidates(workspace, episodes, trained)),
+            judge,
+            other_forms=forms,
+            as_served=guard.guarded if guard is not None else lambda policy: policy,
+            spread=spread,
+        )
 
 
 def guard_fitter(workspace: Workspace, episodes: Replay, version_zero: AnyPolicy | None) -> GuardFitter | None:

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,8 @@ from datasets.encoding import Encoder, fit_encoder
 from datasets.errors import OfflineDqnError
 from datasets.observations import Observations
 from datasets.replay import GATE, TRAIN, Replay
+from datasets.spreading import Spread, one_by_one
+from offline_dqn.devices import one_thread
 from offline_dqn.policy import Policy
 from reports.crossfit import FoldFitter, deal_folds
 from reports.estimators import Floats, on_policy_returns
@@ -68,6 +72,7 @@ def backtest(
     gate_config: GateConfig,
     seed: int,
     fit_models: FoldFitter | None = None,
+    spread: Spread = one_by_one,
 ) -> Backtest:
     """Estimate every version of a log from every other's episodes.
 
@@ -77,18 +82,16 @@ def backtest(
         config, gate_config: of the evaluation, exactly as a release on trial is judged by them.
         seed: of samples, folds, fits and bootstrap.
         fit_models: as `evaluate_candidate` takes it.
+        spread: works out the pairs.
     """
     names, counts = np.unique(replay.policy_versions[replay.policy_versions != ""].astype(str), return_counts=True)
     versions = [str(name) for name in names[np.argsort(-counts, kind="stable")][:_MOST_VERSIONS]]
     if len(versions) < 2:
         return Backtest((), config.level, _why_no_pairs(replay, versions))
     arguments = {"config": config, "gate_config": gate_config, "seed": seed, "fit_models": fit_models}
-    pairs = [
-        _pair(replay, version, other, registered, arguments)
-        for version in versions
-        for other in versions
-        if version != other
-    ]
+    estimate = partial(_pair, replay, registered, arguments)
+    with one_thread():  # here as elsewhere: the last bits are not to depend on where a pair is worked out
+        pairs = spread("pair", estimate, list(permutations(versions, 2)))
     return Backtest(tuple(pairs), config.level)
 
 
@@ -110,9 +113,10 @@ def _why_no_pairs(replay: Replay, versions: list[str]) -> str:
 
 
 def _pair(
-    replay: Replay, version: str, other: str, registered: Mapping[str, Policy], arguments: Mapping[str, Any]
+    replay: Replay, registered: Mapping[str, Policy], arguments: Mapping[str, Any], names: tuple[str, str]
 ) -> BacktestPair:
-    """`version` estimated from the episodes of `other`."""
+    """The first of two versions estimated from the episodes of the other."""
+    version, other = names
     own = replay.subset(replay.policy_versions == version)
     theirs = replay.subset(replay.policy_versions == other)
     common = np.intersect1d(own.nights, theirs.nights)

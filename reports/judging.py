@@ -7,6 +7,7 @@ the gate does it) is unbiased, but judges only what the log covers.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -226,6 +227,12 @@ class Judge:
             return f"the effective sample size on `select` is {size:.1f} episodes, under {wanted:.1f}{left_out}"
         return None
 
+    def prepare(self, candidates: Iterable[Floats]) -> None:
+        """Fits once what `weighted` will share, before candidates are judged apart; (T, A) probabilities of each."""
+        wanted = self._train_model is None and self.train.n_episodes > 0
+        if wanted and any(self.why_not_weighted(probs) is None for probs in candidates):
+            self._train_model = self._model_of_train()
+
     def weighted(self, policy: Policy, probs: Floats) -> Assessment:
         """As the gate would judge it, but on `select`; only where `why_not_weighted` names nothing.
 
@@ -272,13 +279,15 @@ class Judge:
         if not self.train.n_episodes:
             return Arm(probs=own, q=np.zeros_like(own))
         if self._train_model is None:
-            self._train_model = value_model(
-                self.train, self._encoder, None, self._fqe,
-                largest_counted=self.config.largest_counted, seed=self.seed,
-            )  # fmt: skip
+            self._train_model = self._model_of_train()
         in_train = ~self._in_select
         q_values = self._train_model.q_values(probs[in_train], self._weighed)
         return Arm(probs=own, q=np.asarray(q_values, dtype=np.float64))
+
+    def _model_of_train(self) -> ValueModel:
+        return value_model(
+            self.train, self._encoder, None, self._fqe, largest_counted=self.config.largest_counted, seed=self.seed
+        )
 
     def _baseline_value(self) -> DirectValue:
         if self._baseline is not None:

@@ -12,14 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from datasets.errors import OfflineDqnError
+from datasets.spreading import Spread, one_by_one
 from offline_dqn.candidates import Candidate
 from offline_dqn.description import AnyPolicy
+from offline_dqn.devices import one_thread
 from offline_dqn.policy import QPolicy
 from reports.assessment import Assessment
 from reports.estimators import Floats
@@ -30,6 +34,9 @@ BASELINE = "the baseline"
 _BY = {DIRECT: "the model", WEIGHTED: "weighting"}
 
 _SAME_PROBABILITY = 1e-6
+
+_AT_ONCE = 16
+"""Candidates whose probabilities are held at once, where they are judged apart."""
 
 
 class NoCandidateError(OfflineDqnError):
@@ -140,6 +147,7 @@ def select_candidate(
     *,
     other_forms: Callable[[Candidate], Iterable[Candidate]] = lambda _: (),
     as_served: Callable[[AnyPolicy], AnyPolicy] = lambda policy: policy,
+    spread: Spread = one_by_one,
 ) -> Selection:
     """Judge every candidate and the other forms of the best ones, and choose.
 
@@ -150,20 +158,19 @@ def select_candidate(
             of its own.
         as_served: the policy that would act of a candidate's, with its guard: that one is judged, and becomes the
             release.
+        spread: works out the candidates, some at a time.
 
     Raises:
         NoCandidateError: there is none.
     """
-    board = _Board(judge, as_served)
-    for candidate in candidates:
-        board.add(candidate)
+    board = _Board(judge, as_served, spread)
+    board.add(candidates)
     if not board.judged:
         raise NoCandidateError(
             "there is no candidate to choose from: [train] names no learner that ended, and no simple policy applies"
         )
     for candidate in board.best(judge.config.n_finalists):
-        for form in other_forms(candidate):
-            board.add(form)
+        board.add(other_forms(candidate))
     ranked = choose(
         list(board.judged.values()), certify_share=judge.config.certify_share, tie_share=judge.config.tie_share
     )
@@ -246,29 +253,46 @@ class _Board:
 
     judge: Judge
     as_served: Callable[[AnyPolicy], AnyPolicy]
+    spread: Spread = one_by_one
     judged: dict[str, Judged] = field(default_factory=dict)
     candidates: dict[str, Candidate] = field(default_factory=dict)
     _alike: dict[bytes, str] = field(default_factory=dict)
 
-    def add(self, candidate: Candidate) -> None:
-        if candidate.name in self.judged:
-            return
-        served = self.as_served(candidate.policy)
-        probs = self.judge.probs(served)
-        self.candidates[candidate.name] = candidate
-        baseline = self.judge.baseline_probs
-        if baseline is not None and np.abs(probs - baseline).max() <= _SAME_PROBABILITY:
-            found = _judged(candidate, served, probs, self.judge)
-            nothing = f"it acts as {BASELINE} does"
-            self.judged[candidate.name] = replace(found, same_as=BASELINE, cannot_certify=nothing)
-            return
-        first = self._alike.setdefault(np.round(probs, 6).tobytes(), candidate.name)
-        if first != candidate.name:
-            self.judged[candidate.name] = replace(
-                self.judged[first], name=candidate.name, origin=candidate.origin, same_as=first
-            )
-            return
-        self.judged[candidate.name] = _judged(candidate, served, probs, self.judge)
+    def add(self, candidates: Iterable[Candidate]) -> None:
+        """Judges those that are new; what is asked of an iterable before each is asked before its group is judged."""
+        waiting = iter(candidates)
+        while group := list(islice(waiting, 1 if self.spread is one_by_one else _AT_ONCE)):
+            self._judge(group)
+
+    def _judge(self, candidates: Sequence[Candidate]) -> None:
+        same_as: dict[str, str | None] = {}
+        seen: list[Seen] = []
+        for candidate in candidates:
+            if candidate.name in self.candidates:
+                continue
+            self.candidates[candidate.name] = candidate
+            served = self.as_served(candidate.policy)
+            probs, baseline = self.judge.probs(served), self.judge.baseline_probs
+            if baseline is not None and np.abs(probs - baseline).max() <= _SAME_PROBABILITY:
+                same: str | None = BASELINE
+            else:
+                first = self._alike.setdefault(np.round(probs, 6).tobytes(), candidate.name)
+                same = None if first == candidate.name else first
+            same_as[candidate.name] = same
+            if same in (None, BASELINE):
+                seen.append(Seen(candidate.name, candidate.origin, served, probs))
+        self.judge.prepare(each.probs for each in seen)
+        with one_thread():  # here as elsewhere: the last bits are not to depend on where a candidate is judged
+            found = {each.name: each for each in self.spread("candidate", partial(_judged, self.judge), seen)}
+        for name, same in same_as.items():
+            if same is None:
+                self.judged[name] = found[name]
+            elif same == BASELINE:
+                nothing = f"it acts as {BASELINE} does"
+                self.judged[name] = replace(found[name], same_as=BASELINE, cannot_certify=nothing)
+            else:
+                origin = self.candidates[name].origin
+                self.judged[name] = replace(self.judged[same], name=name, origin=origin, same_as=same)
 
     def best(self, n: int) -> list[Candidate]:
         """At most n that have other forms, of each learner the best step; those that act as the baseline does last."""
@@ -282,11 +306,22 @@ class _Board:
         return list(found.values())[:n]
 
 
-def _judged(candidate: Candidate, served: AnyPolicy, probs: Floats, judge: Judge) -> Judged:
+@dataclass(frozen=True)
+class Seen:
+    """A candidate as it would act: (T, A) its probabilities at the steps that judge."""
+
+    name: str
+    origin: str
+    served: AnyPolicy
+    probs: Floats
+
+
+def _judged(judge: Judge, seen: Seen) -> Judged:
+    probs = seen.probs
     direct = judge.direct(probs)
     refused, weighted, claims = judge.why_not_weighted(probs), None, None
     if refused is None:
-        assessment = judge.weighted(served, probs)
+        assessment = judge.weighted(seen.served, probs)
         weighted, refused = _weighted_difference(assessment)
         claims = _claims_too_much(assessment)
     level = judge.config.level
@@ -299,8 +334,8 @@ def _judged(candidate: Candidate, served: AnyPolicy, probs: Floats, judge: Judge
     if cannot is None and gate_bound is not None and gate_bound <= -judge.gate.margin:
         cannot = f"with about {judge.n_gate_episodes:,} gate episodes its lower bound would be {gate_bound:.3g}"
     return Judged(
-        name=candidate.name,
-        origin=candidate.origin,
+        name=seen.name,
+        origin=seen.origin,
         value=direct.value,
         difference=direct.difference,
         standard_error=direct.standard_error if np.isfinite(direct.standard_error) else None,

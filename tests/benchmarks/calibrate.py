@@ -21,6 +21,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from datasets.settings import build_settings
+from pipelines.engine_config import EngineConfig
+from pipelines.engines import spreading
 from tests.benchmarks.calibrated_code import ROOT, code_behind
 from tests.benchmarks.calibration_files import write_calibration
 from tests.benchmarks.calibration_rows import (
@@ -38,6 +41,9 @@ DEFAULT_LOGS = 250
 about half of all runs of 300 logs, and nearly always with 1,000: `--logs 1000` adds the missing ones."""
 
 _SAY_EVERY_S = 20.0
+
+_ON_ENGINE = 64
+"""Logs that an engine is given at once."""
 
 _FAMILIES: dict[str, tuple[str, str, Callable[[Any, Sequence[dict[str, Any]]], list[CalibrationRow]]]] = {
     # Where the cells are, the module whose code they run, and how outcomes become rows.
@@ -121,8 +127,10 @@ class Outcomes:
         return [self.by_seed[seed] for seed in range(n) if seed in self.by_seed]
 
 
-def calibrate(wanted: Sequence[Cell], n_logs: int, folder: Path, *, n_workers: int = 2) -> list[CalibrationRow]:
-    """Judges the logs that are missing, and returns every row."""
+def calibrate(
+    wanted: Sequence[Cell], n_logs: int, folder: Path, *, n_workers: int = 2, engine: EngineConfig | None = None
+) -> list[CalibrationRow]:
+    """Judges the logs that are missing, by so many processes or on an engine, and returns every row."""
     kept = [Outcomes(folder, cell) for cell in wanted]
     missing = sorted(
         (
@@ -136,7 +144,8 @@ def calibrate(wanted: Sequence[Cell], n_logs: int, folder: Path, *, n_workers: i
     )
     _say(f"{len(missing)} logs to judge, {sum(c.n_logs(n_logs) for c in wanted)} in all")
     progress = _Progress(len(missing))
-    for place, seed, outcome in _judged(wanted, missing, n_workers):
+    judged = _judged(wanted, missing, n_workers) if engine is None else _judged_on(engine, wanted, missing, folder)
+    for place, seed, outcome in judged:
         kept[place].add(seed, outcome)
         progress.tell(wanted[place].title)
     return [
@@ -161,6 +170,23 @@ def _judged(
             waiting[pool.submit(wanted[place].judge, seed)] = (place, seed)
         while waiting:
             yield from _finished(waiting)
+
+
+def _judged_on(
+    engine: EngineConfig, wanted: Sequence[Cell], missing: Sequence[tuple[int, int]], folder: Path
+) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """The same on Dask or Ray, some logs at a time: interrupted, it loses no more than these."""
+    with spreading(engine, folder) as spread:
+        for start in range(0, len(missing), _ON_ENGINE):
+            some = missing[start : start + _ON_ENGINE]
+            outcomes = spread("log", _judge, [(wanted[place].judge, seed) for place, seed in some])
+            yield from ((place, seed, outcome) for (place, seed), outcome in zip(some, outcomes, strict=True))
+
+
+def _judge(one: tuple[Any, int]) -> dict[str, Any]:
+    judge, seed = one
+    outcome: dict[str, Any] = judge(seed)
+    return outcome
 
 
 _Waiting = dict[Future[dict[str, Any]], tuple[int, int]]
@@ -229,6 +255,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--family", default="", choices=["", *_FAMILIES], help="one family; all of them by default")
     parser.add_argument("--cell", default="", help="cells whose title holds this text")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument(
+        "--engine", choices=["dask", "ray"], help="instead of processes of its own; see docs/scaling.md"
+    )
+    parser.add_argument("--address", help="of the engine's cluster; without it --workers processes are started here")
     parser.add_argument("--output", type=Path, default=ROOT, help="root of the repository to write into")
     parser.add_argument("--cache", type=Path, default=ROOT / ".calibration")
     parser.add_argument("--add", action="store_true", help="write a part, beside the rows of other cells as they are")
@@ -236,7 +266,14 @@ def main(arguments: list[str] | None = None) -> int:
     wanted = cells(asked.family, asked.cell)
     if not wanted:
         parser.error(f"no cell's title holds '{asked.cell}'; titles are:\n" + "\n".join(c.title for c in cells()))
-    rows = calibrate(wanted, asked.logs, asked.cache, n_workers=asked.workers)
+    engine = None
+    if asked.engine is not None:
+        workers = None if asked.address else asked.workers
+        values = {"kind": asked.engine, "address": asked.address, "workers": workers}
+        engine = build_settings(EngineConfig, values, "--engine")
+    elif asked.address is not None:
+        parser.error("--address wants --engine dask or ray")
+    rows = calibrate(wanted, asked.logs, asked.cache, n_workers=asked.workers, engine=engine)
     print(calibration_table(rows))
     print(f"\n{promises_in_words(rows)}")
     if asked.add:

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from pipelines.engine_config import EngineConfig
 from reports.calibration_line import CalibratedWorld
 from tests.benchmarks import calibrate, gate_cells, gate_release, learned_cells
 from tests.benchmarks.calibrated_code import ROOT, code_behind
@@ -140,6 +141,15 @@ def test_calibration_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytes
     assert all(set(vars(row)) > KEYS for row in rows)
     assert json.loads(kept.read_text().splitlines()[2])["seed"] == 2
     assert (tmp_path / ".gitignore").read_text() == "*\n"
+
+
+def test_an_engine_judges_the_same_logs_to_the_same_rows(tmp_path: Path) -> None:
+    cell = calibrate.Cell("gate", 0, TINY)
+    alone = calibrate.calibrate([cell], 3, tmp_path / "alone", n_workers=1)
+    spread = calibrate.calibrate([cell], 3, tmp_path / "spread", engine=EngineConfig(kind="threads", workers=2))
+    assert spread == alone
+    kept = [next((tmp_path / where).glob("*.jsonl")).read_text() for where in ("alone", "spread")]
+    assert kept[0] == kept[1]
 
 
 def test_cells_are_found_by_their_title() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+import pickle
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch
 
 from datasets.errors import OfflineDqnError
 from datasets.settings import SettingsError, build_settings
-from datasets.spreading import one_by_one
+from datasets.spreading import Spread, one_by_one
 from pipelines import engines, readings
 from pipelines.engine_config import EngineConfig
 from pipelines.engines import spreading
@@ -39,12 +41,15 @@ def fail_at(number: int, item: int) -> int:
 
 
 def test_what_pieces_found_comes_back_in_their_order() -> None:
-    with spreading(TWO_THREADS) as spread:
+    with spreading(TWO_THREADS, Path()) as spread:
         assert spread("piece", sleep_backwards, range(5)) == [0, 1, 4, 9, 16]
 
 
 def test_the_first_piece_that_fails_is_told_of_as_it_failed() -> None:
-    with spreading(TWO_THREADS) as spread, pytest.raises(OfflineDqnError, match=r"^piece 2 cannot be worked out$"):
+    with (
+        spreading(TWO_THREADS, Path()) as spread,
+        pytest.raises(OfflineDqnError, match=r"^piece 2 cannot be worked out$"),
+    ):
         spread("piece", functools.partial(fail_at, 2), range(5))
 
 
@@ -52,7 +57,7 @@ def test_pieces_compute_with_one_thread_and_leave_the_process_its_own_number() -
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with spreading(TWO_THREADS) as spread:
+        with spreading(TWO_THREADS, Path()) as spread:
             found = spread("piece", lambda _: (torch.get_num_threads(), threading.current_thread().name), range(4))
         assert {n for n, _ in found} == {1}
         assert all(name.startswith("engine") for _, name in found)
@@ -62,9 +67,9 @@ def test_pieces_compute_with_one_thread_and_leave_the_process_its_own_number() -
 
 
 def test_stages_of_a_night_share_its_workers() -> None:
-    with spreading(TWO_THREADS) as outer, spreading(EngineConfig(kind="threads", workers=4)) as inner:
+    with spreading(TWO_THREADS, Path()) as outer, spreading(EngineConfig(kind="threads", workers=4), Path()) as inner:
         assert inner is outer
-    with spreading(EngineConfig()) as alone:
+    with spreading(EngineConfig(), Path()) as alone:
         assert alone is one_by_one
 
 
@@ -88,7 +93,7 @@ def test_an_engine_that_cannot_be_is_refused_when_the_settings_are_read(values: 
 def test_an_engine_whose_extra_is_missing_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pipelines.dask_workers", None)
     with (
-        spreading(EngineConfig(kind="dask")) as spread,
+        spreading(EngineConfig(kind="dask"), Path()) as spread,
         pytest.raises(EngineError, match="needs the extra of that name"),
     ):
         spread("piece", sleep_backwards, range(2))
@@ -122,9 +127,17 @@ def test_workers_that_would_find_other_numbers_are_refused() -> None:
         refuse_others({}, here, "start workers")
 
 
-def judged(workspace: Workspace, config: EngineConfig) -> str:
+def as_elsewhere(what: str, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    """Every piece as another process would get it and give it back: in bytes."""
+    packed, items_packed = pack(function), [pack(item) for item in items]
+    found = [pack(work_out_packed(packed, item, what).found) for item in items_packed]
+    return [pickle.loads(each) for each in found]
+
+
+def judged(workspace: Workspace, config: EngineConfig, spread: Spread | None = None) -> str:
     """Every bit of an evaluation, as text."""
-    with spreading(config) as spread:
+    with spreading(config, Path()) as configured:
+        spread = spread or configured
         evaluation, episodes = readings.set_up(workspace, 1).judge(None, spread=spread)
     return json.dumps(evaluation_to_json(evaluation)) + episodes.hex()
 
@@ -141,5 +154,7 @@ def test_an_evaluation_is_the_same_to_the_bit_with_its_folds_apart(
 
     monkeypatch.setattr(engines._Threads, "submit", watched)
 
-    assert judged(workspace, TWO_THREADS) == judged(workspace, EngineConfig())
+    alone = judged(workspace, EngineConfig())
+    assert judged(workspace, TWO_THREADS) == alone
+    assert judged(workspace, EngineConfig(), as_elsewhere) == alone
     assert begun == ["fold 1 of 2", "fold 2 of 2"]

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import os
+import pickle
 import signal
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipelines import stages
 from pipelines.markdown import as_markdown
 from pipelines.nights import NightRecord, append_night, read_nights
 from pipelines.notify.telling import read_open
+from pipelines.pieces import pack
 from pipelines.readings import ledger_of
 from pipelines.running import run_night
 from pipelines.workspace import Workspace, open_workspace
@@ -348,3 +350,13 @@ def test_nights_are_listed_and_a_line_that_a_crash_cut_off_did_not_happen(worksp
 def test_before_the_first_night_there_are_none(fresh: Workspace, run: Run) -> None:
     assert run(fresh, "nights", "--json").json == {"nights": []}
     assert run(fresh, "nights").code == 0
+
+
+def test_the_tasks_of_a_night_can_travel_with_pieces_of_it_to_other_processes() -> None:
+    # What runs is part of the context that Prefect sends along; a ContextVar in it could not be sent.
+    from pipelines import flow
+
+    found = [each for each in vars(flow).values() if type(each).__name__ in {"Task", "Flow"}]
+    assert len(found) > 5
+    for each in found:
+        assert pickle.loads(pack(each)).name == each.name
