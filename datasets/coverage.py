@@ -26,10 +26,9 @@ from datasets.images import mean_brightness
 from datasets.observations import Observations
 from datasets.regions import Clusters, Grid, fit_regions
 from datasets.replay import SPLIT_NAMES, TRAIN, Replay
+from datasets.snapshot_bucket import COVERAGE_SUMMARY, COVERAGE_TABLE
 from datasets.snapshot_writer import rows_per_block
 
-COVERAGE_TABLE = "coverage.parquet"
-COVERAGE_SUMMARY = "coverage.json"
 _BLOCK_STEPS = 50_000
 
 

@@ -34,6 +34,7 @@ from datasets.splits import (
     TOO_NEW,
     GateNights,
     SplitLedger,
+    fix_splits,
     gate_nights,
     last_night_over,
     read_ledger,
@@ -106,7 +107,7 @@ def freeze_snapshot(
         write_coverage(staging, replay, config.coverage, summary.digest)
         trained = replay.nights[replay.split != SPLIT_NAMES.index("gate")] if judges else replay.nights[:0]
         until = trained.max().astype(date) if len(trained) else None
-        before.merged(replace(ledger, trained_until=until)).write(folder)  # a stricter ledger than needed does no harm
+        fix_splits(folder, replace(ledger, trained_until=until), judges)  # a stricter ledger than needed does no harm
         return writer.commit(replay, summary)
 
 

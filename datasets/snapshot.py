@@ -15,16 +15,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from datasets.bucket_folder import bucket_behind
+from datasets.bucket_folder import file_digest as file_digest
 from datasets.contract import Contract, contract_from_json
 from datasets.errors import OfflineDqnError
+from datasets.object_store import ObjectMissingError
 from datasets.observations import Observations
 from datasets.replay import STEP_ARRAYS, Replay
+from datasets.snapshot_bucket import DESCRIPTION as DESCRIPTION
+from datasets.snapshot_bucket import EPISODES as EPISODES
+from datasets.snapshot_bucket import ERASED as ERASED
+from datasets.snapshot_bucket import STORED, fetch_files, publish_erasures, pull_snapshots
 
 FORMAT = 3
-DESCRIPTION = "snapshot.json"
-EPISODES = "episodes.parquet"
-ERASED = "erased.json"
-"""What is left of a snapshot whose episodes were erased."""
 
 
 class SnapshotError(OfflineDqnError):
@@ -100,14 +103,19 @@ class SnapshotSummary:
 def open_snapshot(path: Path) -> tuple[Replay, SnapshotSummary]:
     """The replay dataset in `path`, its arrays memory-mapped, after its bytes were checked.
 
-    The check reads every file once, in blocks; nothing but the table of episodes is kept in memory.
+    The check reads every file once, in blocks; nothing but the table of episodes is kept in memory. Where the folder is
+    a copy of what lies in a bucket, files that are missing or changed here are fetched.
 
     Raises:
         ErasedSnapshotError: episodes of it were erased; names what stands in its place.
         SnapshotError: it does not exist, is of another format, or a byte of it has changed.
+        ObjectStoreError: the bucket cannot be asked, or does not hold what was frozen.
     """
     written = _description(path)
     changed = _changed_files(path, written)
+    if changed:
+        written = _fetched(path, written, changed)
+        changed = _changed_files(path, written)
     if changed:
         raise SnapshotError(_changed(path / changed[0]))
     contract = contract_from_json(written["contract"], str(path / DESCRIPTION))
@@ -132,6 +140,35 @@ def changed_files(path: Path) -> list[str]:
         SnapshotError: its description cannot be read, is changed, or says that it was erased.
     """
     return _changed_files(path, _description(path))
+
+
+def fetch_snapshot(path: Path) -> None:
+    """Fetches the files of a snapshot in a bucket that are missing or changed here.
+
+    Raises:
+        SnapshotError, ObjectStoreError: as `open_snapshot`.
+    """
+    written = _description(path)
+    changed = _changed_files(path, written) if bucket_behind(path.parent) is not None else []
+    if changed:
+        _fetched(path, written, changed)
+
+
+def fetch_episodes(path: Path) -> None:
+    """Fetches the table of episodes of a snapshot in a bucket, where it is missing here."""
+    if bucket_behind(path.parent) is not None and not (path / EPISODES).exists() and erased_mark(path) is None:
+        _fetched(path, _description(path), [EPISODES])
+
+
+def _fetched(path: Path, written: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """The description of a snapshot in a bucket once these files of it were fetched; the same where there is none."""
+    try:
+        fetch_files(path, {name: written["files"][name] for name in names})
+    except ObjectMissingError:
+        pull_snapshots(path.parent)  # it may have been erased, or stored anew, a moment ago
+        written = _description(path)
+        fetch_files(path, {name: written["files"][name] for name in names})
+    return written
 
 
 def load_replay(
@@ -159,12 +196,6 @@ def seal_of(written: Mapping[str, Any]) -> str:
     """SHA-256 of everything else in a snapshot's description."""
     text = json.dumps({key: value for key, value in written.items() if key != "seal"}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, read in blocks."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def erased_mark(path: Path) -> dict[str, Any] | None:
@@ -200,11 +231,13 @@ def current_snapshot(path: Path) -> Path:
 
 def finish_erasures(folder: Path) -> None:
     """Deletes what is left of snapshots whose erasure was cut off; the caller holds the folder's lock."""
-    for mark in folder.glob(f"*/{ERASED}"):
+    marks = sorted(folder.glob(f"*/{ERASED}"))
+    publish_erasures(folder, marks)
+    for mark in marks:
         for path in mark.parent.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
-            elif path.name != ERASED:
+            elif path.name not in (ERASED, STORED):
                 path.unlink()
 
 

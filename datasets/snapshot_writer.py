@@ -37,6 +37,7 @@ from datasets.snapshot import (
     read_summary,
     seal_of,
 )
+from datasets.snapshot_bucket import publish_snapshot, replacing
 
 _STAGING = ".new"
 _BLOCK_BYTES = 32_000_000
@@ -187,6 +188,7 @@ class SnapshotWriter:
 
         Raises:
             SnapshotError: a snapshot of this content was erased.
+            ObjectStoreError: it could not be uploaded to the bucket where snapshots lie; frozen again, it will be.
         """
         target = self.folder.with_name(summary.digest[:16])
         if erased_mark(target) is not None:
@@ -195,6 +197,7 @@ class SnapshotWriter:
                 "out of the lake too."
             )
         if _is_whole(target):
+            _publish(target)
             return target, read_summary(target)
         others = [path for path in self.folder.iterdir() if path.is_file() and path.name not in self._digests]
         for path in others:
@@ -207,9 +210,11 @@ class SnapshotWriter:
             "files": self._digests | {path.name: file_digest(path) for path in sorted(others)},
         }
         write_durably(self.folder / DESCRIPTION, json.dumps({**written, "seal": seal_of(written)}, indent=1))
-        shutil.rmtree(target, ignore_errors=True)  # of a snapshot whose bytes have changed
-        self.folder.replace(target)
+        with replacing(target.parent):
+            shutil.rmtree(target, ignore_errors=True)  # of a snapshot whose bytes have changed
+            self.folder.replace(target)
         flush_to_disk(target.parent)
+        _publish(target)
         return target, summary
 
 
@@ -304,6 +309,11 @@ def new_snapshot(folder: Path) -> Iterator[Path]:
             "they were. See to it that the disk has room and the memory suffices (`snapshot.memory`), then run the "
             "same command again."
         ) from error
+
+
+def _publish(path: Path) -> None:
+    files: dict[str, str] = json.loads((path / DESCRIPTION).read_text())["files"]
+    publish_snapshot(path, files)
 
 
 def _is_whole(path: Path) -> bool:

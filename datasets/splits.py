@@ -14,15 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets.contract import Contract
-from datasets.durable import write_durably
 from datasets.replay import GATE, SELECT, TRAIN
 from datasets.snapshot import SnapshotError
+from datasets.snapshot_bucket import replace_shared_text, shared_text
 from datasets.snapshot_config import SnapshotConfig
 
 TOO_NEW = -1
 """In place of a split: the episode's night is not closed, so it cannot judge yet, and must not train before it has."""
 
-_LEDGER = "splits.json"
+SPLITS = "splits.json"
+"""What the snapshots beside it have fixed."""
 
 
 def split_of(cluster: str, salt: str, config: SnapshotConfig) -> int:
@@ -147,10 +148,10 @@ class SplitLedger:
         known = [night for night in (self.trained_until, other.trained_until) if night]
         return replace(self, trained_until=max(known, default=None))
 
-    def write(self, folder: Path) -> None:
-        """Puts it beside the snapshots, through to the disk."""
+    def text(self) -> str:
+        """As it lies beside the snapshots."""
         until = self.trained_until.isoformat() if self.trained_until else None
-        write_durably(folder / _LEDGER, json.dumps({"rule": self.rule, "trained_until": until}, indent=1))
+        return json.dumps({"rule": self.rule, "trained_until": until}, indent=1)
 
 
 def split_rule(config: SnapshotConfig, contract: Contract) -> dict[str, Any]:
@@ -163,19 +164,39 @@ def split_rule(config: SnapshotConfig, contract: Contract) -> dict[str, Any]:
     }
 
 
+def fix_splits(folder: Path, ledger: SplitLedger, judges: GateNights | None) -> None:
+    """Adds what a new snapshot fixes to what those in `folder` have fixed, whichever machine has frozen them.
+
+    Raises:
+        SnapshotError: as `SplitLedger.check`, against what stands now; or it cannot be read.
+    """
+    while True:
+        before, tag = _read_tagged(folder)
+        if before is not None:
+            before.check(ledger, judges, str(folder))
+        fixed = ledger.merged(before) if before is not None else ledger
+        if fixed == before or replace_shared_text(folder / SPLITS, fixed.text(), tag):
+            return
+
+
 def read_ledger(folder: Path) -> SplitLedger | None:
     """What the snapshots in `folder` have fixed; None before the first.
 
     Raises:
         SnapshotError: it cannot be read.
     """
-    path = folder / _LEDGER
-    if not path.exists():
-        return None
+    return _read_tagged(folder)[0]
+
+
+def _read_tagged(folder: Path) -> tuple[SplitLedger | None, str | None]:
+    path = folder / SPLITS
     try:
-        written = json.loads(path.read_text())
+        text, tag = shared_text(path)
+        if text is None:
+            return None, tag
+        written = json.loads(text)
         until = written["trained_until"]
-        return SplitLedger(dict(written["rule"]), date.fromisoformat(until) if until else None)
+        return SplitLedger(dict(written["rule"]), date.fromisoformat(until) if until else None), tag
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise SnapshotError(
             f"{path} says how episodes are split, and cannot be read ({error}). Restore it from a backup."

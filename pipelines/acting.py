@@ -20,6 +20,7 @@ from offline_dqn.policy import GRAPH_FILE, MANIFEST_FILE, AnyPolicy, check_compa
 from offline_dqn.scorers import NumpyScorer, OnnxScorer
 from pipelines.workspace import Workspace
 from reports.manifest import read_manifest
+from reports.release_bucket import mend_release
 
 
 class ReleaseError(OfflineDqnError):
@@ -42,6 +43,8 @@ def load_release(
         known = ", ".join(map(str, workspace.releases_on_disk())) or "none"
         raise ReleaseError(f"There is no release {release} in {workspace.root}; there are: {known}.")
     damage = manifest.damage(folder, without_evaluation=not with_evaluation)
+    if damage and mend_release(workspace.releases_path, release):
+        damage = manifest.damage(folder, without_evaluation=not with_evaluation)
     if damage:
         raise ReleaseError(
             f"Release {release} is not what was registered: {damage}. Use another one; nothing was done."

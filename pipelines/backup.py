@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from datasets.durable import flush_folder, flush_to_disk
 from datasets.errors import OfflineDqnError
-from datasets.lake import folder_lock
+from datasets.lake import lake_lock
 from datasets.locking import exclusive_lock
 from pipelines.workspace import Workspace, check_no_workspace
 from reports.registry import VOUCHED
@@ -93,7 +93,7 @@ def back_up(workspace: Workspace, archive_path: Path, *, at: datetime | None = N
     try:
         with _unchanged(workspace), tarfile.open(beside, "w", format=tarfile.PAX_FORMAT) as archive:
             vouched, warning = _vouched(workspace)
-            for name, path in _kept(workspace.root):
+            for name, path in _kept(workspace):
                 if not vouched or name != _VOUCHED_NAME:
                     files[name] = _add(archive, name, path)
             if vouched:
@@ -113,7 +113,7 @@ def back_up(workspace: Workspace, archive_path: Path, *, at: datetime | None = N
         beside.unlink(missing_ok=True)
         raise
     flush_to_disk(target.parent)
-    return replace(_described(described), warning=warning)
+    return replace(_described(described), warning="; ".join(filter(None, [warning, _elsewhere(workspace)])))
 
 
 def restore(archive_path: Path, root: Path) -> Backup:
@@ -156,8 +156,8 @@ def _unchanged(workspace: Workspace) -> Iterator[None]:
     """Lake, snapshots and registry at rest: those who change them take these locks."""
     with ExitStack() as held:
         held.enter_context(exclusive_lock(workspace.root / ".lock", f"The workspace {workspace.root}", wait_s=0.0))
-        if workspace.lake_path.is_dir():
-            held.enter_context(folder_lock(workspace.lake_path, wait_s=60.0))
+        if (workspace.root / "lake").is_dir():
+            held.enter_context(lake_lock(workspace.root / "lake", wait_s=60.0))
         if workspace.releases_path.is_dir():
             held.enter_context(workspace.registry.locked())
         yield
@@ -167,6 +167,8 @@ def _vouched(workspace: Workspace) -> tuple[bytes, str]:
     """What a registry outside the workspace vouches for; and what is wrong with that, in words."""
     if workspace.registry.shared is None or not workspace.releases_path.is_dir():
         return b"", ""
+    if workspace.config.store.releases_address is not None:
+        return b"", ""  # the journal beside them does
     try:
         digests = {str(number): sorted(known) for number, known in workspace.registry.vouched().items()}
     except TrackingError as error:
@@ -174,12 +176,29 @@ def _vouched(workspace: Workspace) -> tuple[bytes, str]:
     return json.dumps(digests).encode(), ""
 
 
-def _kept(root: Path) -> Iterator[tuple[str, Path]]:
+def _elsewhere(workspace: Workspace) -> str:
+    """What lies in buckets and is not in the archive, as a clause; "" for nothing."""
+    store = workspace.config.store
+    outside = [f"{name} in {place}" for name, place in store if name != "releases" and "://" in place]
+    if not outside:
+        return ""
+    return (
+        f"{' and '.join(outside)} stay there and are not in the archive, but the releases and all that was decided "
+        "about them are; have the bucket keep versions"
+    )
+
+
+def _kept(workspace: Workspace) -> Iterator[tuple[str, Path]]:
     """Name and path of every file that is backed up, in the order of their names."""
+    root, store = workspace.root, workspace.config.store
+    # A copy of part of what lies in a bucket is no backup of it. That of the releases is whole.
+    copy = workspace.snapshots_path if store.snapshots_address is not None else None
     for folder, folders, names in os.walk(root, followlinks=True):
         at = Path(folder)
         top = at == root
-        folders[:] = sorted(n for n in folders if not (top and n in DERIVED) and not n.startswith(".staging-"))
+        folders[:] = sorted(
+            n for n in folders if not (top and n in DERIVED) and not n.startswith(".staging-") and at / n != copy
+        )
         for name in sorted(names):
             if name.endswith(_OF_A_MOMENT) or (top and name in DERIVED):
                 continue

@@ -100,12 +100,13 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0].removesuffix(".")
 
 
-def open_workspace_of(workspace: Path, as_of: datetime | None = None) -> Workspace:
+def open_workspace_of(workspace: Path, as_of: datetime | None = None, *, follow: bool = True) -> Workspace:
+    """As `open_workspace`; `follow=False` for what must work while a bucket is away."""
     from pipelines.workspace import open_workspace
 
     if as_of is not None and as_of.tzinfo is None:
         as_of = as_of.replace(tzinfo=UTC)
-    return open_workspace(workspace, as_of)
+    return open_workspace(workspace, as_of, follow=follow)
 
 
 def open_in_browser(path: Path) -> bool:

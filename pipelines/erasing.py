@@ -18,7 +18,7 @@ from datasets.erasure import Erasure, erase_subject, finish_erasure, named_subje
 from datasets.lake import Lake
 from datasets.locking import exclusive_lock
 from datasets.logfiles import LogFile, LogFileError, Unread, container_errors, find_log_files, open_unread
-from datasets.privacy import PrivacyKey
+from datasets.privacy import PrivacyKey, key_for
 from pipelines.canary_erasing import erase_from_evidence
 from pipelines.drift_history import erase_from_history
 from pipelines.readings import finish_reading
@@ -27,6 +27,7 @@ from reports.episode_columns import EPISODES
 from reports.episode_terms import without_episodes
 from reports.examples import evaluation_without, report_without
 from reports.manifest import read_manifest
+from reports.release_bucket import mend_release
 
 _SHORTEST_SOUGHT = 4
 """Characters of a value that is looked for in text: shorter ones stand everywhere and mean nothing."""
@@ -71,7 +72,7 @@ def erase(workspace: Workspace, *, episode: str | None, named: str | None, dry_r
         LakeError: the disk is full; says how the lake stands. Repeat the command then.
     """
     lake = workspace.open_lake()
-    key = lake.privacy_key()
+    key = key_for(workspace.contract, lake.root)
     subject = named_subject(workspace.contract, key, episode=episode, named=named)
     with _locked(workspace):
         at = datetime.now(UTC)
@@ -95,7 +96,7 @@ def finish(workspace: Workspace) -> bool:
 
     def traces(names: Iterable[str], snapshots: Iterable[str]) -> None:
         named = set(names)
-        _erase_traces(workspace, lake, named, snapshots, _bytes_pattern(named), lake.privacy_key())
+        _erase_traces(workspace, lake, named, snapshots, _bytes_pattern(named), key_for(workspace.contract, lake.root))
 
     with _locked(workspace):
         return finish_erasure(lake, workspace.snapshots_path, traces=traces)
@@ -160,6 +161,8 @@ def _redact_evaluation(
     manifest = read_manifest(folder)
     if manifest is None:
         return
+    if manifest.damage(folder):
+        mend_release(workspace.releases_path, release)
     files = {name: (folder / name).read_bytes() for name in manifest.evaluation_files if (folder / name).is_file()}
     redacted = {name: _redacted(name, content, names, pattern) for name, content in files.items()}
     if redacted == files:
@@ -210,7 +213,9 @@ def _files_naming(workspace: Workspace, pattern: re.Pattern[bytes]) -> Iterator[
     """Files of the workspace that still name the subject; logs and snapshots are looked after elsewhere."""
     for path in sorted(workspace.root.rglob("*")):
         inside = path.relative_to(workspace.root)
-        if inside.parts[0] not in {"logs", "snapshots"} and path.is_file() and _names(path, pattern):
+        if inside.parts[0] == "logs" or path.is_relative_to(workspace.snapshots_path):
+            continue
+        if path.is_file() and _names(path, pattern):
             yield str(inside)
 
 

@@ -150,7 +150,7 @@ class CrashedError(OfflineDqnError):
 
 def tell_of_crash(_: Any, run: FlowRun, state: State[Any]) -> None:
     """What a worker does where the process of a night has died: whoever is to be told is told, by the living."""
-    workspace = open_workspace(Path(str(run.parameters["workspace"])))
+    workspace = open_workspace(Path(str(run.parameters["workspace"])), follow=False)
     progress = read_progress(workspace)
     error = CrashedError(f"Its process ended: {state.message or 'nobody knows why'}")
     stage, n_starts = (progress.under_way, progress.n_starts) if progress is not None else ("", 1)
@@ -177,13 +177,14 @@ def nightly(
     Returns:
         The night's record as JSON values.
     """
-    opened = open_workspace(Path(workspace), datetime.fromisoformat(as_of) if as_of else None)
+    opened = open_workspace(Path(workspace), datetime.fromisoformat(as_of) if as_of else None, follow=False)
     running = _Running(opened)
     try:
         with (
             exclusive_lock(opened.root / ".lock", f"The workspace {opened.root}", wait_s=0.0),
             spreading(opened.config.engine, opened.root),
         ):
+            opened.follow_buckets()  # in here, so that a bucket that is away is told like any other failure
             record = _whole_night(running, force_train, afresh)
     except Exception as error:
         tell(opened, *_parts(of_failed_night(running.stage_under_way, error, n_starts=running.n_starts)))

@@ -6,12 +6,16 @@ gate episodes against the newest nights once more: the same reading of `gate`, w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
-from datasets.durable import append_record, read_records
+from datasets.durable import read_records
 from pipelines.readings import reading_behind
 from pipelines.workspace import Workspace
 from reports.manifest import read_manifest
+from reports.release_bucket import records_in
+from reports.release_records import LAPSES, decide
 
 EVALUATED_AT = "evaluated_at"
 """Tag of a release: when its recorded evaluation was made, by the clock."""
@@ -50,8 +54,6 @@ def record_lapses(workspace: Workspace, now: datetime | None = None) -> list[str
         A sentence for each that was entered now.
     """
     now = (now or datetime.now(UTC)).astimezone(UTC)
-    path = workspace.releases_path / "lapses.jsonl"
-    known = {(record["release"], record["deadline"]) for record in read_records(path)}
     history, rejections = workspace.registry.history(), workspace.registry.rejections()
     decided = {p.to_release for p in history} | {r.release for r in rejections}
     entered = []
@@ -59,7 +61,18 @@ def record_lapses(workspace: Workspace, now: datetime | None = None) -> list[str
         why, deadline = why_lapsed(workspace, release, now), deadline_of(workspace, release)
         if not why or deadline is None or release in decided or workspace.registry.stale(release):
             continue
-        if (release, deadline.isoformat()) not in known:
-            append_record(path, {"at": now.isoformat(), "release": release, "deadline": deadline.isoformat()})
+        line = {"at": now.isoformat(), "release": release, "deadline": deadline.isoformat()}
+        if decide(partial(_enter, workspace, line)):
             entered.append(why)
     return entered
+
+
+def _enter(workspace: Workspace, line: Mapping[str, object]) -> bool:
+    """Enters a lapse, unless it is entered already; whether it was entered now."""
+    records = records_in(workspace.releases_path)
+    seen = records.refresh()
+    known = read_records(workspace.releases_path / "lapses.jsonl")
+    if any((line["release"], line["deadline"]) == (record["release"], record["deadline"]) for record in known):
+        return False
+    records.append(LAPSES, line, seen)
+    return True

@@ -32,7 +32,7 @@ def serve(
     """Serve decisions over HTTP, and log them for the next night."""
     from pipelines.serving.server import serve as run
 
-    opened = open_workspace_of(workspace)
+    opened = open_workspace_of(workspace, follow=False)
     asked = {name: value for name, value in {"host": host, "port": port}.items() if value is not None}
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("offline_dqn.serve").setLevel(logging.INFO)
@@ -59,7 +59,7 @@ def disable(
     from pipelines.serving.switch import SwitchError
     from pipelines.serving.switch import disable as throw
 
-    opened = open_workspace_of(workspace)
+    opened = open_workspace_of(workspace, follow=False)
     disabled, is_new = throw(opened.serving_path, by=user_name() if reviewer is None else reviewer, note=note)
     has_zero = _may_have_version_zero(opened)
     if as_json:
@@ -95,7 +95,7 @@ def enable(
     from pipelines.serving.switch import enable as undo
 
     by = user_name() if reviewer is None else reviewer
-    found = undo(open_workspace_of(workspace).serving_path, by=by, note=note)
+    found = undo(open_workspace_of(workspace, follow=False).serving_path, by=by, note=note)
     if as_json:
         console.print_json({"disabled": False, "was": found.to_json() if found else None})
         return

@@ -104,10 +104,12 @@ def snapshot_verify(
     digest: DigestArgument = "", workspace: WorkspaceOption = Path(), as_json: JsonOption = False
 ) -> None:
     """Read every byte of a snapshot, and compare it with what was frozen."""
-    from datasets.snapshot import changed_files
+    from datasets.snapshot import changed_files, fetch_snapshot
     from pipelines.snapshots import find_snapshot
 
     record = find_snapshot(open_workspace_of(workspace), digest)
+    if record.summary is not None:
+        fetch_snapshot(record.path)
     changed = changed_files(record.path)
     if as_json:
         console.print_json({"path": str(record.path), "intact": not changed, "changed": changed})

@@ -39,10 +39,7 @@ class StoreConfig(Settings):
 
     @model_validator(mode="after")
     def _are_apart(self) -> Self:
-        lake = self.lake if self.lake_address is None else "lake"  # the folder of this machine's copy
-        for (one, first), (other, second) in combinations((*self, ("the copy of the lake", lake)), 2):
-            if {one, other} == {"lake", "the copy of the lake"}:
-                continue
+        for (one, first), (other, second) in combinations(self, 2):
             if _within(first, second) or _within(second, first):
                 raise ValueError(
                     f"{one} and {other} cannot share a place: '{first}' and '{second}' lie in one another. Give each a "

@@ -49,6 +49,7 @@ from pipelines.parent import Parent, find_parent, first_parameters
 from pipelines.workspace import Workspace
 from reports.crossfit import step_probs
 from reports.judging import Judge
+from reports.registry import RegistryError
 from reports.selection import Selection, select_candidate
 
 _logger = logging.getLogger(__name__)
@@ -460,7 +461,11 @@ def ensure_version_zero(workspace: Workspace) -> None:
         return
     with workspace.registry.staging() as staged:
         save_policy(staged, rules.to_policy(workspace.contract))
-        workspace.registry.register(staged, gate="baseline", tags={})
+        try:
+            workspace.registry.register(staged, gate="baseline", tags={})
+        except RegistryError:
+            if not workspace.release_path(VERSION_ZERO).exists():  # else another machine was faster
+                raise
 
 
 def written_by(policy: Policy | AnyPolicy | None, release: int | None, replay: Replay) -> NDArray[np.bool_]:

@@ -8,12 +8,14 @@ from functools import cached_property
 from importlib import resources
 from pathlib import Path
 
-from datasets.addresses import is_object_address
+from datasets.addresses import ObjectAddress
+from datasets.bucket_folder import follow_bucket
 from datasets.catalog import Added, QueryResult, current_catalog, query_catalog, refresh_catalog
 from datasets.contract import Contract, read_contract
 from datasets.errors import OfflineDqnError
 from datasets.ingest import newest_timestamp
 from datasets.lake import Lake, open_lake
+from datasets.snapshot_bucket import pull_snapshots
 from pipelines.catalog_views import evaluation_views
 from pipelines.config import PipelineConfig, read_config
 from pipelines.drift_history import drift_history_view
@@ -21,9 +23,13 @@ from pipelines.metrics.history import MetricHistory
 from pipelines.slo.view import error_budgets_view
 from reports.manifest import read_manifest
 from reports.registry import Registry
+from reports.release_bucket import records_in
 from reports.shared_tracking import SharedTracking
 
 SCENARIOS = ("autoscaler", "blank")
+
+COPIES = ".store"
+"""Folder of a workspace with this machine's copies of what lies in buckets. It may be deleted, and fills again."""
 
 
 class WorkspaceError(OfflineDqnError):
@@ -70,17 +76,38 @@ class Workspace:
     @property
     def snapshots_path(self) -> Path:
         """Where frozen replay datasets lie, each named by its digest."""
-        return self._folder("snapshots", self.config.store.snapshots)
+        return self._place(self.config.store.snapshots, self.config.store.snapshots_address)
 
     @property
     def releases_path(self) -> Path:
         """Where releases lie, each named by its number."""
-        return self._folder("releases", self.config.store.releases)
+        return self._place(self.config.store.releases, self.config.store.releases_address)
 
-    def _folder(self, what: str, place: str) -> Path:
-        if is_object_address(place):
-            raise WorkspaceError(f"[store] {what} is {place}, and {what} cannot lie in an object store yet.")
-        return self.root / place
+    def _place(self, folder: str, address: ObjectAddress | None) -> Path:
+        """Where something lies: its folder, or the folder of this machine's copy of what lies in a bucket."""
+        if address is None:
+            return self.root / folder
+        return self.root / COPIES / address.bucket / address.prefix
+
+    def follow_buckets(self) -> None:
+        """Brings this machine's copies of what lies in buckets up to date; where nothing does, does nothing.
+
+        Raises:
+            ObjectStoreError: a bucket cannot be asked, or holds something else.
+            RecordsError: it lacks what this machine has seen in it.
+        """
+        address = self.config.store.snapshots_address
+        if address is not None:
+            follow_bucket(self.snapshots_path, str(address), kind="snapshots", problem=self.contract.name)
+            pull_snapshots(self.snapshots_path)
+        self.follow_releases()
+
+    def follow_releases(self) -> None:
+        """As `follow_buckets`, for the releases and what was decided about them."""
+        address = self.config.store.releases_address
+        if address is not None:
+            follow_bucket(self.releases_path, str(address), kind="releases", problem=self.contract.name)
+            records_in(self.releases_path).refresh()
 
     @property
     def catalog_path(self) -> Path:
@@ -106,14 +133,9 @@ class Workspace:
         """The folder of a release."""
         return self.releases_path / str(release)
 
-    @property
-    def lake_path(self) -> Path:
-        """The folder of the lake; of one in a bucket, that of this machine's copy."""
-        return self.root / ("lake" if self.config.store.lake_address else self.config.store.lake)
-
     def open_lake(self) -> Lake:
         """The lake, made if there is none; a commit that was cut off is finished."""
-        return open_lake(self.lake_path, self.contract, self.config.store.lake_address)
+        return open_lake(self.root / "lake", self.contract)
 
     @cached_property
     def registry(self) -> Registry:
@@ -159,7 +181,7 @@ class Workspace:
         with current_catalog(
             lake, self.catalog_path, as_of=as_of, releases=releases, snapshots=snapshots, added=added
         ) as path:
-            return query_catalog(path, sql, folders=[self.lake_path, self.snapshots_path, self.releases_path])
+            return query_catalog(path, sql, folders=[self.root / "lake", self.snapshots_path, self.releases_path])
 
     def _added(self) -> Added:
         added = (
@@ -208,16 +230,26 @@ class Workspace:
         return sorted(int(path.name) for path in found if path.is_dir() and path.name.isdecimal())
 
 
-def open_workspace(root: Path, as_of: datetime | None = None) -> Workspace:
+def open_workspace(root: Path, as_of: datetime | None = None, *, follow: bool = True) -> Workspace:
     """The workspace in `root`.
+
+    Args:
+        root: its folder.
+        as_of: the instant that stages take for now.
+        follow: whether to bring the copies of what lies in buckets up to date at once.
 
     Raises:
         WorkspaceError: there is none.
+        SettingsError: its configuration cannot be used.
+        ObjectStoreError, RecordsError: as `Workspace.follow_buckets`.
     """
     if not (root / "contract.toml").is_file() or not (root / "offline_dqn.toml").is_file():
         what = "does not exist" if not root.exists() else "is no workspace: it lacks contract.toml or offline_dqn.toml"
         raise WorkspaceError(f"{root} {what}. Name one with --workspace, or make one: offline-dqn init {root}")
-    return Workspace(root.resolve(), as_of)
+    opened = Workspace(root.resolve(), as_of)
+    if follow:
+        opened.follow_buckets()
+    return opened
 
 
 def write_workspace(root: Path, scenario: str) -> Workspace:

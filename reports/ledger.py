@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from datasets.durable import append_record, read_records
+from datasets.durable import read_records
 from datasets.errors import OfflineDqnError
 from datasets.locking import exclusive_lock
 from reports.formatting import counted
 from reports.gate import GateConfig
+from reports.release_bucket import records_in
+from reports.release_records import Seen, decide
 
 YEAR = timedelta(days=365)
 _LOCK_WAIT_S = 60.0
@@ -232,14 +235,20 @@ class Ledger:
             ErrorSpentError: the year cannot afford it; says when it can, and what else can be done. Nothing is entered.
             LedgerError: the ledger cannot be read or written, or lacks a reading that took place.
         """
-        with self._alone():
+        return decide(lambda: self._begin(terms, gate, at, judged or {}, now))
+
+    def _begin(
+        self, terms: Terms, gate: GateConfig, at: datetime, judged: Mapping[int, str], now: datetime | None
+    ) -> Reading:
+        with self._alone() as seen:
             now = (now or datetime.now(UTC)).astimezone(UTC)
             readings = self.readings()
-            _refuse_lost_readings(self.path, readings, judged or {})
+            _refuse_lost_readings(self.path, readings, judged)
             for reading in readings:
                 if reading.terms.key == terms.key:
                     if terms.release not in reading.releases:
-                        self._append({"event": "repeated", "reading": reading.number, "release": terms.release})
+                        line = {"event": "repeated", "reading": reading.number, "release": terms.release}
+                        self._append(line, seen)
                     return _also_of(reading, terms.release)
             budget = budget_of(readings, gate, at, now)
             if budget.n_left < 1:
@@ -247,7 +256,7 @@ class Ledger:
             number = max((r.number for r in readings), default=0) + 1
             reading = Reading(number, at.astimezone(UTC), now, terms, (terms.release,))
             when = {"at": reading.at.isoformat(), "entered_at": now.isoformat()}
-            self._append({"event": "begun", "reading": reading.number, **when, **_plain(terms)})
+            self._append({"event": "begun", "reading": reading.number, **when, **_plain(terms)}, seen)
             return reading
 
     def decide(self, reading: Reading, verdict: Verdict, evaluation: str, release: int) -> Reading:
@@ -262,7 +271,10 @@ class Ledger:
         Raises:
             LedgerError: the reading ended with another verdict before, or does not hold for the release.
         """
-        with self._alone():
+        return decide(lambda: self._decide(reading, verdict, evaluation, release))
+
+    def _decide(self, reading: Reading, verdict: Verdict, evaluation: str, release: int) -> Reading:
+        with self._alone() as seen:
             known = {r.number: r for r in self.readings()}[reading.number]
             if release not in known.releases:
                 raise LedgerError(f"Reading {known.number} is of release {known.releases}, not of {release}.")
@@ -280,16 +292,20 @@ class Ledger:
                         "release": release,
                         "verdict": verdict,
                         "evaluation": evaluation,
-                    }
+                    },
+                    seen,
                 )
             return done
 
-    def _alone(self) -> Any:
-        return exclusive_lock(self.path.with_name(".ledger.lock"), f"The error ledger {self.path}", wait_s=_LOCK_WAIT_S)
+    @contextmanager
+    def _alone(self) -> Iterator[Seen]:
+        what = f"The error ledger {self.path}"
+        with exclusive_lock(self.path.with_name(".ledger.lock"), what, wait_s=_LOCK_WAIT_S):
+            yield records_in(self.path.parent).refresh()
 
-    def _append(self, record: Mapping[str, Any]) -> None:
+    def _append(self, record: Mapping[str, Any], seen: Seen) -> None:
         try:
-            append_record(self.path, record)
+            records_in(self.path.parent).append(self.path.stem, record, seen)
         except OSError as error:
             raise LedgerError(
                 f"{self.path} cannot be written: {error.strerror or error}. `gate` was not read and no error is spent: "

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from datasets.bucket_folder import file_digest
 from datasets.durable import write_durably
 
 MANIFEST = "release.json"
@@ -40,9 +41,9 @@ class Manifest:
         files = {name: file_digest(folder / name) for name in names if name != MANIFEST}
         return cls(release, created_at, gate, tags, files, {})
 
-    def with_evaluation(self, folder: Path, names: Iterable[str], *, gate: str, tags: Mapping[str, str]) -> Manifest:
-        """The manifest after an evaluation wrote `names` into `folder`."""
-        added = {name: file_digest(folder / name) for name in sorted(names)}
+    def with_evaluation(self, files: Mapping[str, bytes], *, gate: str, tags: Mapping[str, str]) -> Manifest:
+        """The manifest after an evaluation added files, given as content by name."""
+        added = {name: hashlib.sha256(files[name]).hexdigest() for name in sorted(files)}
         return replace(self, gate=gate, tags={**self.tags, **tags}, evaluation_files=added)
 
     def damage(self, folder: Path, *, without_evaluation: bool = False) -> str:
@@ -58,9 +59,10 @@ class Manifest:
     @property
     def digest(self) -> str:
         """SHA-256 of the manifest's content."""
-        return hashlib.sha256(self._text().encode()).hexdigest()
+        return hashlib.sha256(self.text().encode()).hexdigest()
 
-    def _text(self) -> str:
+    def text(self) -> str:
+        """As it is stored."""
         values = {
             "release": self.release,
             "created_at": self.created_at.isoformat(),
@@ -84,10 +86,4 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes `release.json`, whole or not at all."""
-    write_durably(folder / MANIFEST, manifest._text())
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    write_durably(folder / MANIFEST, manifest.text())

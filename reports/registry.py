@@ -3,7 +3,8 @@
 Release 0 is the rule-based baseline; candidates are 1, 2, and so on. A release is its folder `releases/<n>`:
 `release.json` there holds the SHA-256 of every file, and a tag of the MLflow version holds that of `release.json`.
 `history.jsonl` says who is champion, and the MLflow alias repeats it; `rejections.jsonl` what reviewers said no to.
-Folder and history come first; what a crash kept MLflow from learning, the next operation tells it.
+Folder and history come first; what a crash kept MLflow from learning, the next operation tells it. Where releases lie
+in a bucket, the folder is a copy of it, and what counts is what the journal there says (`release_records`).
 """
 
 from __future__ import annotations
@@ -21,16 +22,10 @@ from typing import Literal, get_args
 from datasets.durable import write_durably
 from datasets.errors import OfflineDqnError
 from datasets.locking import exclusive_lock
-from reports.history import (
-    Promotion,
-    Rejection,
-    append_promotion,
-    append_rejection,
-    line_of_champions,
-    read_history,
-    read_rejections,
-)
+from reports.history import Promotion, Rejection, line_of_champions, read_history, read_rejections
 from reports.manifest import MANIFEST, Manifest, read_manifest, write_manifest
+from reports.release_bucket import entered_digests, mend_release, publish_evaluated, publish_registered, records_in
+from reports.release_records import HISTORY, REJECTIONS, Seen, decide
 from reports.shared_tracking import SharedTracking, TrackingError
 from reports.tracking import Tracking
 
@@ -161,22 +156,27 @@ class Registry:
         if not staged_path.is_dir() or not any(path.is_file() for path in staged_path.rglob("*")):
             raise RegistryError(f"{staged_path} is no folder with files in it; nothing was registered.")
         _check_arguments(gate, tags)
-        with self._opened():
+        created_at = (at or datetime.now(UTC)).astimezone(UTC)
+        return decide(lambda: self._register(staged_path, gate, {k: str(v) for k, v in tags.items()}, created_at))
+
+    def _register(self, staged_path: Path, gate: Gate, tags: Mapping[str, str], created_at: datetime) -> int:
+        with self._opened() as seen:
             number = self._next_number(gate)
-            created_at = (at or datetime.now(UTC)).astimezone(UTC)
-            manifest = Manifest.of_folder(
-                staged_path, release=number, created_at=created_at, gate=gate, tags={k: str(v) for k, v in tags.items()}
-            )
+            manifest = Manifest.of_folder(staged_path, release=number, created_at=created_at, gate=gate, tags=tags)
             write_manifest(staged_path, manifest)
             for path in (*staged_path.rglob("*"), staged_path):
                 _sync(path)
-            staged_path.replace(self._path(number))  # the commit point: from here on the release exists
+            # The commit point, in a bucket or here: from then on the release exists.
+            publish_registered(self.releases_path, staged_path, manifest, seen)
+            if not self._path(number).exists():
+                staged_path.replace(self._path(number))
             _sync(self.releases_path)
             with self._tracking.later():
                 self._tracking.add(manifest)
                 if gate != "baseline":
                     self._tracking.set_alias("candidate", number)
                 self._log_trainings()
+        shutil.rmtree(staged_path, ignore_errors=True)
         return number
 
     def record_evaluation(
@@ -196,7 +196,10 @@ class Registry:
         wrong = [name for name in files if Path(name).name != name or name == MANIFEST or name.startswith(".")]
         if wrong:
             raise ValueError(f"{', '.join(wrong)}: a file of an evaluation is named by a plain name, not {MANIFEST}")
-        with self._opened():
+        decide(lambda: self._record_evaluation(number, gate, files, {k: str(v) for k, v in (tags or {}).items()}))
+
+    def _record_evaluation(self, number: int, gate: Gate, files: Mapping[str, bytes], tags: Mapping[str, str]) -> None:
+        with self._opened() as seen:
             manifest = self._known(number)
             taken = sorted(manifest.files.keys() & files.keys())
             if taken:
@@ -204,11 +207,10 @@ class Registry:
             # What an earlier evaluation left may be half written; it is about to be replaced.
             self._refuse_damage(number, without_evaluation=True)
             folder = self._path(number)
+            judged = manifest.with_evaluation(files, gate=gate, tags=tags)
+            publish_evaluated(self.releases_path, judged, files, seen)
             for name, content in files.items():
                 write_durably(folder / name, content)
-            judged = manifest.with_evaluation(
-                folder, files, gate=gate, tags={k: str(v) for k, v in (tags or {}).items()}
-            )
             self._tracking.expect(number, judged.digest)  # a crash between these lines leaves either digest valid
             write_manifest(folder, judged)
             with self._tracking.later():
@@ -266,9 +268,13 @@ class Registry:
             RegistryError: it is unknown, its bytes changed, it is champion already, or no
                 reviewer is named. Nothing changes then.
         """
-        with self._opened():
-            self._refuse_promotion(self._known(number), despite_rejection)
-            return self._make_champion("promote", number, reviewer, note, at)
+
+        def act() -> Promotion:
+            with self._opened() as seen:
+                self._refuse_promotion(self._known(number), despite_rejection)
+                return self._make_champion("promote", number, reviewer, note, at, seen)
+
+        return decide(act)
 
     def promote_vouched(
         self, number: int, *, digest: str, reviewer: str, note: str = "", at: datetime | None = None
@@ -282,15 +288,21 @@ class Registry:
             PromotionRefusedError: as `promote`.
             RegistryError: its bytes are not those that were vouched for, or as `promote`. Nothing changes then.
         """
-        with self.locked():
-            manifest = read_manifest(self._path(number))
-            if manifest is None:
-                raise RegistryError(self._damage_message(number, "release.json is missing or unreadable"))
-            damage = "release.json was altered" if manifest.digest != digest else manifest.damage(self._path(number))
-            if damage:
-                raise RegistryError(self._damage_message(number, damage))
-            self._refuse_promotion(manifest, despite_rejection=False)
-            return self._append_champion("promote", number, reviewer, note, at)
+
+        def act() -> Promotion:
+            with self.locked():
+                seen = records_in(self.releases_path).refresh()
+                manifest = read_manifest(self._path(number))
+                if manifest is None:
+                    raise RegistryError(self._damage_message(number, "release.json is missing or unreadable"))
+                altered = manifest.digest != digest
+                damage = "release.json was altered" if altered else manifest.damage(self._path(number))
+                if damage:
+                    raise RegistryError(self._damage_message(number, damage))
+                self._refuse_promotion(manifest, despite_rejection=False)
+                return self._append_champion("promote", number, reviewer, note, at, seen)
+
+        return decide(act)
 
     def check_promotion(self, number: int, *, despite_rejection: bool = False) -> None:
         """Raises what `promote` would raise now, as far as it does not depend on the reviewer; changes nothing."""
@@ -305,7 +317,10 @@ class Registry:
         Raises:
             RegistryError: it is unknown, the baseline or the champion, or reviewer or note are empty.
         """
-        with self._opened():
+        return decide(lambda: self._reject(number, reviewer, note, at))
+
+    def _reject(self, number: int, reviewer: str, note: str, at: datetime | None) -> Rejection:
+        with self._opened() as seen:
             manifest = self._known(number)
             if manifest.gate == "baseline":
                 raise RegistryError("Release 0, the baseline, is what one can always go back to; it is not rejected.")
@@ -320,7 +335,7 @@ class Registry:
                 )
             when = (at or datetime.now(UTC)).astimezone(UTC)
             rejection = Rejection(when, number, reviewer.strip(), note.strip())
-            append_rejection(self._rejections_path, rejection)
+            records_in(self.releases_path).append(REJECTIONS, rejection.to_json(), seen)
             return rejection
 
     def stale(self, number: int) -> str:
@@ -392,13 +407,17 @@ class Registry:
             RegistryError: there is nothing to go back to, `to` was never champion (the baseline always may be), its
                 bytes changed, it is champion already, or no reviewer is named. Nothing changes then.
         """
+        return decide(lambda: self._roll_back(to, reviewer, note, at))
+
+    def _roll_back(self, to: int | None, reviewer: str, note: str, at: datetime | None) -> Promotion:
         try:
-            with self._opened():
+            with self._opened() as seen:
                 to = self._former(to)
                 self._known(to)
-                return self._make_champion("rollback", to, reviewer, note, at)
+                return self._make_champion("rollback", to, reviewer, note, at, seen)
         except TrackingError:
             with self.locked():
+                seen = records_in(self.releases_path).refresh()
                 to = self._former(to)
                 self._refuse_nobody(to, reviewer)
                 self._refuse_champion(to)
@@ -408,7 +427,7 @@ class Registry:
                     damage = manifest.damage(self._path(to))
                 if damage:
                     raise RegistryError(self._damage_message(to, damage)) from None
-                return self._append_champion("rollback", to, reviewer, note, at)
+                return self._append_champion("rollback", to, reviewer, note, at, seen)
 
     def _former(self, to: int | None) -> int:
         former = line_of_champions(self.history())[:-1]
@@ -422,12 +441,18 @@ class Registry:
         return to
 
     def _make_champion(
-        self, action: Literal["promote", "rollback"], number: int, reviewer: str, note: str, at: datetime | None
+        self,
+        action: Literal["promote", "rollback"],
+        number: int,
+        reviewer: str,
+        note: str,
+        at: datetime | None,
+        seen: Seen,
     ) -> Promotion:
         self._refuse_nobody(number, reviewer)
         self._refuse_champion(number)
         self._refuse_damage(number)
-        promotion = self._append_champion(action, number, reviewer, note, at)
+        promotion = self._append_champion(action, number, reviewer, note, at, seen)
         with self._tracking.later():
             self._repair_aliases()
         return promotion
@@ -437,11 +462,18 @@ class Registry:
             raise RegistryError(f"Who answers for release {number}? Name a reviewer: --reviewer NAME.")
 
     def _append_champion(
-        self, action: Literal["promote", "rollback"], number: int, reviewer: str, note: str, at: datetime | None
+        self,
+        action: Literal["promote", "rollback"],
+        number: int,
+        reviewer: str,
+        note: str,
+        at: datetime | None,
+        seen: Seen,
     ) -> Promotion:
         when = (at or datetime.now(UTC)).astimezone(UTC)
         promotion = Promotion(when, action, self.champion(), number, reviewer.strip(), note)
-        append_promotion(self._history_path, promotion)  # the commit point; the aliases follow, now or later
+        # The commit point; the aliases follow, now or later.
+        records_in(self.releases_path).append(HISTORY, promotion.to_json(), seen)
         return promotion
 
     def _refuse_champion(self, number: int) -> None:
@@ -465,11 +497,16 @@ class Registry:
             yield
 
     @contextmanager
-    def _opened(self) -> Iterator[None]:
-        """The registry for one operation: alone at work, and with whatever a crash left undone made good."""
+    def _opened(self) -> Iterator[Seen]:
+        """The registry for one operation: alone at work, and with whatever a crash left undone made good.
+
+        Alone among the processes of this machine: others may decide something in a bucket all the same, and then what
+        is yielded here is no longer what stands.
+        """
         with self._tracking.reached(), self.locked():
+            seen = records_in(self.releases_path).refresh()
             self._repair()
-            yield
+            yield seen
 
     def vouched(self) -> dict[int, set[str]]:
         """By release, the digests that its manifest may have, for `VOUCHED` in a backup. Its caller holds `locked`.
@@ -484,11 +521,14 @@ class Registry:
 
     def _repair(self) -> None:
         numbers, registered, vouched = self._numbers(), self._tracking.digests(), self._brought_along()
+        entered = entered_digests(self.releases_path)
         for number in numbers:
-            if number in registered:
-                continue
             manifest = read_manifest(self._path(number))
-            if manifest is None or manifest.release != number:
+            if number in registered:
+                if entered is not None and manifest is not None and entered.get(number) not in registered[number]:
+                    self._tracking.update(manifest)  # another machine has evaluated it
+                continue
+            if manifest is None:
                 continue  # its bytes are reported as damage
             known = vouched.get(number, [])
             self._tracking.add(manifest, "" if not known or manifest.digest in known else known[0])
@@ -565,6 +605,8 @@ class Registry:
 
     def _refuse_damage(self, number: int, *, without_evaluation: bool = False) -> None:
         damage = self._damage(number, self._tracking.digests(), without_evaluation=without_evaluation)
+        if damage and mend_release(self.releases_path, number):
+            damage = self._damage(number, self._tracking.digests(), without_evaluation=without_evaluation)
         if damage:
             raise RegistryError(self._damage_message(number, damage))
 
@@ -578,9 +620,9 @@ class Registry:
         manifest = read_manifest(self._path(number))
         if manifest is None:
             return "release.json is missing or unreadable"
-        if manifest.release != number:
-            return f"release.json is that of release {manifest.release}"
-        if manifest.digest not in digests.get(number, set()):
+        entered = entered_digests(self.releases_path)
+        known = digests.get(number, set()) if entered is None else {entered.get(number)}
+        if manifest.digest not in known:
             return "release.json was altered"
         return manifest.damage(self._path(number), without_evaluation=without_evaluation)
 

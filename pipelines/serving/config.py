@@ -53,6 +53,9 @@ class ServeConfig(Settings):
     each. With fewer than there are, outcomes of forgotten ones are written unverified."""
     unknown_outcomes: Literal["refuse", "write"] = "refuse"
     """What becomes of an outcome whose decision this server did not make. `write` where others log decisions too."""
+    ask_every_s: float = Field(5.0, gt=0, le=3600)
+    """Seconds between two questions to the bucket where releases lie ([store] releases): a promotion on another machine
+    acts here that much later at most. Where they lie in the workspace nothing is asked, and it acts within a second."""
     min_free_mb: int = Field(64, ge=0)
     """Free MB on the log's disk below which it counts as full, so that there is room left to put things right."""
 

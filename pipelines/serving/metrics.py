@@ -10,15 +10,18 @@ from prometheus_client.registry import Collector
 
 from pipelines.serving.acting_releases import Acting, ActingReleases
 from pipelines.serving.decision_log import DecisionLog
+from pipelines.serving.releases_watch import ReleasesWatch
 from reports.operating_metrics import ANSWER_BOUNDS_S
 
 
 class Metrics:
     """Counts and times of one server; nothing here is global."""
 
-    def __init__(self, acting: ActingReleases, logs: Iterable[tuple[str, DecisionLog]]) -> None:
+    def __init__(
+        self, acting: ActingReleases, logs: Iterable[tuple[str, DecisionLog]], news: ReleasesWatch | None = None
+    ) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_State(acting, tuple(logs)))
+        self._registry.register(_State(acting, tuple(logs), news))
         self._seconds = Histogram(
             "offline_dqn_act_seconds",
             "Seconds from the arrival of a request for decisions to its answer, by the release in charge.",
@@ -110,11 +113,19 @@ class Metrics:
 class _State(Collector):
     """What stands in memory already, read when it is asked for."""
 
-    def __init__(self, acting: ActingReleases, logs: Sequence[tuple[str, DecisionLog]]) -> None:
-        self._acting, self._logs = acting, logs
+    def __init__(
+        self, acting: ActingReleases, logs: Sequence[tuple[str, DecisionLog]], news: ReleasesWatch | None
+    ) -> None:
+        self._acting, self._logs, self._news = acting, logs, news
 
     def collect(self) -> Iterator[Metric]:
         yield from _of_releases(self._acting.current)
+        if self._news is not None and self._news.age_s is not None:
+            yield GaugeMetricFamily(
+                "offline_dqn_releases_seen_seconds",
+                "Seconds since the bucket where releases lie was last asked what was decided.",
+                self._news.age_s,
+            )
         yield from _of_logs(self._logs)
 
 

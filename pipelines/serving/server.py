@@ -30,6 +30,7 @@ from pipelines.serving.metrics import Metrics
 from pipelines.serving.outcome_service import OutcomeService
 from pipelines.serving.outcomes import Outcomes, check_outcomes
 from pipelines.serving.recent_decisions import RecentDecisions
+from pipelines.serving.releases_watch import ReleasesWatch
 from pipelines.serving.service import DecisionService
 from pipelines.serving.tokens import TOKENS_VARIABLE, tokens_from
 from pipelines.tracing.decisions import DecisionTraces
@@ -68,11 +69,13 @@ def serve(workspace: Workspace, config: ServeConfig, on_start: Callable[[str, Ac
         held.enter_context(
             exclusive_lock(workspace.serving_path / LOCK_FILE, f"The server of {workspace.root}", wait_s=0.0)
         )
+        news = ReleasesWatch(workspace, config.ask_every_s)
+        news.look()  # before anything acts; with the bucket away, what this machine has seen last acts
         acting = ActingReleases(workspace)
         contract, steps, told = workspace.contract, workspace.logs_path, workspace.outcome_logs_path
         log = held.enter_context(DecisionLog(steps, config))
         outcome_log = held.enter_context(DecisionLog(told, config))
-        metrics = Metrics(acting, [("steps", log), ("outcomes", outcome_log)])
+        metrics = Metrics(acting, [("steps", log), ("outcomes", outcome_log)], news)
         outcomes = Outcomes(contract, config, outcome_log, steps=steps, outcomes=told)
         caps = ActionCaps.rebuilt(contract, steps, in_order=config.clock == "server")
         recent = RecentDecisions(contract, steps)
@@ -88,7 +91,7 @@ def serve(workspace: Workspace, config: ServeConfig, on_start: Callable[[str, Ac
         tls = _tls(workspace.root, config)
         server = _Server(_uvicorn(app, config, tls))
         looks = CanaryLooks(workspace, service.now, acting.hold_canary)
-        for watching in (acting, looks):
+        for watching in (acting, looks, news):
             watching.start()
             held.callback(watching.stop)
         host, port = listening.getsockname()[:2]

@@ -182,7 +182,7 @@ def test_a_ledger_on_a_full_disk_says_that_nothing_was_spent(ledger: Ledger, mon
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("reports.ledger.append_record", full)
+    monkeypatch.setattr("reports.release_records.append_record", full)
 
     with pytest.raises(LedgerError, match=r"No space left on device\. `gate` was not read and no error is spent"):
         ledger.begin(terms(1), GATE, AT)
