@@ -11,7 +11,7 @@ WORK ?=
 PORT ?= 4200
 
 .DEFAULT_GOAL := help
-.PHONY: derived docs schema help setup nightly loop serve test lint format bench peers calibrate clean
+.PHONY: bucket derived docs schema help setup nightly loop drill serve test lint format bench peers calibrate clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,8 +36,16 @@ serve: $(READY) ## Run nights by schedule: Prefect's server and worker on loopba
 loop: $(READY) ## Serve, learn and promote for two simulated weeks; ends with a picture (docs/loop.md)
 	@$(BIN)/python -m pipelines.loop $(WORKSPACE)-loop $(ARGS)
 
+drill: $(READY) ## Inject faults into nights of a scratch workspace and repeat them (docs/faults.md; ARGS="--rounds 4 --seed 7")
+	@$(BIN)/offline-dqn drill $(ARGS)
+
 test: $(READY) ## Run the tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+LAKE_TESTS = lake_bucket lake_lease batches compaction compatibility erasure retention rewriting quarantine outcome_ingest identities
+
+bucket: $(READY) ## Run the lake's own tests with every lake in a bucket, killed at every moment (docs/scaling.md)
+	@OFFLINE_DQN_LAKES_IN_BUCKET=1 $(BIN)/python -m pytest $(LAKE_TESTS:%=tests/datasets/test_%.py) $(ARGS)
 
 lint: $(READY) ## ruff and mypy --strict
 	@$(BIN)/ruff check .

@@ -20,7 +20,7 @@ from datasets.episodes import REJECTED
 from datasets.errors import OfflineDqnError
 from datasets.identities import Identities
 from datasets.journal import Retired, StagedFile
-from datasets.lake import Lake, changing, lake_lock
+from datasets.lake import Lake, changing, lake_lock, until_committed
 from datasets.parts import stage_records, write_parts
 from datasets.repeats import take_out_repeats
 from datasets.staging import Stage
@@ -234,7 +234,11 @@ def reject_batch(lake: Lake, batch_id: str, *, by: str, at: datetime) -> Batch:
 
 
 def _settle_held(lake: Lake, batch_id: str, *, status: str, note: str, at: datetime) -> Batch:
-    with lake_lock(lake.root), changing(lake):
+    return until_committed(lambda: _settle_once(lake, batch_id, status=status, note=note, at=at))
+
+
+def _settle_once(lake: Lake, batch_id: str, *, status: str, note: str, at: datetime) -> Batch:
+    with lake_lock(lake), changing(lake):
         lake.finish_commit()
         batch = find_batch(lake, batch_id)
         if batch.status != "held":

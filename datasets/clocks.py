@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from statistics import median
+
+from datasets.errors import OfflineDqnError
 
 SLACK = timedelta(days=1)
 """How far a log's clock may be ahead of ours: time zones that were mixed up, not more."""
@@ -17,6 +20,28 @@ _STRAY_GAP = timedelta(days=7)
 def latest_believable(now: datetime) -> datetime:
     """The last instant that a row taken in at `now` may carry."""
     return now + SLACK
+
+
+class ClockError(OfflineDqnError):
+    """This machine's clock cannot be right, and what it says would decide."""
+
+
+def refuse_clock_set_back(files: Iterable[Path], now: datetime) -> None:
+    """Refuses to judge rows by a clock that is earlier than the files they lie in: it would call them rows of the
+    future, and put them into quarantine.
+
+    Raises:
+        ClockError: a file was written more than the slack after `now`.
+    """
+    written = {file: datetime.fromtimestamp(file.stat().st_mtime, UTC) for file in files}
+    newest = max(written, key=lambda file: written[file], default=None)
+    if newest is not None and written[newest] > latest_believable(now):
+        raise ClockError(
+            f"This machine's clock says {now:%Y-%m-%d %H:%M} UTC, and {newest} was written on "
+            f"{written[newest]:%Y-%m-%d %H:%M} UTC: the clock was set back, or was not set at all since the machine "
+            "started. Rows would be taken for rows of the future, so no log was read. Set the clock (`timedatectl`), "
+            "or `touch` the file if its date is the wrong one, then run the same command again."
+        )
 
 
 @dataclass(frozen=True)

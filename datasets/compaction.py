@@ -21,7 +21,7 @@ from pydantic import Field
 from datasets.duck import duck, literal, quoted
 from datasets.identities import Identities
 from datasets.journal import LakeError, Retired, StagedFile
-from datasets.lake import Lake, changing, lake_lock
+from datasets.lake import Lake, changing, lake_lock, until_committed
 from datasets.settings import Settings
 from datasets.tables import COLUMNS_FILE, SORTED_BY, TABLES, file_schema, partition_columns, scan_files
 
@@ -71,7 +71,11 @@ def compact(lake: Lake, config: LakeConfig, *, above: int | None = None) -> Comp
         LakeError: the disk is full or the memory too small; nothing has changed then.
     """
     most = config.compact_above if above is None else above
-    with lake_lock(lake.root), changing(lake, "the compaction"):
+    return until_committed(lambda: _compact_once(lake, config, most))
+
+
+def _compact_once(lake: Lake, config: LakeConfig, most: int) -> Compaction:
+    with lake_lock(lake), changing(lake, "the compaction"):
         lake.finish_commit()
         files = {table: lake.files(table) for table in TABLES}
         groups = [

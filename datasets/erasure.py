@@ -22,8 +22,7 @@ from datasets.duck import duck, literal
 from datasets.durable import write_durably
 from datasets.erased import DECISION, EPISODE, KEY, remember_erased
 from datasets.errors import OfflineDqnError
-from datasets.history import purge_history
-from datasets.lake import Lake, changing, lake_lock
+from datasets.lake import Lake, changing, lake_lock, until_committed
 from datasets.privacy import SEALED, PrivacyError, PrivacyKey
 from datasets.redaction import redact_snapshot
 from datasets.rewriting import Rewrite, held_files, rewrite_held, rewrite_rows
@@ -125,27 +124,50 @@ def erase_subject(
         LakeError: the disk is full; says how the lake stands. Repeat the command then.
         SnapshotError: a snapshot cannot be written; the erasure is finished when it is repeated.
     """
-    with lake_lock(lake.root):
-        if not dry_run:
+    found: Erasure | None = None
+
+    def erase() -> Erasure:
+        nonlocal found
+        with lake_lock(lake):
+            if not dry_run:
+                _finish(lake, snapshots_path, traces)
+            with changing(lake):
+                lake.finish_commit()
+                here, intent = _find(lake, subject, key, snapshots_path)
+                # Another machine may have been faster: then what was found before has gone by now, or just above.
+                found = here if found is None else _together(found, here)
+                if dry_run:
+                    return found
+                write_durably(lake.root / _INTENT, json.dumps({**intent, "at": at.isoformat()}))
             _finish(lake, snapshots_path, traces)
-        with changing(lake):
-            lake.finish_commit()
-            found, intent = _find(lake, subject, key, snapshots_path)
-            if dry_run:
-                return found
-            write_durably(lake.root / _INTENT, json.dumps({**intent, "at": at.isoformat()}))
-        _finish(lake, snapshots_path, traces)
-    standing = {name: _successor(snapshots_path / name) for name in found.snapshots}
-    return replace(found, snapshots=standing)
+        return found
+
+    erased = until_committed(erase)
+    if dry_run:
+        return erased
+    return replace(erased, snapshots={name: _successor(snapshots_path / name) for name in erased.snapshots})
+
+
+def _together(before: Erasure, after: Erasure) -> Erasure:
+    return Erasure(
+        episodes=tuple(sorted({*before.episodes, *after.episodes})),
+        n_rows={table: before.n_rows[table] + n for table, n in after.n_rows.items()},
+        snapshots={**before.snapshots, **after.snapshots},
+        sources=tuple(sorted({*before.sources, *after.sources})),
+    )
 
 
 def finish_erasure(lake: Lake, snapshots_path: Path, *, traces: Traces | None = None) -> bool:
     """Finishes an erasure that was cut off; returns whether there was one. `traces` as for `erase_subject`."""
     if not (lake.root / _INTENT).exists():
         return False
-    with lake_lock(lake.root):
-        _finish(lake, snapshots_path, traces)
-    return True
+
+    def finish() -> bool:
+        with lake_lock(lake):
+            _finish(lake, snapshots_path, traces)
+        return True
+
+    return until_committed(finish)
 
 
 # --- what there is of a subject
@@ -292,7 +314,7 @@ def _take_out(lake: Lake, snapshots_path: Path, intent: Mapping[str, Any]) -> No
     rewrite_rows(lake, rewrites, reason="erased", at=at, purge=True)
     # A table without such a row may have had one: a replay takes rows out of quarantine, and its former files still lie
     # there until the next vacuum.
-    purge_history(lake.root, rewrites)
+    lake.purge(rewrites)
     # The index holds hashes of identities, those of erased rows among them; it is made anew from the lake.
     shutil.rmtree(lake.root / "_identities", ignore_errors=True)
     (lake.root / "validation.json").unlink(missing_ok=True)  # of the lake as it was; `validate` makes it anew

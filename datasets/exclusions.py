@@ -18,7 +18,7 @@ from datasets.contract import Contract
 from datasets.duck import duck, literal
 from datasets.errors import OfflineDqnError
 from datasets.expressions import expression_problem, unsteady_functions
-from datasets.lake import Lake, changing, lake_lock
+from datasets.lake import Lake, changing, lake_lock, until_committed
 from datasets.parts import stage_records
 from datasets.tables import table_columns
 
@@ -164,7 +164,13 @@ def exclude(
         LakeError: the disk is full.
     """
     _check(lake.contract, meant, by, note)
-    with lake_lock(lake.root), changing(lake, "the exclusion"):
+    return until_committed(lambda: _exclude_once(lake, meant, by=by, note=note, at=at, coming=coming, dry_run=dry_run))
+
+
+def _exclude_once(
+    lake: Lake, meant: Meant, *, by: str, note: str, at: datetime, coming: bool, dry_run: bool
+) -> tuple[Exclusion, bool]:
+    with lake_lock(lake), changing(lake, "the exclusion"):
         lake.finish_commit()
         standing = next((rule for rule in read_exclusions(lake) if rule.meant == meant), None)
         if standing is not None:
@@ -187,7 +193,11 @@ def lift(lake: Lake, name: str, *, by: str, note: str, at: datetime) -> Exclusio
         LakeError: the disk is full.
     """
     _check_answerable(by, note)
-    with lake_lock(lake.root), changing(lake, "the lifting"):
+    return until_committed(lambda: _lift_once(lake, name, by=by, note=note, at=at))
+
+
+def _lift_once(lake: Lake, name: str, *, by: str, note: str, at: datetime) -> Exclusion:
+    with lake_lock(lake), changing(lake, "the lifting"):
         lake.finish_commit()
         standing = {rule.name: rule for rule in read_exclusions(lake)}
         if name not in standing:

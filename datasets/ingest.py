@@ -12,17 +12,17 @@ from typing import Any, Literal
 import duckdb
 
 from datasets.batches import Batch, BatchCounts, FileRecord, commit_batch, consumed_files, hold_batch, new_batch_id
-from datasets.clocks import NightTimes, latest_believable, newest_plausible
+from datasets.clocks import NightTimes, latest_believable, newest_plausible, refuse_clock_set_back
 from datasets.consumed import Consumed, History, look_for_unread
 from datasets.contract import Contract
 from datasets.duck import duck, literal
 from datasets.erased import refuse_erased
-from datasets.lake import Lake, changing, lake_lock
+from datasets.lake import Lake, changing, lake_lock, until_committed
 from datasets.logfiles import LogFile, LogFileError, Unread, find_log_files, other_files, source_name
 from datasets.nights import recent_facts
 from datasets.outcome_account import OutcomeAccount, account_of_batch
 from datasets.parts import write_parts
-from datasets.privacy import PrivacyKey, key_for
+from datasets.privacy import PrivacyKey
 from datasets.repeats import take_out_repeats
 from datasets.settings import Settings
 from datasets.signing import Signatures, signing_key
@@ -114,29 +114,38 @@ def ingest_logs(
 
     Raises:
         LogFileError: a path does not exist, or holds no log.
+        ClockError: rows are judged by a clock that is earlier than their files.
         PrivacyError: the contract hides columns, and the key is missing or not the lake's.
         SigningError: signatures are required, and the key is missing.
-        LockedError: another ingest has held the lake for ten minutes.
+        LockedError: another ingest, here or on another machine, has held the lake for ten minutes.
         LakeError: the disk is full, or the memory too small; says how the lake stands.
     """
     paths = list(paths)
     logs = find_log_files(paths)
     passed_over = tuple(source_name(path.absolute(), base) for path in other_files(paths))
-    key = key_for(lake.contract, lake.root)
+    key = lake.privacy_key()
     signatures = Signatures(signing_key()) if config.require_signature else None
-    with lake_lock(lake.root), changing(lake):
-        lake.finish_commit()
-        shutil.rmtree(lake.staging_path, ignore_errors=True)  # left by a process that died: the lock was free
-        now = datetime.now(UTC)
-        batch_id = new_batch_id(now)
-        folder = lake.staging_path / batch_id
-        folder.mkdir(parents=True)
-        try:
-            run = _Ingest(lake, kind, config, validate, batch_id, now, as_of, base, folder, on_rows, key, signatures)
-            return replace(run.run(logs), passed_over=passed_over)
-        finally:
-            if not lake.journal_path.exists():  # an unfinished commit still needs its files
-                shutil.rmtree(lake.staging_path, ignore_errors=True)
+
+    def take_in() -> IngestReport:
+        with lake_lock(lake), changing(lake):
+            lake.finish_commit()
+            shutil.rmtree(lake.staging_path, ignore_errors=True)  # left by a process that died: the lock was free
+            now = datetime.now(UTC)
+            if as_of is None and config.as_of == "now":
+                refuse_clock_set_back((log.path for log in logs), now)
+            batch_id = new_batch_id(now)
+            folder = lake.staging_path / batch_id
+            folder.mkdir(parents=True)
+            try:
+                run = _Ingest(
+                    lake, kind, config, validate, batch_id, now, as_of, base, folder, on_rows, key, signatures
+                )
+                return replace(run.run(logs), passed_over=passed_over)
+            finally:
+                if not lake.journal_path.exists():  # an unfinished commit still needs its files
+                    shutil.rmtree(lake.staging_path, ignore_errors=True)
+
+    return until_committed(take_in)
 
 
 @dataclass(frozen=True)

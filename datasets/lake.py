@@ -1,71 +1,88 @@
-"""The lake: Delta tables of Parquet files written by DuckDB, committed together or not at all."""
+"""The lake: Delta tables of Parquet files written by DuckDB, committed together or not at all.
+
+A lake lies in a folder, or in a bucket that several machines share; then the folder is this machine's copy of it, and
+a commit is made in the bucket first.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
+import random
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote
+from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from datasets.addresses import ObjectAddress
 from datasets.compatibility import IncompatibleContractError, lake_incompatibilities
 from datasets.contract import Contract, contract_from_json
 from datasets.duck import duck
-from datasets.durable import flush_to_disk, write_durably
+from datasets.durable import write_durably
 from datasets.history import purge_history
 from datasets.journal import (
     LakeError,
     Retired,
     StagedFile,
     commit_number,
-    commit_table,
     delta_table,
     end_journal,
     finish_journal,
-    flush_log,
     journal_path,
     transaction_number,
     write_journal,
 )
+from datasets.lake_bucket import CommitConflictError, LakeBucket, new_entry
+from datasets.lake_shape import CONTRACTED, files_of, shape_tables
+from datasets.lake_state import LakeState
+from datasets.lease import leased
 from datasets.locking import ReadOnlyError, exclusive_lock
-from datasets.tables import (
-    COLUMNS_FILE,
-    EMPTY_LOG_DATE,
-    TABLES,
-    arrow_schema,
-    file_schema,
-    partition_columns,
-    scan_files,
+from datasets.mirror import (
+    ABOUT,
+    HELD,
+    bring_up,
+    changed_sides,
+    is_behind,
+    known_state,
+    publish_contract,
+    refuse_mirror,
+    revert_sides,
+    start_mirror,
+    upload_sides,
 )
-
-_ABOUT = "lake.json"
-"""The file in which a lake says which format it has, and under which contract its rows were written."""
+from datasets.object_store import ObjectStoreError, open_store
+from datasets.privacy import PrivacyKey, key_for
+from datasets.tables import TABLES, file_schema, partition_columns, scan_files
 
 FORMAT = 3
 """Of the tables, their columns and the files beside them. A lake of another format is refused, never guessed at."""
 
-_CONTRACTED = ("outcomes", "steps")
-"""Tables with columns that the contract names."""
+_ATTEMPTS = 6
+"""Times that work on a lake in a bucket is done over when another machine was faster each time."""
 
-_CHECKPOINT_EVERY = 20
-"""Commits after which Delta writes a table's whole state: opening a table reads what came after the last one."""
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Lake:
-    """An opened lake under a contract it is compatible with."""
+    """An opened lake under a contract it is compatible with.
+
+    Attributes:
+        root: its folder.
+        bucket: what the folder is a copy of; None for a lake that lies in the folder alone.
+    """
 
     root: Path
     contract: Contract
+    bucket: LakeBucket | None = None
 
     def scan(self, table: str) -> str:
         """SQL that reads a table at its last commit, from absolute paths."""
@@ -89,7 +106,7 @@ class Lake:
             number = transaction_number(opened["steps"])
             if all(transaction_number(opened[table]) <= number for table in others):
                 return {
-                    table: scan_files(_files_of(opened[table]), by_date=bool(partition_columns(table)))
+                    table: scan_files(files_of(opened[table]), by_date=bool(partition_columns(table)))
                     for table in opened
                 }
             if self.journal_path.exists():
@@ -97,7 +114,7 @@ class Lake:
 
     def files(self, table: str) -> list[str]:
         """Absolute paths of the table's Parquet files. Never empty: an empty one carries the schema."""
-        return _files_of(delta_table(self.root, table))
+        return files_of(delta_table(self.root, table))
 
     def versions(self) -> dict[str, int]:
         """Delta version of each table."""
@@ -119,7 +136,7 @@ class Lake:
         with duck() as connection:
             return any(
                 connection.execute(f"SELECT 1 FROM {self.scan(table)} LIMIT 1").fetchone() is not None
-                for table in _CONTRACTED
+                for table in CONTRACTED
                 # One without a file was made anew by a process that died before it was whole.
                 if (self.root / table / "_delta_log").exists() and self.files(table)
             )
@@ -132,7 +149,7 @@ class Lake:
     @property
     def held_path(self) -> Path:
         """Where held batches wait."""
-        return self.root / "_held"
+        return self.root / HELD
 
     def commit(
         self,
@@ -156,11 +173,15 @@ class Lake:
 
         Raises:
             LakeError: a file's columns are not those of its table.
+            CommitConflictError: another machine was faster. Nothing has changed; everything has to be looked at again.
         """
         number = self.commit_number() + 1
         for table, files in staged.items():
             for file in files:
                 self._check_schema(table, file)
+        if self.bucket is not None:
+            self._share(self.bucket, staged, retired or {}, same_rows=same_rows, purge=purge)
+            return number
         write_journal(self.root, number, staged, retired or {}, same_rows=same_rows, purge=purge)
         self.finish_commit()
         return number
@@ -171,6 +192,8 @@ class Lake:
         Raises:
             LakeError: a file of that commit is gone.
         """
+        if self.bucket is not None:
+            return self.journal_path.exists() and bring_up(self.root, self.bucket)
         to_purge = finish_journal(self.root)
         if to_purge is None:
             return False
@@ -179,6 +202,66 @@ class Lake:
             shutil.rmtree(self.staging_path, ignore_errors=True)  # the commit's files have left it
         end_journal(self.root)
         return True
+
+    def privacy_key(self) -> PrivacyKey | None:
+        """The key that rows are hashed under; None where the contract names nothing to hide.
+
+        Raises:
+            PrivacyError: there is no key, or it is not the one that the lake's rows were hashed under, on whatever
+                machine.
+        """
+        if self.bucket is None:
+            return key_for(self.contract, self.root)
+        bucket = self.bucket
+        return key_for(self.contract, self.root, agree=lambda said: bucket.agree("privacy.json", said))
+
+    def purge(self, tables: Iterable[str]) -> None:
+        """Takes from the disk, and from the bucket, what tables held once. The caller holds the lake's lock."""
+        purge_history(self.root, tables)
+        self.collect_garbage()
+
+    def collect_garbage(self, *, dry_run: bool = False) -> list[str]:
+        """Deletes from the bucket what the lake will never rest on again; nothing where there is no bucket.
+
+        Returns:
+            Keys of the objects.
+        """
+        return self.bucket.collect_garbage(known_state(self.root), dry_run=dry_run) if self.bucket is not None else []
+
+    def _share(
+        self,
+        bucket: LakeBucket,
+        staged: Mapping[str, list[StagedFile]],
+        retired: Mapping[str, list[Retired]],
+        *,
+        same_rows: bool,
+        purge: bool,
+    ) -> None:
+        """Commits in the bucket, together with what has changed beside the tables, and learns the commit from there."""
+        known = known_state(self.root)
+        assert known.number == self.commit_number()
+        added = bucket.upload_files(staged)
+        removed = {table: tuple(file.name for file in files) for table, files in retired.items() if files}
+        changed = tuple(table for table in TABLES if added.get(table) or removed.get(table))
+        entry = new_entry(
+            known.number + 1,
+            added=added,
+            removed=removed,
+            sides=upload_sides(self.root, bucket),
+            same_rows=same_rows,
+            purge=changed if purge else (),
+        )
+        bucket.publish(entry, known)
+        paths = {(table, file.name): file.path for table, files in staged.items() for file in files}
+        arrived = {file.key: paths[table, file.name] for table, files in added.items() for file in files}
+        try:
+            bring_up(self.root, bucket, staged=arrived, until=entry.number)
+        except (duckdb.Error, OSError, pa.ArrowException, ObjectStoreError) as error:
+            raise LakeError(
+                f"Commit {entry.number} is in the lake {bucket}, but {self.root}, this machine's copy, could not be "
+                f"brought up to it: {error}. The next command that opens the lake does it; see to it that the disk has "
+                "room."
+            ) from error
 
     def _check_schema(self, table: str, file: StagedFile) -> None:
         # Delta takes any file; a wrong type would only show when somebody reads the table.
@@ -189,15 +272,56 @@ class Lake:
             )
 
 
-def _files_of(delta: Any) -> list[str]:
-    files = [unquote(uri) for uri in delta.file_uris()]  # written as in an address
-    # The empty one last: from the first file DuckDB estimates how many rows there are, and plans joins by that.
-    return sorted(files, key=lambda file: (Path(file).name.startswith(COLUMNS_FILE), file))
+@contextmanager
+def lake_lock(lake: Lake, *, wait_s: float = 600.0) -> Iterator[None]:
+    """The lock under which a lake is changed.
+
+    Of a lake in a bucket it is held on this machine and, by a lease, among machines. Then the copy is brought up to the
+    last commit first, what a process that died had begun beside the tables is taken back, and what is changed there
+    under the lock is committed at its end.
+
+    Raises:
+        LockedError: another process, or another machine, is still at work after `wait_s` seconds; names it.
+        CommitConflictError: another machine has committed although this one held the lease: it was not heard of for too
+            long. What was not committed before has not happened.
+    """
+    with folder_lock(lake.root, wait_s=wait_s):
+        if lake.bucket is None:
+            yield
+            return
+        with leased(
+            lake.bucket.store,
+            "lease.json",
+            f"The lake {lake.bucket}",
+            machine=start_mirror(lake.root, str(lake.bucket)).machine,
+            wait_s=wait_s,
+        ):
+            bring_up(lake.root, lake.bucket)
+            revert_sides(lake.root, lake.bucket)
+            yield
+            if changed_sides(lake.root):
+                lake.commit({})
 
 
-def lake_lock(root: Path, *, wait_s: float = 600.0) -> Any:
-    """The lock under which a lake is changed."""
+def folder_lock(root: Path, *, wait_s: float = 600.0) -> Any:
+    """The lock of a lake's folder on this machine: under it nothing in the folder changes."""
     return exclusive_lock(root / "_lock", f"The lake {root}", wait_s=wait_s)
+
+
+def until_committed(work: Callable[[], _T]) -> _T:
+    """What some work on a lake returns, done again from its beginning when another machine was faster.
+
+    Raises:
+        CommitConflictError: every time anew.
+    """
+    for attempt in range(_ATTEMPTS):
+        try:
+            return work()
+        except CommitConflictError:
+            if attempt == _ATTEMPTS - 1:
+                raise
+            time.sleep(random.uniform(0, 0.2 * 2**attempt))  # two that met must not meet again
+    raise AssertionError
 
 
 @contextmanager
@@ -227,14 +351,19 @@ def changing(lake: Lake, what: str = "the batch") -> Iterator[None]:
         ) from error
 
 
-def open_lake(root: Path, contract: Contract) -> Lake:
+def open_lake(root: Path, contract: Contract, address: ObjectAddress | None = None) -> Lake:
     """Opens the lake, makes it if there is none, and finishes a commit that was cut off.
 
     A lake that needs nothing of this is opened without writing, so a read-only one can be asked, too.
 
+    Args:
+        address: of the lake in a bucket, of which the folder `root` is this machine's copy; it is brought up to the
+            last commit.
+
     Raises:
         IncompatibleContractError: rows already stored do not fit `contract`; lists every difference.
         LakeError: there cannot be a lake in that place, or another version of offline-dqn made this one.
+        ObjectStoreError: the bucket cannot be reached or used.
         ReadOnlyError: something has to be written first, and cannot be.
     """
     if set("%?") & set(str(root.absolute())):
@@ -242,44 +371,65 @@ def open_lake(root: Path, contract: Contract) -> Lake:
             f"The lake's path {root.absolute()} has a '%' or '?' in it, which Delta and DuckDB read as parts of an "
             "address. Choose a folder without."
         )
-    lake = Lake(root, contract)
+    if address is None:
+        refuse_mirror(root)
+        return _opened(Lake(root, contract))
+    lake = Lake(root, contract, LakeBucket(open_store(address)))
+    return until_committed(lambda: _opened(lake))
+
+
+def _opened(lake: Lake) -> Lake:
+    root, contract = lake.root, lake.contract
+    if lake.bucket is not None and is_behind(root, lake.bucket):
+        with folder_lock(root), changing(lake, "the copy"):
+            bring_up(root, lake.bucket)
     stored = _stored(root)
     if stored is not None and stored["digest"] == contract.digest:
         if lake.journal_path.exists():
             _finish_cut_off(lake)
         return lake
-    with lake_lock(root), changing(lake):
+    with lake_lock(lake), changing(lake):
         stored = _stored(root)
-        if stored is not None:
-            before = contract_from_json(stored["contract"], str(root / _ABOUT))
+        if stored is not None and stored["digest"] == contract.digest:
+            return lake  # somebody was faster
+        before = contract_from_json(stored["contract"], str(root / ABOUT)) if stored is not None else None
+        if before is not None:
             problems = lake_incompatibilities(before, contract)
-            if problems and not Lake(root, before).has_rows():
-                _replace_contracted(lake)  # nothing is stored under the old form: a first contract is seldom right
-            elif problems:
+            if problems and replace(lake, contract=before).has_rows():
                 listed = "\n".join(f"  {problem}" for problem in problems)
                 raise IncompatibleContractError(
                     f"The contract no longer fits the lake {root}, written under its earlier form:\n{listed}\n"
                     "Undo these changes, or start a new workspace for the new problem."
                 )
-            else:
-                Lake(root, before).finish_commit()
-                for table in _CONTRACTED:
-                    _add_columns(lake, table)
-        else:
-            _create_tables(lake)
-        about = {
-            "format": FORMAT,
-            "written_by": _code_version(),
-            "digest": contract.digest,
-            "contract": contract.to_json(),
-        }
-        write_durably(root / _ABOUT, json.dumps(about, indent=1))
+            # Else nothing is stored under the old form: a first contract is seldom right.
+            lake.finish_commit()
+        _take_contract(lake, before)
     return lake
+
+
+def _take_contract(lake: Lake, before: Contract | None) -> None:
+    about = {
+        "format": FORMAT,
+        "written_by": _code_version(),
+        "digest": lake.contract.digest,
+        "contract": lake.contract.to_json(),
+    }
+    content = json.dumps(about, indent=1)
+    if lake.bucket is None:
+        shape_tables(lake.root, before, lake.contract)
+        write_durably(lake.root / ABOUT, content)
+    elif before is None:
+        lake.bucket.found(LakeState(uuid.uuid4().hex, 0, {}, {ABOUT: lake.bucket.upload_side(ABOUT, content.encode())}))
+        bring_up(lake.root, lake.bucket)
+    else:
+        grows = not lake_incompatibilities(before, lake.contract)
+        publish_contract(lake.root, lake.bucket, content.encode(), grows=grows)
+        bring_up(lake.root, lake.bucket)
 
 
 def _finish_cut_off(lake: Lake) -> None:
     try:
-        with lake_lock(lake.root), changing(lake):
+        with folder_lock(lake.root), changing(lake):
             lake.finish_commit()
     except ReadOnlyError as error:
         raise ReadOnlyError(
@@ -290,7 +440,7 @@ def _finish_cut_off(lake: Lake) -> None:
 
 def _stored(root: Path) -> dict[str, Any] | None:
     """What a lake says about itself; None where there is none yet."""
-    path = root / _ABOUT
+    path = root / ABOUT
     if not path.exists():
         return None
     stored: dict[str, Any] = json.loads(path.read_text())
@@ -308,72 +458,3 @@ def _code_version() -> str:
         return importlib.metadata.version("offline-dqn")
     except importlib.metadata.PackageNotFoundError:
         return "of an unknown version"
-
-
-def _replace_contracted(lake: Lake) -> None:
-    """Makes the tables that the contract shapes, which are empty, anew under another one, with the commits counted so
-    far."""
-    number = commit_number(lake.root, [table for table in TABLES if table not in _CONTRACTED])
-    for table in _CONTRACTED:
-        shutil.rmtree(lake.root / table, ignore_errors=True)
-        _create_table(lake, table, number)
-
-
-def _create_tables(lake: Lake) -> None:
-    for table in TABLES:
-        folder = lake.root / table
-        if (folder / "_delta_log").exists() and delta_table(lake.root, table).file_uris():
-            continue  # an earlier attempt came this far
-        shutil.rmtree(folder, ignore_errors=True)
-        _create_table(lake, table)
-
-
-def _create_table(lake: Lake, table: str, number: int | None = None) -> None:
-    from deltalake import DeltaTable, Schema
-
-    DeltaTable.create(
-        str(lake.root / table),
-        schema=Schema.from_arrow(arrow_schema(lake.contract, table)),
-        partition_by=partition_columns(table) or None,
-        configuration={"delta.checkpointInterval": str(_CHECKPOINT_EVERY)},
-    )
-    flush_log(lake.root, table)
-    _add_columns_file(lake, table, number)
-
-
-def _add_columns(lake: Lake, table: str) -> None:
-    """Lets a table grow by what its contract has in addition."""
-    from deltalake import Schema
-
-    if any(Path(file).name == _columns_file(lake.contract, table) for file in lake.files(table)):
-        return  # ranges, actions and the like are no columns
-    delta = delta_table(lake.root, table)
-    stored = {field.name: field.to_json() for field in delta.schema().fields}
-    wanted = Schema.from_arrow(arrow_schema(lake.contract, table)).fields
-    grown = [field for field in wanted if stored.get(field.name) != field.to_json()]
-    if grown:  # a process that died here may have done it already
-        delta.alter.add_columns(grown)
-        flush_log(lake.root, table)
-    _add_columns_file(lake, table, None)
-
-
-def _columns_file(contract: Contract, table: str) -> str:
-    """The name of the empty file with a table's columns: the same for the same columns."""
-    form = hashlib.sha256(str(file_schema(contract, table)).encode()).hexdigest()
-    return f"{COLUMNS_FILE}{form[:12]}.parquet"
-
-
-def _add_columns_file(lake: Lake, table: str, number: int | None) -> None:
-    """An empty Parquet file with the table's columns, so that a table without rows reads like any other."""
-    partition = dict.fromkeys(partition_columns(table), EMPTY_LOG_DATE)
-    schema = file_schema(lake.contract, table)
-    folder = "".join(f"{column}={value}/" for column, value in partition.items())
-    name = folder + _columns_file(lake.contract, table)
-    path = lake.root / table / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(schema.empty_table(), path, compression="zstd")
-    for written in (path, path.parent, lake.root / table, lake.root):
-        flush_to_disk(written)
-    entry = {"name": name, "n_bytes": path.stat().st_size, "partition": partition, "n_rows": 0}
-    commit_table(lake.root, table, {"add": [entry], "remove": []}, number)
-    flush_log(lake.root, table)

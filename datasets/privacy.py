@@ -13,7 +13,7 @@ import hmac
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +40,9 @@ _HEX_LENGTH = 64
 _NONCE_BYTES = 12
 _KEY_CHECK = "_privacy.json"
 _PRIVACY = "privacy"
+
+Agree = Callable[[bytes], bytes]
+"""Says the same to every machine: what the first of them said."""
 
 
 class PrivacyError(OfflineDqnError):
@@ -122,10 +125,15 @@ def secret_in(environ: Mapping[str, str], variable: str) -> tuple[bytes, str]:
     return given, f"holds {len(given)} bytes, and at least {MIN_KEY_BYTES} are wanted" if given else "is not set"
 
 
-def key_for(contract: Contract, lake_root: Path, environ: Mapping[str, str] = os.environ) -> PrivacyKey | None:
+def key_for(
+    contract: Contract, lake_root: Path, environ: Mapping[str, str] = os.environ, *, agree: Agree = lambda said: said
+) -> PrivacyKey | None:
     """The key that a lake's rows are hashed under; None where the contract names nothing to hide.
 
     The first key a lake meets is remembered by its check value, in the lake.
+
+    Args:
+        agree: takes what a machine would remember first, and returns what all of them do.
 
     Raises:
         PrivacyError: there is no key, or it is not the one that the lake's rows were hashed under.
@@ -138,9 +146,11 @@ def key_for(contract: Contract, lake_root: Path, environ: Mapping[str, str] = os
         known = _known_check(path)
         if known is None:
             beside = path.with_name(path.name + ".new")
-            beside.write_text(json.dumps({"key_check": key.check}), encoding="utf-8")
+            beside.write_bytes(agree(json.dumps({"key_check": key.check}).encode()))
             beside.replace(path)
-        elif not hmac.compare_digest(known, key.check):
+            known = _known_check(path)
+            assert known is not None
+        if not hmac.compare_digest(known, key.check):
             raise PrivacyError(
                 f"The key in {KEY_VARIABLE} is not the one that the lake {lake_root} was written under: the same "
                 "subject would get two hashes, and could be neither joined nor erased. Nothing was read. Set the "

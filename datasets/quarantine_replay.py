@@ -25,10 +25,10 @@ from datasets.duck import duck, literal
 from datasets.episodes import REJECTED
 from datasets.erased import refuse_erased
 from datasets.ingest import IngestConfig, newest_timestamp
-from datasets.lake import Lake, changing, lake_lock
+from datasets.lake import Lake, changing, lake_lock, until_committed
 from datasets.logfiles import LINE, PROBLEM, RAW, UNREADABLE, log_format
 from datasets.parts import write_parts
-from datasets.privacy import SEALED, PrivacyKey, key_for
+from datasets.privacy import SEALED, PrivacyKey
 from datasets.quarantine import chosen_sql
 from datasets.repeats import take_out_repeats
 from datasets.rewriting import Rewrite, stage_rewrites
@@ -92,26 +92,30 @@ def replay_quarantine(
         LockedError: another process has held the lake for ten minutes.
         LakeError: the disk is full, or the memory too small; says how the lake stands.
     """
-    key = key_for(lake.contract, lake.root)
+    key = lake.privacy_key()
     by_clock = as_of is None and config.as_of == "now"
     latest = latest_believable(at) if by_clock else None
-    with lake_lock(lake.root), changing(lake):
-        lake.finish_commit()
-        taken_for_now = as_of or (at if by_clock else newest_timestamp(lake)) or at
-        reports = []
-        for kind in ("steps", "outcomes"):
-            if kind == "outcomes" and lake.contract.outcomes is None:
-                continue
-            shutil.rmtree(lake.staging_path, ignore_errors=True)  # left by a process that died: the lock was free
-            try:
-                with duck(memory=config.memory, spill=lake.staging_path / "spill") as connection:
-                    chosen = f"kind = '{kind}' AND {chosen_sql(reason, batch)}"
-                    run = _Replay(lake, connection, kind, chosen, at, taken_for_now, latest, key)
-                    reports.append(run.run())
-            finally:
-                if not lake.journal_path.exists():  # an unfinished commit still needs its files
-                    shutil.rmtree(lake.staging_path, ignore_errors=True)
-    return [report for report in reports if report.n_tried or report.n_passed_over]
+
+    def judge() -> list[ReplayReport]:
+        with lake_lock(lake), changing(lake):
+            lake.finish_commit()
+            taken_for_now = as_of or (at if by_clock else newest_timestamp(lake)) or at
+            reports = []
+            for kind in ("steps", "outcomes"):
+                if kind == "outcomes" and lake.contract.outcomes is None:
+                    continue
+                shutil.rmtree(lake.staging_path, ignore_errors=True)  # left by a process that died: the lock was free
+                try:
+                    with duck(memory=config.memory, spill=lake.staging_path / "spill") as connection:
+                        chosen = f"kind = '{kind}' AND {chosen_sql(reason, batch)}"
+                        run = _Replay(lake, connection, kind, chosen, at, taken_for_now, latest, key)
+                        reports.append(run.run())
+                finally:
+                    if not lake.journal_path.exists():  # an unfinished commit still needs its files
+                        shutil.rmtree(lake.staging_path, ignore_errors=True)
+        return [report for report in reports if report.n_tried or report.n_passed_over]
+
+    return until_committed(judge)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from datasets.duck import duck, literal
-from datasets.lake import Lake, changing, lake_lock
+from datasets.lake import Lake, changing, lake_lock, until_committed
 from datasets.privacy import SEALED
 from datasets.rewriting import Rewrite, rewrite_held, rewrite_rows
 from datasets.settings import Settings
@@ -88,7 +88,11 @@ def retire_rows(
         aged = aged_texts(lake, config, at=at)
         n_texts = _count(lake, {"quarantine": aged})["quarantine"] + _count_held(lake, aged)
         return {**_count(lake, aged_rows(lake, config, as_of=as_of)), "raw text": n_texts}
-    with lake_lock(lake.root), changing(lake, "the removal of old rows"):
+    return until_committed(lambda: _retire_once(lake, config, as_of=as_of, at=at))
+
+
+def _retire_once(lake: Lake, config: RetentionConfig, *, as_of: datetime, at: datetime) -> dict[str, int]:
+    with lake_lock(lake), changing(lake, "the removal of old rows"):
         lake.finish_commit()
         reason = f"older than {config.steps_days} days"
         rows = aged_rows(lake, config, as_of=as_of)

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from datasets.durable import flush_folder, flush_to_disk
 from datasets.errors import OfflineDqnError
-from datasets.lake import lake_lock
+from datasets.lake import folder_lock
 from datasets.locking import exclusive_lock
 from pipelines.workspace import Workspace, check_no_workspace
 from reports.registry import VOUCHED
@@ -156,8 +156,8 @@ def _unchanged(workspace: Workspace) -> Iterator[None]:
     """Lake, snapshots and registry at rest: those who change them take these locks."""
     with ExitStack() as held:
         held.enter_context(exclusive_lock(workspace.root / ".lock", f"The workspace {workspace.root}", wait_s=0.0))
-        if (workspace.root / "lake").is_dir():
-            held.enter_context(lake_lock(workspace.root / "lake", wait_s=60.0))
+        if workspace.lake_path.is_dir():
+            held.enter_context(folder_lock(workspace.lake_path, wait_s=60.0))
         if workspace.releases_path.is_dir():
             held.enter_context(workspace.registry.locked())
         yield

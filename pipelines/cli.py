@@ -32,8 +32,10 @@ from pipelines.command import (
     user_name,
 )
 from pipelines.drift_commands import drift_app
+from pipelines.drill.command import drill_app
 from pipelines.erase_command import add_erase_command
 from pipelines.exclude_commands import exclude_app
+from pipelines.lake_commands import lake_app
 from pipelines.metrics.command import metrics_app
 from pipelines.notify.commands import notify_app
 from pipelines.policy_commands import policy_app
@@ -68,6 +70,7 @@ app = typer.Typer(
 )
 app.add_typer(batches_app, name="batches")
 app.add_typer(snapshot_app, name="snapshot")
+app.add_typer(lake_app, name="lake")
 app.add_typer(drift_app, name="drift")
 app.add_typer(canary_app, name="canary")
 app.add_typer(policy_app)
@@ -77,6 +80,7 @@ app.add_typer(report_app, name="report")
 app.add_typer(proof_app)
 app.add_typer(upkeep_app)
 app.add_typer(backup_app)
+app.add_typer(drill_app)
 app.add_typer(metrics_app)
 app.add_typer(slo_app)
 app.add_typer(quarantine_app, name="quarantine")
@@ -109,6 +113,7 @@ def quiet_libraries() -> None:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "PREFECT_LOGGING_LEVEL": "CRITICAL",
+        "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # a server that went away is told by us, once
         "PREFECT_CLI_PROMPT": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",  # 20 are too few on a busy machine
         "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -18,7 +18,7 @@ from datasets.erasure import Erasure, erase_subject, finish_erasure, named_subje
 from datasets.lake import Lake
 from datasets.locking import exclusive_lock
 from datasets.logfiles import LogFile, LogFileError, Unread, container_errors, find_log_files, open_unread
-from datasets.privacy import PrivacyKey, key_for
+from datasets.privacy import PrivacyKey
 from pipelines.canary_erasing import erase_from_evidence
 from pipelines.drift_history import erase_from_history
 from pipelines.readings import finish_reading
@@ -72,7 +72,7 @@ def erase(workspace: Workspace, *, episode: str | None, named: str | None, dry_r
         LakeError: the disk is full; says how the lake stands. Repeat the command then.
     """
     lake = workspace.open_lake()
-    key = key_for(workspace.contract, lake.root)
+    key = lake.privacy_key()
     subject = named_subject(workspace.contract, key, episode=episode, named=named)
     with _locked(workspace):
         at = datetime.now(UTC)
@@ -96,7 +96,7 @@ def finish(workspace: Workspace) -> bool:
 
     def traces(names: Iterable[str], snapshots: Iterable[str]) -> None:
         named = set(names)
-        _erase_traces(workspace, lake, named, snapshots, _bytes_pattern(named), key_for(workspace.contract, lake.root))
+        _erase_traces(workspace, lake, named, snapshots, _bytes_pattern(named), lake.privacy_key())
 
     with _locked(workspace):
         return finish_erasure(lake, workspace.snapshots_path, traces=traces)

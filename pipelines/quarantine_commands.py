@@ -52,11 +52,10 @@ def quarantine_show(
     as_json: JsonOption = False,
 ) -> None:
     """Quarantined rows as they were written."""
-    from datasets.privacy import key_for
     from datasets.quarantine import show_rows
 
     lake = open_workspace_of(workspace).open_lake()
-    key = key_for(lake.contract, lake.root) if unseal else None
+    key = lake.privacy_key() if unseal else None
     rows = show_rows(lake, reason=reason, batch=batch, limit=limit, key=key)
     if as_json:
         console.print_json({"rows": [row.to_json() for row in rows]})

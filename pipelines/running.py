@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,7 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from pipelines import console
-from pipelines.nights import NightRecord
+from pipelines.nights import NightRecord, read_nights
 from pipelines.prefect_server import ServerError, api_url, free_port, prefect_server
 from pipelines.workspace import Workspace
 
@@ -24,6 +25,7 @@ def run_night(workspace: Workspace, *, force_train: bool, afresh: bool = False) 
         OfflineDqnError: a stage failed; what earlier stages committed stays.
     """
     use_workspace_home(workspace.root)
+    n_before = len(read_nights(workspace.nights_path))
     with _some_server(), ExitStack() as shown:
         # Prefect reads its settings when it is imported.
         from pipelines.flow import Watch, nightly, watch
@@ -36,6 +38,9 @@ def run_night(workspace: Workspace, *, force_train: bool, afresh: bool = False) 
         except (httpx.HTTPError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "API" not in str(error):
                 raise
+            recorded = read_nights(workspace.nights_path)[n_before:]
+            if recorded:  # the night is complete; only Prefect could not be told
+                return _unseen(recorded[-1], error)
             raise ServerError(
                 f"Prefect's server does not answer: {type(error).__name__}. "
                 + (
@@ -48,6 +53,14 @@ def run_night(workspace: Workspace, *, force_train: bool, afresh: bool = False) 
         finally:
             watch.reset(token)
     return NightRecord.from_json(record)
+
+
+def _unseen(record: NightRecord, error: Exception) -> NightRecord:
+    unseen = (
+        f"Prefect's server went away before the night's end ({type(error).__name__}): it does not show this night, "
+        "which is complete. Look at the server before the next one."
+    )
+    return replace(record, warnings=[*record.warnings, unseen])
 
 
 @contextmanager

@@ -39,7 +39,10 @@ class StoreConfig(Settings):
 
     @model_validator(mode="after")
     def _are_apart(self) -> Self:
-        for (one, first), (other, second) in combinations(self, 2):
+        lake = self.lake if self.lake_address is None else "lake"  # the folder of this machine's copy
+        for (one, first), (other, second) in combinations((*self, ("the copy of the lake", lake)), 2):
+            if {one, other} == {"lake", "the copy of the lake"}:
+                continue
             if _within(first, second) or _within(second, first):
                 raise ValueError(
                     f"{one} and {other} cannot share a place: '{first}' and '{second}' lie in one another. Give each a "

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from datasets import snapshot_bucket
+from datasets.clocks import ClockError
 from datasets.compaction import Compaction, compact
 from datasets.history import vacuum
+from datasets.ingest import newest_timestamp
 from datasets.lake import Lake, lake_lock
 from datasets.retention import retire_rows
 from datasets.snapshot import DESCRIPTION, SnapshotError, current_snapshot, read_summary
@@ -34,7 +36,7 @@ class Retained:
     Attributes:
         n_rows: by table; "raw text" for emptied texts.
         snapshots: names of removed snapshots.
-        n_files: files of former versions that were vacuumed.
+        n_files: files of former versions that were vacuumed, and objects in the bucket that the lake rests on no more.
         dry_run: whether nothing was touched.
     """
 
@@ -52,37 +54,56 @@ def compact_lake(workspace: Workspace, lake: Lake, *, above: int | None = None) 
     """Merges small files, as configured or of every night with more than `above`, and vacuums former ones."""
     done = compact(lake, workspace.config.lake, above=above)
     if done.tables:
-        with lake_lock(lake.root):
+        with lake_lock(lake):
             _vacuum(workspace, lake, dry_run=False)
     return done
 
 
-def retain(workspace: Workspace, *, dry_run: bool = False) -> Retained:
+def retain(workspace: Workspace, *, dry_run: bool = False, may_empty: bool = False) -> Retained:
     """Removes what is older than `[retention]` says: rows, raw texts, snapshots, and files of former versions.
 
     The caller holds the workspace's lock.
+
+    Args:
+        may_empty: go on where no row of `steps` would be left; a clock that ran ahead asks for just that.
+
+    Raises:
+        ClockError: no row would be left. Nothing was removed.
     """
     lake, at = workspace.open_lake(), datetime.now(UTC)
     config = workspace.config.retention
+    if not (dry_run or may_empty):
+        _refuse_to_empty(lake, workspace.as_of(lake), config.steps_days)
     n_rows = retire_rows(lake, config, as_of=workspace.as_of(lake), at=at, dry_run=dry_run)
     snapshots = tuple(sorted(path.name for path in _aged_snapshots(workspace, at)))
     if not dry_run:
         _remove_snapshots(workspace, snapshots)
         snapshot_bucket.sweep_uploads(workspace.snapshots_path)
         release_bucket.sweep_uploads(workspace.releases_path)
-    with lake_lock(lake.root):
+    with lake_lock(lake):
         n_files = _vacuum(workspace, lake, dry_run=dry_run)
     if not dry_run:
         workspace.refresh_catalog(lake)
     return Retained(n_rows, snapshots, n_files, dry_run)
 
 
+def _refuse_to_empty(lake: Lake, as_of: datetime, days: int | None) -> None:
+    newest = newest_timestamp(lake) if days is not None else None
+    if days is not None and newest is not None and as_of - newest > timedelta(days=days + 1):
+        raise ClockError(
+            f"Retention would leave no row: the newest step is of {newest:%Y-%m-%d %H:%M} UTC, it is taken to be "
+            f"{as_of:%Y-%m-%d %H:%M} UTC, and [retention] keeps {days} days. Nothing was removed. If the clock ran "
+            "ahead, set it; if it is right, `offline-dqn retain` removes them."
+        )
+
+
 def _vacuum(workspace: Workspace, lake: Lake, *, dry_run: bool) -> int:
     pinned = _pinned_versions(workspace)
     hours = workspace.config.retention.versions_hours
-    return sum(
+    n_files = sum(
         len(vacuum(lake.root, table, hours=hours, keep_versions=pinned[table], dry_run=dry_run)) for table in TABLES
     )
+    return n_files + len(lake.collect_garbage(dry_run=dry_run))
 
 
 def _pinned_versions(workspace: Workspace) -> dict[str, list[int]]:

@@ -50,7 +50,7 @@ def retain(
 
     opened = open_workspace_of(workspace)
     with exclusive_lock(opened.root / ".lock", f"The workspace {opened.root}", wait_s=0.0):
-        done = upkeep.retain(opened, dry_run=dry_run)
+        done = upkeep.retain(opened, dry_run=dry_run, may_empty=True)
     if as_json:
         console.print_json(done.to_json())
         return

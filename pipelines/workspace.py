@@ -133,9 +133,14 @@ class Workspace:
         """The folder of a release."""
         return self.releases_path / str(release)
 
+    @property
+    def lake_path(self) -> Path:
+        """The folder of the lake; of one in a bucket, that of this machine's copy."""
+        return self.root / ("lake" if self.config.store.lake_address else self.config.store.lake)
+
     def open_lake(self) -> Lake:
         """The lake, made if there is none; a commit that was cut off is finished."""
-        return open_lake(self.root / "lake", self.contract)
+        return open_lake(self.lake_path, self.contract, self.config.store.lake_address)
 
     @cached_property
     def registry(self) -> Registry:
@@ -181,7 +186,7 @@ class Workspace:
         with current_catalog(
             lake, self.catalog_path, as_of=as_of, releases=releases, snapshots=snapshots, added=added
         ) as path:
-            return query_catalog(path, sql, folders=[self.root / "lake", self.snapshots_path, self.releases_path])
+            return query_catalog(path, sql, folders=[self.lake_path, self.snapshots_path, self.releases_path])
 
     def _added(self) -> Added:
         added = (

@@ -528,7 +528,7 @@ class Registry:
                 if entered is not None and manifest is not None and entered.get(number) not in registered[number]:
                     self._tracking.update(manifest)  # another machine has evaluated it
                 continue
-            if manifest is None:
+            if manifest is None or manifest.release != number:
                 continue  # its bytes are reported as damage
             known = vouched.get(number, [])
             self._tracking.add(manifest, "" if not known or manifest.digest in known else known[0])
@@ -620,6 +620,8 @@ class Registry:
         manifest = read_manifest(self._path(number))
         if manifest is None:
             return "release.json is missing or unreadable"
+        if manifest.release != number:
+            return f"release.json is that of release {manifest.release}"
         entered = entered_digests(self.releases_path)
         known = digests.get(number, set()) if entered is None else {entered.get(number)}
         if manifest.digest not in known:

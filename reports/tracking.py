@@ -24,8 +24,8 @@ Alias = Literal["champion", "candidate"]
 _METRICS_PER_BATCH = 1000  # MLflow refuses larger ones
 _PARAMS_PER_BATCH = 100
 _PARAM_LENGTH = 6000
-_BELOW = frozenset({"mlflow", "sqlalchemy", "psycopg", "requests", "urllib3", "httpx", "alembic"})
-"""Packages whose errors mean that a shared database, or the way to it, failed."""
+_BELOW = frozenset({"mlflow", "sqlalchemy", "sqlite3", "psycopg", "requests", "urllib3", "httpx", "alembic"})
+"""Packages whose errors mean that the database, or the way to it, failed."""
 
 _IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 """MLflow's client would try for minutes, and hold the registry's lock meanwhile."""
@@ -45,24 +45,21 @@ class Tracking:
 
     @contextmanager
     def reached(self) -> Iterator[None]:
-        """For one operation: a shared database is waited for, and what goes wrong with it is told as such.
+        """For one operation: a shared database is waited for, and what goes wrong with the database is told as such.
 
         Raises:
-            TrackingError: it does not answer, or ceased to.
+            TrackingError: it does not answer, or ceased to; a file of our own cannot be used.
         """
-        if self._shared is None:
-            yield
-            return
         with self._told():
-            if "_client" in self.__dict__:
+            if self._shared is not None and "_client" in self.__dict__:
                 self._shared.wait_for(self._address)
-            else:
+            elif self._shared is not None:
                 _ = self._client
             yield
 
     @contextmanager
     def later(self) -> Iterator[None]:
-        """For what the next operation makes good: a shared database that is away now does not undo what was done."""
+        """For what the next operation makes good: a database that is away now does not undo what was done."""
         with suppress(TrackingError), self._told():
             yield
 
@@ -73,8 +70,10 @@ class Tracking:
         except OfflineDqnError:
             raise
         except Exception as error:
-            if self._shared is None or type(error).__module__.split(".")[0] not in _BELOW:
+            if type(error).__module__.split(".")[0] not in _BELOW:
                 raise
+            if self._shared is None:
+                raise _file_failed(self._path, error) from error
             raise self._shared.failed(error) from None  # its text may hold an address
 
     @cached_property
@@ -201,3 +200,23 @@ class Tracking:
 
 def _tags(manifest: Manifest) -> dict[str, str]:
     return {**manifest.tags, "gate": manifest.gate, "created_at": manifest.created_at.isoformat()}
+
+
+def _file_failed(path: Path, error: BaseException) -> TrackingError:
+    """What is wrong with a SQLite file, by the innermost cause: MLflow's own text is a page of SQL."""
+    first: BaseException = error
+    while (below := first.__cause__ or first.__context__) is not None:
+        first = below
+    why = (str(first).splitlines() or [type(first).__name__])[0][:200].rstrip(".")
+    if "locked" in why:
+        remedy = "Another program holds it: end that (`fuser` names it), then run the same command again."
+    elif "full" in why or "disk I/O" in why:
+        remedy = "See to it that the disk has room and is well, then run the same command again."
+    elif "readonly" in why or "unable to open" in why:
+        remedy = "See to it that it, and the folder it lies in, can be written, then run the same command again."
+    else:
+        remedy = (
+            "Restore it from a backup; or move it away and run the same command again: it is made anew from releases/, "
+            "of which nobody vouches then that they are as they were registered."
+        )
+    return TrackingError(f"MLflow's database {path} cannot be used: {why}. {remedy} No release is lost.")

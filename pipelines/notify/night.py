@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from datasets.batches import Batch, list_batches
+from datasets.clocks import SLACK
 from datasets.errors import OfflineDqnError
 from datasets.locking import LockedError
 from pipelines.nights import NightRecord, read_nights
@@ -135,7 +136,8 @@ def held_batches(workspace: Workspace) -> list[Batch]:
 def of_overdue(workspace: Workspace, now: datetime) -> Found:
     """Whether no night has ended for too long; a workspace that has never had one is not overdue."""
     hours = workspace.config.notify.overdue_hours
-    ended = [datetime.fromisoformat(n.ended_at) for n in read_nights(workspace.nights_path) if n.ended_at]
+    nights = [datetime.fromisoformat(n.ended_at) for n in read_nights(workspace.nights_path) if n.ended_at]
+    ended = [at for at in nights if at <= now + SLACK]  # one of a clock that was ahead would keep us quiet till then
     if hours is None or not ended:
         return Found((), frozenset({OVERDUE}))
     last = max(ended)

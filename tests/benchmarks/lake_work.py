@@ -170,7 +170,7 @@ def _small_batches(folder: Path) -> Lake:
     lake = open_lake(folder / "small-batches", contract)
     columns = ", ".join(quoted(name) for name in file_schema(contract, "steps").names)
     lake.staging_path.mkdir()
-    with duck() as connection, lake_lock(lake.root):
+    with duck() as connection, lake_lock(lake):
         first_lines = f"source_line <= {_N_BATCHES * _BATCH_STEPS}"
         connection.execute(f"CREATE TABLE steps AS SELECT * FROM {large.scan('steps')} WHERE {first_lines}")
         for batch in range(_N_BATCHES):

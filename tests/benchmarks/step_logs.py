@@ -8,7 +8,7 @@ from pathlib import Path
 from datasets.contract import Contract, contract_from_text
 from datasets.duck import duck, literal, quoted
 from datasets.journal import StagedFile
-from datasets.lake import Lake, lake_lock, open_lake
+from datasets.lake import Lake, folder_lock, open_lake
 from datasets.tables import table_columns
 
 EPISODE_STEPS = 20
@@ -108,7 +108,7 @@ def write_step_lake(folder: Path, n_steps: int, *, first_day: str = "2026-01-05"
     columns = {name: kind for name, kind in table_columns(lake.contract)["steps"].items() if name != "log_date"}
     selected = ", ".join(f"({values.get(name, 'NULL')})::{kind} AS {quoted(name)}" for name, kind in columns.items())
     staged = []
-    with lake_lock(folder), duck(memory="1500MB") as connection:
+    with folder_lock(folder), duck(memory="1500MB") as connection:
         lake.staging_path.mkdir(exist_ok=True)
         for day, start in enumerate(range(0, n_steps, STEPS_PER_DAY)):
             stop = min(start + STEPS_PER_DAY, n_steps)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pytest
 
 from datasets import ingest
+from datasets.addresses import parse_address
 from datasets.contract import Contract, contract_from_json
 from datasets.duck import duck
 from datasets.ingest import IngestConfig, IngestReport, ingest_logs
@@ -31,6 +32,9 @@ CONTRACT: dict[str, Any] = {
     "reward": {"min": -10.0, "max": 0.0},
     "episodes": {"timeout": "1h"},
 }
+
+ALL_IN_BUCKET = ""
+"""Where every lake lies that tests open by `lake_at` alone; empty for folders. `make bucket` sets it."""
 
 NOON = datetime(2024, 5, 2, 12, tzinfo=UTC)
 """Half a day behind the rows of `step_row`: every episode has been idle for longer than the timeout."""
@@ -88,9 +92,10 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any] | str]) -> Path:
     return path
 
 
-def lake_at(folder: Path, contract: Contract | None = None) -> Lake:
-    """The lake of a workspace."""
-    return open_lake(folder / "lake", contract or tiny())
+def lake_at(folder: Path, contract: Contract | None = None, address: str | None = None) -> Lake:
+    """The lake of a workspace: in its folder, or in a bucket of which the folder has a copy."""
+    place = address or (f"{ALL_IN_BUCKET}{folder.as_posix().replace(' ', '-')}" if ALL_IN_BUCKET else None)
+    return open_lake(folder / "lake", contract or tiny(), parse_address(place) if place else None)
 
 
 def take_in(lake: Lake, *paths: Path, kind: Literal["steps", "outcomes"] = "steps", **config: Any) -> IngestReport:

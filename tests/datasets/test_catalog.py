@@ -276,7 +276,7 @@ def test_the_views_are_at_the_last_commit_whatever_it_was(tmp_path: Path) -> Non
     compact(lake, LakeConfig(), above=1)
     purge_history(lake.root, ["batches"])
     assert asked_now(lake, tmp_path) == (12, 12, 0)
-    with lake_lock(lake.root):
+    with lake_lock(lake):
         rewrite_rows(lake, {"steps": Rewrite("episode_id = 'e2'")}, reason="old", at=NOON, purge=True)
     assert asked_now(lake, tmp_path) == (9, 12, 3)
 
@@ -314,7 +314,7 @@ def test_where_nothing_can_be_written_the_views_are_made_for_the_moment(
         patch.setattr(Path, "open", read_only)
         with (
             pytest.raises(ReadOnlyError, match=r"The lake .* cannot be changed here: Read-only file system"),
-            lake_lock(lake.root),
+            lake_lock(lake),
         ):
             pass
         with current_catalog(lake, tmp_path / "lake.duckdb", as_of=NOON, releases=[]) as path:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from datasets.clocks import NightTimes, latest_believable, newest_plausible
+from datasets.clocks import ClockError, NightTimes, latest_believable, newest_plausible
 from datasets.ingest import newest_timestamp
 from tests.datasets.builders import ask, counts_of, episode, lake_at, reasons_of, step_row, take_in, tiny, write_rows
 
@@ -76,3 +77,25 @@ def test_where_now_is_given_or_is_the_newest_time_no_row_lies_in_the_future(tmp_
 
 def test_a_day_ahead_is_believed() -> None:
     assert latest_believable(FIRST) == FIRST + timedelta(days=1)
+
+
+def test_a_clock_that_is_earlier_than_the_log_itself_judges_no_row(tmp_path: Path) -> None:
+    lake, path = lake_at(tmp_path / "lake"), write_rows(tmp_path / "log.jsonl", episode("e"))
+    ahead = (datetime.now(UTC) + timedelta(days=366)).timestamp()  # as it looks to a clock that was set back by a year
+    os.utime(path, (ahead, ahead))
+
+    with pytest.raises(ClockError, match="the clock was set back") as refused:
+        take_in(lake, path, as_of="now")
+
+    assert str(path) in str(refused.value)
+    assert "Set the clock (`timedatectl`), or `touch` the file" in str(refused.value)
+    assert ask(lake, "SELECT count(*) FROM {steps}") == ask(lake, "SELECT count(*) FROM {quarantine}") == [(0,)]
+    os.utime(path)
+    assert counts_of(take_in(lake, path, as_of="now")) == {"in": 3, "lake": 3}
+
+
+def test_files_from_a_clock_ahead_are_read_where_no_clock_judges(tmp_path: Path) -> None:
+    lake, path = lake_at(tmp_path / "lake"), write_rows(tmp_path / "log.jsonl", episode("e"))
+    os.utime(path, (4e9, 4e9))
+
+    assert counts_of(take_in(lake, path, as_of="newest")) == {"in": 3, "lake": 3}

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
-from datasets import history, journal
+from datasets import history, journal, lake_shape
 from datasets import lake as lakes
 from datasets.duck import duck
 from datasets.durable import flush_to_disk
@@ -130,12 +130,12 @@ def test_opening_again_changes_nothing(tmp_path: Path) -> None:
 
 def test_a_lock_that_is_taken_names_its_holder(tmp_path: Path) -> None:
     with (
-        lake_lock(tmp_path),
+        lake_lock(lake_at(tmp_path)),
         pytest.raises(LockedError, match=r"The lake .* is in use by process \d+ since .* UTC\. Wait"),
-        lake_lock(tmp_path, wait_s=0.1),
+        lake_lock(lake_at(tmp_path), wait_s=0.1),
     ):
         pass
-    with lake_lock(tmp_path, wait_s=0):
+    with lake_lock(lake_at(tmp_path), wait_s=0):
         pass
 
 
@@ -181,7 +181,7 @@ def test_a_log_of_many_commits_opens_fast_because_delta_checkpoints_it(tmp_path:
     for n in range(45):
         path = tmp_path / f"{n}.parquet"
         pq.write_table(file_schema(tiny(), "removals").empty_table(), path)
-        with lake_lock(lake.root):
+        with lake_lock(lake):
             lake.commit({"removals": [StagedFile(path, f"{n}.parquet", {}, 0)]})
 
     log = tmp_path / "lake" / "removals" / "_delta_log"
@@ -275,7 +275,7 @@ def test_steps_made_anew_by_a_process_that_died_are_made_again(tmp_path: Path, m
     lake_at(tmp_path)
     mended = tiny(features={"cpu": {"type": "categorical", "min": None, "max": None}, "load": None})
     with monkeypatch.context() as patch:
-        patch.setattr(lakes, "_add_columns_file", die)
+        patch.setattr(lake_shape, "_add_columns_file", die)
         with pytest.raises(KeyboardInterrupt):
             lake_at(tmp_path, mended)
 

@@ -77,7 +77,7 @@ def test_the_account_of_their_batch_says_that_they_left(tmp_path: Path) -> None:
 
 def test_a_bad_row_stays_as_long_as_the_episode_that_it_damages(tmp_path: Path) -> None:
     lake = three_nights(tmp_path)
-    with lake_lock(lake.root):  # as if they had come in long ago
+    with lake_lock(lake):  # as if they had come in long ago
         long_ago = Rewrite("true", {"quarantined_at": "TIMESTAMPTZ '2024-05-02 00:00:00+00'"})
         rewrite_rows(lake, {"quarantine": long_ago}, reason="", at=NOW)
     take_in(lake, write_rows(tmp_path / "c.jsonl", [step_row("bad", 3, timestamp="2024-05-19T00:00:00Z")]))
@@ -100,7 +100,7 @@ def test_old_raw_text_is_emptied_and_its_reason_stays(tmp_path: Path) -> None:
 
 def test_sealed_text_goes_after_the_contracts_days_whatever_is_configured(tmp_path: Path) -> None:
     lake = three_nights(tmp_path)
-    with lake_lock(lake.root):
+    with lake_lock(lake):
         sealed = Rewrite("raw = 'no row at all'", {"raw": f"'{SEALED}abc'"})
         rewrite_rows(lake, {"quarantine": sealed}, reason="", at=NOW)
 

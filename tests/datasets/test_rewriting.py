@@ -20,7 +20,7 @@ AT = datetime(2024, 6, 1, tzinfo=UTC)
 
 
 def rewritten(opened: Lake, rewrites: dict[str, Rewrite], **options: Any) -> dict[str, int]:
-    with lake_lock(opened.root):
+    with lake_lock(opened):
         return rewrite_rows(opened, rewrites, reason="erased", at=AT, **options)
 
 
@@ -120,7 +120,7 @@ def test_structs_that_have_grown_keep_old_and_new_values(tmp_path: Path) -> None
     observation = {"cpu": 0.5, "zone": None, "busy": None, "load": [1.0, 2.0], "memory": 7.0}
     take_in(grown, write_rows(tmp_path / "c.jsonl", [*episode("e", 2, observation=observation), step_row("h")]))
 
-    with lake_lock(opened.root):
+    with lake_lock(opened):
         rewrite_rows(grown, {"steps": Rewrite("episode_id IN ('f', 'h')")}, reason="erased", at=AT)
 
     shown = "SELECT episode_id, observation.memory, observation.load FROM {steps} WHERE step = 0 ORDER BY 1"
@@ -192,7 +192,7 @@ def test_rows_of_held_batches_leave_too(tmp_path: Path, monkeypatch: pytest.Monk
     assert report.batch.status == "held"
 
     rewrites = {"steps": of_episode("secret-one"), "quarantine": Rewrite("raw = 'bad'")}
-    with lake_lock(opened.root):
+    with lake_lock(opened):
         assert rewrite_held(opened, rewrites) == {report.batch.batch_id: {"steps": 3, "quarantine": 1}}
         assert rewrite_held(opened, rewrites) == {}
 

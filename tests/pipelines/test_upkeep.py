@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from deltalake import DeltaTable
 
+from datasets.clocks import ClockError
 from datasets.snapshot import read_summary
 from pipelines import stages, upkeep
 from pipelines.workspace import Workspace, open_workspace
@@ -115,6 +116,18 @@ def two_more_nights(workspace: Workspace) -> Workspace:
         stages.simulate(workspace, n_episodes=8)
     stages.ingest(workspace)
     return configured(workspace, "[retention]\nsteps_days = 1")
+
+
+def test_a_clock_that_ran_ahead_does_not_make_a_night_remove_every_row(workspace: Workspace, run: Run) -> None:
+    configured(workspace, "[retention]\nsteps_days = 30")
+    ahead = open_workspace(workspace.root, datetime(2027, 1, 5, tzinfo=UTC))
+
+    with pytest.raises(ClockError, match="Retention would leave no row: the newest step is of 2026-01-05 23:50 UTC"):
+        upkeep.retain(ahead)
+
+    assert ahead.query("SELECT count(*) FROM steps").rows == ((12_000,),)
+    edit(workspace.root / "offline_dqn.toml", 'as_of = "newest"', 'as_of = "now"')
+    assert run(workspace, "retain", "--json").json["n_rows"]["steps"] == 12_000  # by hand, as the message says
 
 
 def test_the_champions_versions_of_the_lake_can_still_be_opened(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -16,6 +18,7 @@ import pytest
 from reports.history import Promotion, line_of_champions
 from reports.manifest import file_digest
 from reports.registry import JUDGED_AGAINST, Gate, Registry, RegistryError
+from reports.shared_tracking import TrackingError
 from reports.tracking import Tracking
 
 AT = datetime(2024, 5, 1, 3, 0, tzinfo=UTC)
@@ -433,3 +436,41 @@ registry.promote(registry.register(staged, gate="baseline", tags={}), reviewer="
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert [path.name for path in tmp_path.iterdir()] == ["w"]
     assert sorted(path.name for path in (tmp_path / "w" / "releases").iterdir()) == [".lock", "0", "history.jsonl"]
+
+
+def test_a_database_that_cannot_be_read_is_told_with_its_remedy_and_no_release_is_lost(workspace: Path) -> None:
+    registry = open_registry(workspace)
+    add_release(registry, "baseline")
+    database = workspace / "mlflow.db"
+    whole = database.read_bytes()
+    database.write_bytes(os.urandom(4096) + whole[4096:])
+
+    with pytest.raises(TrackingError, match=r"used: file is not a database. Restore it from a backup") as told:
+        open_registry(workspace).releases()
+
+    assert str(database) in str(told.value)
+    assert "\n" not in str(told.value)
+    database.unlink()  # the other remedy that the message names
+    moved = workspace.rename(workspace.with_name("another-process"))  # MLflow holds what it opened under that path
+    assert [(r.number, r.intact) for r in open_registry(moved).releases()] == [(0, True)]
+
+
+def test_a_database_that_another_program_holds_is_told_as_such(workspace: Path) -> None:
+    holder = sqlite3.connect(workspace / "mlflow.db", isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    registry = open_registry(workspace)
+    with pytest.raises(TrackingError, match=r"database is locked. Another program holds it: end that"):
+        registry.releases()
+    holder.close()
+    assert registry.releases() == []
+
+
+def test_a_copied_folder_of_another_release_is_damage(workspace: Path) -> None:
+    registry = open_registry(workspace)
+    add_release(registry)
+    shutil.copytree(workspace / "releases" / "1", workspace / "releases" / "2")
+
+    first, second = open_registry(workspace).releases()
+
+    assert first.intact
+    assert second.damage == "release.json is that of release 1"

@@ -256,7 +256,11 @@ def test_a_night_that_does_not_come_is_a_page_until_it_does(told: Workspace, rec
 
     assert run(told, "notify", "check").code == 0
     assert receiver.titles == ["[page] autoscaler (fresh): no night has ended since 2026-01-05 03:00 UTC"]
+    append_night(told.nights_path, record(ended_at="2099-01-05T03:00:00+00:00"))  # by a clock that was ahead
+    later = check_now(told, NOON + timedelta(days=2))
+    assert later.notices[0].title == "no night has ended since 2026-01-05 03:00 UTC"
     append_night(told.nights_path, record(ended_at=datetime.now(UTC).isoformat()))
     assert "The last night ended on" in run(told, "notify", "check").out
+    append_night(told.nights_path, record(ended_at=NOON.isoformat()))
     at_noon = check_now(told, NOON)
     assert (at_noon.notices, at_noon.looked_for) == ((), {"overdue", "batches", "ingest"})
