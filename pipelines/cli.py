@@ -44,6 +44,7 @@ from pipelines.quarantine_commands import quarantine_app
 from pipelines.release_commands import print_budget, print_replay, release_app
 from pipelines.report_commands import report_app
 from pipelines.scheduler_command import add_scheduler_command
+from pipelines.sentry.command import sentry_app
 from pipelines.serve_commands import serve_app
 from pipelines.sign_command import add_sign_command
 from pipelines.slo.command import slo_app
@@ -87,6 +88,7 @@ app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(exclude_app, name="exclude")
 app.add_typer(notify_app, name="notify")
 app.add_typer(tracing_app, name="tracing")
+app.add_typer(sentry_app, name="sentry")
 app.add_typer(store_app, name="store")
 app.command("import")(import_command)
 add_sign_command(app)

@@ -21,6 +21,7 @@ from pipelines.engine_config import EngineConfig
 from pipelines.metrics.config import CostConfig, MetricsConfig
 from pipelines.nightly_config import NightlyConfig
 from pipelines.notify.config import NotifyConfig
+from pipelines.sentry.config import SentryConfig
 from pipelines.serving.config import ServeConfig
 from pipelines.slo.config import SloConfig
 from pipelines.store_config import StoreConfig
@@ -93,6 +94,7 @@ class PipelineConfig(Settings):
     tracking: TrackingConfig = TrackingConfig()
     slo: SloConfig = SloConfig()
     tracing: TracingConfig = TracingConfig()
+    sentry: SentryConfig = SentryConfig()
     baseline: BaselineConfig | None = None
     """Version 0; without it the logging policy takes its place in every comparison."""
     simulate: SimulateConfig | None = None

@@ -21,6 +21,7 @@ from pipelines.metrics.exposition import export
 from pipelines.night_record import Ingested
 from pipelines.notify.night import Found, check_now, of_broken_calibration, of_failed_ingest
 from pipelines.notify.telling import tell
+from pipelines.sentry.telling import tell_sentry
 from pipelines.tracing.flows import flow_trace
 from pipelines.training import StageError
 from pipelines.workspace import Workspace, open_workspace
@@ -45,6 +46,7 @@ def ingest(workspace: WorkspaceFolder) -> dict[str, Any]:
             trace.found(found.to_json())
     except Exception as error:
         _tell(opened, of_failed_ingest(error))
+        tell_sentry(opened, error, stage="ingest", prefect_run=flow_run.id)
         raise
     untold = _tell(opened, check_now(opened))
     name = {"lake": f"{found.n_in:,} rows", "held": "Batch held"}.get(found.status, "Nothing new")

@@ -28,7 +28,7 @@ from prefect.task_engine import TaskRunTimeoutError
 from datasets.errors import OfflineDqnError
 from datasets.ingest import IngestReport
 from datasets.journal import LakeError
-from datasets.locking import exclusive_lock
+from datasets.locking import LockedError, exclusive_lock
 from datasets.snapshot import SnapshotError, current_snapshot
 from drift.findings import changed_since
 from offline_dqn.trained import Metrics
@@ -49,6 +49,7 @@ from pipelines.notify.night import Found, held_batches, of_failed_night, of_nigh
 from pipelines.notify.telling import tell
 from pipelines.readings import TooFewEpisodesError
 from pipelines.review import ask_for_review, review_by_shell
+from pipelines.sentry.telling import tell_sentry
 from pipelines.stages import DriftOutcome, EvaluateOutcome
 from pipelines.tracing.flows import FlowTrace, begin_trace
 from pipelines.training import StageError, TrainOutcome, train
@@ -155,6 +156,7 @@ def tell_of_crash(_: Any, run: FlowRun, state: State[Any]) -> None:
     error = CrashedError(f"Its process ended: {state.message or 'nobody knows why'}")
     stage, n_starts = (progress.under_way, progress.n_starts) if progress is not None else ("", 1)
     tell(workspace, *_parts(of_failed_night(stage, error, n_starts=n_starts)))
+    tell_sentry(workspace, error, stage=stage, start=n_starts, prefect_run=run.id)
 
 
 @flow(
@@ -189,6 +191,15 @@ def nightly(
     except Exception as error:
         tell(opened, *_parts(of_failed_night(running.stage_under_way, error, n_starts=running.n_starts)))
         running.trace.fail(error)
+        if not isinstance(error, LockedError):  # another night is at work, and that one is well
+            tell_sentry(
+                opened,
+                error,
+                stage=running.stage_under_way,
+                start=running.n_starts,
+                prefect_run=flow_run.id,
+                trace=running.trace.trace_id,
+            )
         raise
     show_night(opened, record)
     return ended(record)  # type: ignore[return-value]  # a state that says how it ended; Prefect unpacks the record

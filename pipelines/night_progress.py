@@ -19,7 +19,7 @@ from pipelines.made_by import made_by
 from pipelines.readings import digest_of
 from pipelines.workspace import Workspace
 
-_NO_MATTER = {"notify", "nightly", "serve", "metrics", "cost", "canary", "slo", "tracing"}
+_NO_MATTER = {"notify", "nightly", "serve", "metrics", "cost", "canary", "slo", "tracing", "sentry"}
 """Settings that decide nothing of what a stage finds."""
 
 

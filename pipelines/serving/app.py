@@ -12,6 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
+from pipelines.sentry.telling import ServerFailures
 from pipelines.serving.acting_releases import Acting, ActingReleases, LoadedRelease
 from pipelines.serving.config import ServeConfig
 from pipelines.serving.messages import ActMessages, OutcomeMessages
@@ -32,6 +33,7 @@ def build_app(
     metrics: Metrics,
     tokens: Tokens,
     config: ServeConfig,
+    failures: ServerFailures,
 ) -> FastAPI:
     """The application that answers for a workspace."""
     title = f"offline-dqn: {messages.name}"
@@ -107,6 +109,7 @@ def build_app(
         )
 
     async def broken(_: Request, error: Exception) -> Response:  # uvicorn logs it, with its traceback
+        failures.tell(error, did="internal error")
         return refused(RefusedRequestError.of("internal", f"{type(error).__name__}: {error}", status=500))
 
     app.add_exception_handler(HTTPException, not_found)

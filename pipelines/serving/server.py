@@ -18,6 +18,7 @@ from fastapi import FastAPI
 
 from datasets.errors import OfflineDqnError
 from datasets.locking import exclusive_lock
+from pipelines.sentry.telling import ServerFailures
 from pipelines.serving.acting_releases import ActingReleases
 from pipelines.serving.app import build_app
 from pipelines.serving.canary_looks import CanaryLooks
@@ -79,14 +80,16 @@ def serve(workspace: Workspace, config: ServeConfig, on_start: Callable[[str, Ac
         outcomes = Outcomes(contract, config, outcome_log, steps=steps, outcomes=told)
         caps = ActionCaps.rebuilt(contract, steps, in_order=config.clock == "server")
         recent = RecentDecisions(contract, steps)
+        failures = ServerFailures(workspace.config.sentry, contract.name)
+        held.callback(failures.close)
         traces = DecisionTraces(workspace.config.tracing, contract.name)
         held.callback(traces.close)
-        service = DecisionService(contract, config, acting, log, outcomes, caps, recent, metrics, traces)
+        service = DecisionService(contract, config, acting, log, outcomes, caps, recent, metrics, traces, failures)
         held.callback(service.close)
         messages = ActMessages(contract, config.clock, config.max_batch)
         telling = OutcomeService(contract, config, outcomes, service.memory, caps, metrics, traces)
         held.callback(telling.close)
-        app = build_app(service, telling, acting, messages, metrics, tokens, config)
+        app = build_app(service, telling, acting, messages, metrics, tokens, config, failures)
         listening = held.enter_context(_listening(config))
         tls = _tls(workspace.root, config)
         server = _Server(_uvicorn(app, config, tls))

@@ -24,6 +24,7 @@ from datasets.step_rules import ConstraintError
 from offline_dqn.compiled_shield import CompiledShield
 from offline_dqn.decisions import BASELINE, LATE, POLICY, Decisions, decide, draw, forbidden_by, merged, permit
 from offline_dqn.exploration import NoAvailableActionError
+from pipelines.sentry.telling import ServerFailures
 from pipelines.serving.acting_releases import VERSION_ZERO, Acting, ActingReleases, LoadedRelease
 from pipelines.serving.caps import ActionCaps
 from pipelines.serving.clock import Clock
@@ -85,6 +86,7 @@ class DecisionService:
         recent: decisions that are answered again where they are asked for again.
         metrics: are told of each decision.
         traces: of some decisions.
+        failures: of releases, for Sentry.
     """
 
     def __init__(
@@ -98,10 +100,12 @@ class DecisionService:
         recent: RecentDecisions,
         metrics: Metrics,
         traces: DecisionTraces,
+        failures: ServerFailures,
     ) -> None:
         self._contract, self._config = contract, config
         self._acting, self._log, self._outcomes, self._caps = acting, log, outcomes, caps
-        self._recent, self._metrics, self._traces = recent, metrics, traces
+        self._recent, self._metrics = recent, metrics
+        self._traces, self._failures = traces, failures
         self._shield, self._lines = CompiledShield(contract), StepLines(contract)
         self.memory = EpisodeMemory.rebuilt(contract, log.directory, config.max_open_decisions, outcomes.has_ended)
         self._clock = Clock()
@@ -260,11 +264,13 @@ class DecisionService:
                 self._metrics.late(str(release.number))
             except Exception as error:  # whatever an engine may throw: version 0 acts
                 self._metrics.failed(str(release.number))
+                self._failures.tell(error, release=release.number, did="left it to version 0")
                 _LOG.error("release %s failed on a request and version 0 acted: %s", release.number, error)
             return ask(fallback, LATE)
         except NoAvailableActionError as error:
             raise RefusedRequestError.of("no_known_action", str(error)) from error
         except Exception as error:
+            self._failures.tell(error, release=release.number, did="refused")
             _LOG.error("release %s failed on a request: %s", release.number, error)
             raise RefusedRequestError.of(
                 "scoring_failed", f"release {release.number} could not decide: {error}", status=500

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from pipelines.sentry.config import SentryConfig
+from pipelines.sentry.telling import ServerFailures
 from pipelines.serving.acting_releases import ActingReleases
 from pipelines.serving.caps import ActionCaps
 from pipelines.serving.config import ServeConfig
@@ -48,6 +50,7 @@ def test_what_the_disk_may_have_lost_stands(tmp_path: Path, monkeypatch: pytest.
             RecentDecisions(contract, steps),
             Metrics(acting, []),
             DecisionTraces(TracingConfig(), contract.name),
+            ServerFailures(SentryConfig(), contract.name),
         )
         messages = ActMessages(contract, "server", 10)
 
