@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from datasets.coverage import write_coverage
 from datasets.coverage_config import CoverageConfig
 from datasets.durable import write_durably
+from datasets.erased import EPISODE, Erased
 from datasets.replay import Replay
 from datasets.snapshot import (
     DESCRIPTION,
@@ -72,6 +73,27 @@ def redact_snapshot(path: Path, episode_ids: Set[str], *, at: datetime | None = 
             os.utime(successor / DESCRIPTION, (made, made))
         _erase(path, summary.digest, successor, at)
         return successor
+
+
+def redact_erased(path: Path, erased: Erased) -> Path | None:
+    """Takes out of a new snapshot who was erased by another machine while this one froze it.
+
+    That machine has remembered the erased before it looked through the snapshots; so whichever of the two came last
+    sees the other.
+
+    Args:
+        path: the snapshot's folder.
+        erased: what the lake remembers now, after the snapshot was stored.
+
+    Returns:
+        The folder that stands for it now; None where nothing is left.
+
+    Raises:
+        SnapshotError, ObjectStoreError: as `redact_snapshot`.
+    """
+    replay, _ = open_snapshot(path)
+    gone = {name for name in set(replay.episode_ids) if erased.holds(EPISODE, name)}
+    return redact_snapshot(path, gone) if gone else path
 
 
 def _without(replay: Replay, summary: SnapshotSummary, gone: NDArray[np.bool_], staging: Path) -> Path:

@@ -177,15 +177,11 @@ def _vouched(workspace: Workspace) -> tuple[bytes, str]:
 
 
 def _elsewhere(workspace: Workspace) -> str:
-    """What lies in buckets and is not in the archive, as a clause; "" for nothing."""
-    store = workspace.config.store
-    outside = [f"{name} in {place}" for name, place in store if name != "releases" and "://" in place]
-    if not outside:
+    """What lies in a bucket and is not in the archive, as a clause; "" for nothing."""
+    address = workspace.config.store.snapshots_address
+    if address is None:
         return ""
-    return (
-        f"{' and '.join(outside)} stay there and are not in the archive, but the releases and all that was decided "
-        "about them are; have the bucket keep versions"
-    )
+    return f"the snapshots stay in {address} and are not in the archive; have that bucket keep versions"
 
 
 def _kept(workspace: Workspace) -> Iterator[tuple[str, Path]]:

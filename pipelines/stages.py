@@ -16,15 +16,17 @@ import numpy as np
 from datasets.batches import Batch, list_batches
 from datasets.coverage import read_coverage
 from datasets.data_docs import docs_folder, docs_path, drop_old_docs, write_docs
+from datasets.erased import read_erased
 from datasets.freezing import freeze_snapshot, read_episodes
 from datasets.ingest import IngestReport, ingest_logs
 from datasets.journal import LakeError
 from datasets.lake import Lake
 from datasets.logfiles import holds_logs
 from datasets.quarantine_replay import ReplayReport, replay_quarantine
+from datasets.redaction import redact_erased
 from datasets.replay import Replay
 from datasets.simulators.autoscaler_logs import SimulatedLogs, simulate_logs
-from datasets.snapshot import SnapshotError, SnapshotSummary, current_snapshot, erased_mark, open_snapshot
+from datasets.snapshot import SnapshotError, SnapshotSummary, current_snapshot, erased_mark, open_snapshot, read_summary
 from datasets.splits import gate_share
 from datasets.step_rules import ConstraintError
 from datasets.suite_process import SuiteError
@@ -215,7 +217,8 @@ def snapshot(workspace: Workspace, *, judge_since: date | None = None) -> tuple[
     """Freezes the replay dataset; after a change of the world, `judge_since` is the first night that may judge."""
     lake = workspace.open_lake()
     _refuse_held_outcomes(lake)
-    return freeze_snapshot(
+    before = read_erased(lake.root).hashes
+    path, summary = freeze_snapshot(
         lake,
         workspace.config.snapshot,
         workspace.snapshots_path,
@@ -223,6 +226,13 @@ def snapshot(workspace: Workspace, *, judge_since: date | None = None) -> tuple[
         judge_since=judge_since,
         whole_nights=workspace.config.ingest.as_of == "newest",
     )
+    erased = read_erased(workspace.open_lake().root)
+    if workspace.config.store.snapshots_address is None or erased.hashes == before:
+        return path, summary
+    left = redact_erased(path, erased)  # by another machine, meanwhile; here an erasure waits for a night to end
+    if left is None:
+        raise StageError("All that was frozen was erased on another machine meanwhile. Run the same command again.")
+    return left, read_summary(left)
 
 
 @dataclass(frozen=True)

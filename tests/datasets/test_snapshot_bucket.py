@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from datasets.bucket_folder import AlteredObjectError, follow_bucket
+from datasets.erased import read_erased
 from datasets.erasure import erase_subject, named_subject
 from datasets.freezing import freeze_snapshot
 from datasets.lake import Lake, open_lake
 from datasets.object_store import ObjectMissingError, ObjectStore, open_store
+from datasets.redaction import redact_erased
 from datasets.snapshot import ErasedSnapshotError, SnapshotError, open_snapshot, read_summary
 from datasets.snapshot_bucket import ReplacedSnapshotError, pull_snapshots, retire_snapshot, sweep_uploads
 from datasets.snapshot_config import SnapshotConfig
@@ -187,6 +189,22 @@ def test_a_machine_that_froze_while_another_erased_cannot_bring_it_back(
     pull_snapshots(second)
     with pytest.raises(ErasedSnapshotError):
         open_snapshot(second / path.name)
+
+
+def test_what_was_erased_while_another_machine_froze_goes_from_what_it_froze(
+    lake: Lake, machines: tuple[Path, Path], tmp_path: Path, store: ObjectStore
+) -> None:
+    first, second = machines
+    before = open_lake(shutil.copytree(lake.root, tmp_path / "before"), tiny())  # what the second machine has read
+    subject = named_subject(lake.contract, None, episode="b", named=None)
+    erase_subject(lake, subject, None, first, at=datetime(2024, 6, 1, tzinfo=UTC))
+    path = freeze(before, second)  # comes to the bucket when the erasure has looked through it
+    assert "b" in open_snapshot(path)[0].episode_ids
+    left = redact_erased(path, read_erased(lake.root))
+    assert left is not None
+    assert open_snapshot(left)[0].episode_ids.tolist() == ["a", "c", "cut"]
+    assert [each.key for each in store.list(path.name)] == []
+    assert redact_erased(left, read_erased(lake.root)) == left
 
 
 def test_a_retired_snapshot_leaves_every_machine_and_can_be_frozen_again(
