@@ -10,13 +10,14 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
 
 from datasets.errors import OfflineDqnError
 from pipelines import bound
+from pipelines.prefect_database import one_migration
 
 HOST = "127.0.0.1"
 _STOP_S = 10.0
@@ -40,28 +41,32 @@ def prefect_server(
 
     Raises:
         ServerError: it does not come up.
+        PrefectDatabaseError: its database in PostgreSQL does not answer.
     """
     log_path.parent.mkdir(parents=True, exist_ok=True)
     where = ("--host", HOST, "--port", port)
-    with log_path.open("wb") as log:
-        server = subprocess.Popen(
-            bound.command("uvicorn", "--factory", app, *where, "--log-level", "error", "--lifespan", "on"),
-            env={**os.environ, "PREFECT__SERVER_FINAL": "1", **settings},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,  # a Ctrl-C at the terminal is for us; we stop it once it is not needed
-        )
-    try:
-        _wait_until_it_answers(server, port, log_path, timeout_s)
+    with ExitStack() as started:
+        with one_migration(timeout_s), log_path.open("wb") as log:
+            server = subprocess.Popen(
+                bound.command("uvicorn", "--factory", app, *where, "--log-level", "error", "--lifespan", "on"),
+                env={**os.environ, "PREFECT__SERVER_FINAL": "1", **settings},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # a Ctrl-C at the terminal is for us; we stop it once it is not needed
+            )
+            started.callback(_stop, server)
+            _wait_until_it_answers(server, port, log_path, timeout_s)
         yield server
-    finally:
-        server.terminate()
-        try:
-            server.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    server.terminate()
+    try:
+        server.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
 
 
 def _wait_until_it_answers(server: subprocess.Popen[bytes], port: int, log_path: Path, timeout_s: float) -> None:

@@ -14,6 +14,7 @@ import httpx
 
 from pipelines import console
 from pipelines.nights import NightRecord, read_nights
+from pipelines.prefect_database import DATABASE_URL, in_postgres, use_postgres
 from pipelines.prefect_server import ServerError, api_url, free_port, prefect_server
 from pipelines.workspace import Workspace
 
@@ -25,6 +26,7 @@ def run_night(workspace: Workspace, *, force_train: bool, afresh: bool = False) 
         OfflineDqnError: a stage failed; what earlier stages committed stays.
     """
     use_workspace_home(workspace.root)
+    use_postgres()
     n_before = len(read_nights(workspace.nights_path))
     with _some_server(), ExitStack() as shown:
         # Prefect reads its settings when it is imported.
@@ -47,6 +49,9 @@ def run_night(workspace: Workspace, *, force_train: bool, afresh: bool = False) 
                     f"PREFECT_API_URL is {_without_secret(os.environ['PREFECT_API_URL'])}: start the server there, or "
                     "unset it."
                     if "PREFECT_API_URL" in os.environ
+                    else f"Its database (the address in {DATABASE_URL}) may be away: bring it back and run the night "
+                    "again, it goes on from its last stage."
+                    if in_postgres()
                     else "The machine may be too busy; run the night again, it goes on from there."
                 )
             ) from error

@@ -22,6 +22,7 @@ import httpx
 from datasets.locking import exclusive_lock
 from pipelines import bound
 from pipelines.descent import descendants, end_all
+from pipelines.prefect_database import in_postgres, one_scheduler
 from pipelines.prefect_server import HOST, ServerError, api_url, last_line, prefect_server
 from pipelines.scheduler_app import PAGES_URL, PREFIX, WORKSPACE
 from pipelines.workspace import Workspace
@@ -55,6 +56,7 @@ def run_scheduler(
     Raises:
         SchedulerError: the port is taken, there is no prefect.yaml, or server or worker ended by themselves.
         LockedError: a scheduler of this workspace runs already.
+        PrefectDatabaseError: another scheduler works on the same PostgreSQL database, or that does not answer.
     """
     root = workspace.root.resolve()
     if not (PROJECT / "prefect.yaml").is_file():
@@ -65,7 +67,8 @@ def run_scheduler(
             refuse_taken(port)
             home = Path(os.environ["PREFECT_HOME"])
             os.environ.update(_settings(root, port))
-            is_new = not (home / "prefect.db").exists()
+            running.enter_context(one_scheduler(_START_S))
+            is_new = not in_postgres() and not (home / "prefect.db").exists()
             on_step(f"starting Prefect's server{' and making its database' if is_new else ''} ...")
             server = running.enter_context(
                 prefect_server(

@@ -20,11 +20,13 @@ def add_scheduler_command(app: typer.Typer) -> None:
         port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the UI and the API, on loopback.")] = 4200,
     ) -> None:
         """Run nights by schedule: Prefect's server and worker, until Ctrl-C. (The policy server is `serve`.)"""
+        from pipelines.prefect_database import use_postgres
         from pipelines.running import use_workspace_home
         from pipelines.scheduler import run_scheduler
 
         opened = open_workspace_of(workspace)
         use_workspace_home(opened.root, own_server=True)
+        use_postgres()
 
         def ready(address: str, logs: Path) -> None:
             facts = {

@@ -150,7 +150,11 @@ class Workspace:
             mlflow_path=self.root / "mlflow.db",
             releases_path=self.releases_path,
             name=self.contract.name,
-            shared=None if tracking.uri is None else SharedTracking(tracking.uri, tracking.wait_s, self.root),
+            shared=None
+            if tracking.uri is None
+            else SharedTracking(
+                tracking.uri, tracking.wait_s, self.root, str(self.config.store.releases_address or "")
+            ),
         )
 
     def as_of(self, lake: Lake) -> datetime:

@@ -6,9 +6,9 @@ a workspace with its restored copy, never meet.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import re
 import socket
 import time
 import uuid
@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 from datasets.durable import write_durably
 from datasets.errors import OfflineDqnError
+from datasets.postgres import PostgresError, cause, connect, has_table, hold_lock
 
 IDENTITY = ".tracking.json"
 """In the workspace: under which id it is known there, and where it lay when it was. In no backup."""
@@ -42,11 +43,14 @@ class SharedTracking:
         variable: name of the environment variable that holds the address.
         wait_s: seconds that an operation waits for it to come back.
         root: of the workspace.
+        releases: address of the releases where they lie in an object store; the workspaces that share them are one
+            there. "" where they lie in the workspace.
     """
 
     variable: str
     wait_s: float
     root: Path
+    releases: str = ""
 
     def address(self) -> str:
         """MLflow's tracking URI, ready for SQLAlchemy or for MLflow's client.
@@ -77,6 +81,8 @@ class SharedTracking:
         A workspace that was moved keeps its id. One that was copied gets one of its own, and is registered anew from
         its folders: the place that the id was given at still holds it then.
         """
+        if self.releases:
+            return f"{problem}-{hashlib.sha256(self.releases.encode()).hexdigest()[:12]}"
         path, here = self.root / IDENTITY, {"host": socket.gethostname(), "root": str(self.root.resolve())}
         known = _identity(path)
         there = Path(known.get("root", "")) / IDENTITY
@@ -105,8 +111,13 @@ class SharedTracking:
             yield
             return
         with self._connection(address) as connection:
-            connection.execute("SELECT pg_advisory_lock(%s)", (_ADVISORY_LOCK,))
-            yield  # the lock goes with the connection
+            if has_table(connection, "flow_run"):  # both keep their version in a table of the same name
+                raise TrackingError(
+                    f"{self.variable} names Prefect's database, and MLflow needs one of its own: createdb mlflow, and "
+                    "name that."
+                )
+            hold_lock(connection, _ADVISORY_LOCK)
+            yield
 
     def wait_for(self, address: str) -> None:
         """Waits until it answers.
@@ -133,24 +144,13 @@ class SharedTracking:
 
     def _connection(self, address: str) -> Any:
         try:
-            import psycopg
-        except ModuleNotFoundError as error:
-            raise TrackingError(
-                f"{self.variable} names a PostgreSQL database, and its driver is not installed: in the project's "
-                'folder, pip install ".[postgres]"'
-            ) from error
-        deadline = time.monotonic() + self.wait_s
-        while True:
-            try:
-                return psycopg.connect(address.replace("+psycopg", "", 1), connect_timeout=_CONNECT_S, autocommit=True)
-            except psycopg.OperationalError as error:
-                if _will_not_pass(error) or time.monotonic() >= deadline:
-                    raise TrackingError(self._away(_cause(error))) from None
-                time.sleep(_LOOK_EVERY_S)
+            return connect(address, wait_s=self.wait_s)
+        except PostgresError as error:
+            raise TrackingError(self._away(str(error))) from None
 
     def failed(self, error: Exception) -> TrackingError:
         """What to say of an error out of MLflow or below it."""
-        return TrackingError(self._away(_cause(error)))
+        return TrackingError(self._away(cause(error)))
 
     def _away(self, why: str) -> str:
         return (
@@ -179,16 +179,3 @@ def _without_login(address: str) -> str:
             unquote(password),
         )
     return parts._replace(netloc=place).geturl()
-
-
-def _will_not_pass(error: Exception) -> bool:
-    """Whether waiting is of no use: a wrong password, or no such database."""
-    return "password authentication failed" in str(error) or bool(
-        re.search(r'database ".*" does not exist', str(error))
-    )
-
-
-def _cause(error: Exception) -> str:
-    """The first line that says something; drivers name host, user and database in it, and no password."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300].rstrip(".")

@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,14 @@ def test_a_moved_workspace_stays_itself_and_a_copied_one_becomes_another(
     assert (add_release(copy), [r.damage for r in copy.releases()]) == (2, ["", ""])
     assert len(names(server)) == len(known) + 1
     assert [r.number for r in shared_registry(tmp_path / "moved").releases()] == [1]
+
+
+def test_workspaces_that_share_their_releases_are_one_there(tmp_path: Path) -> None:
+    shared = [SharedTracking(VARIABLE, 0.0, tmp_path / name, "s3://bucket/releases") for name in "ab"]
+    assert {one.model_name("autoscaler") for one in shared} == {
+        "autoscaler-" + sha256(b"s3://bucket/releases").hexdigest()[:12]
+    }
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("address")
