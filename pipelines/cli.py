@@ -304,6 +304,11 @@ class Form(StrEnum):
     JSON = "json"
 
 
+def _is_formula(value: object) -> bool:
+    """Source: OWASP, CSV Injection."""
+    return isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+
+
 @command(app, "query")
 def query(
     sql: Annotated[str, typer.Argument(help="One SELECT.")],
@@ -321,9 +326,16 @@ def query(
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(answer.columns)
         writer.writerows([console.cell(value) for value in row] for row in answer.rows)
-        sys.stdout.write(text.getvalue())
+        written = text.getvalue()
+        sys.stdout.write(console.printable(written) if sys.stdout.isatty() else written)
+        formulas = sum(_is_formula(value) for row in answer.rows for value in row)
+        if formulas:
+            console.warn(
+                f"{formulas} texts begin like a formula (=, +, -, @), which a spreadsheet would compute: import such "
+                "columns as text. The file holds what the lake holds, unchanged."
+            )
     elif not answer.rows:  # a table of heads alone would fold them letter by letter
-        print(f"no rows; columns: {', '.join(answer.columns)}")
+        print(f"no rows; columns: {console.printable(', '.join(answer.columns))}")
     else:
         console.print_table("", list(answer.columns), [[console.shown(v) for v in row] for row in answer.rows])
 

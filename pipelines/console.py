@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,29 @@ _PLAIN_WIDTH = 160
 def _console(*, stderr: bool) -> Console:
     console = Console(stderr=stderr, highlight=False)
     return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_PLAIN_WIDTH)
+
+
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""Control characters but the tab and the line feed, and what turns the direction of writing around."""
+
+
+def printable(text: str) -> str:
+    """Text that a terminal shows and does not obey: a label of a log could otherwise clear the screen, hide what stands
+    beside it or set the clipboard.
+
+    Source: Unicode TR36, section 2.10 (bidirectional controls); ECMA-48 (C0 and C1).
+    """
+    return _UNPRINTABLE.sub(lambda found: _escape_of(found[0]), text)
+
+
+def _escape_of(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def shown_text(value: object) -> str:
+    """A value as text for rich: neither markup nor a control sequence."""
+    return escape(printable(str(value)))
 
 
 out = _console(stderr=False)
@@ -74,8 +98,8 @@ def print_account(title: str, facts: Mapping[str, object]) -> None:
     grid.add_column(overflow="fold")
     for name, value in facts.items():
         if value is not None and value != "":
-            grid.add_row(escape(name), escape(str(value)))
-    out.print(f"[bold]{escape(title)}[/bold]")
+            grid.add_row(shown_text(name), shown_text(value))
+    out.print(f"[bold]{shown_text(title)}[/bold]")
     out.print(grid)
 
 
@@ -83,23 +107,25 @@ def print_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = ()
 ) -> None:
     """A table; columns named in `right` are aligned to the right."""
-    table = Table(title=title or None, title_justify="left", title_style="bold", header_style="dim", box=None)
+    table = Table(
+        title=printable(title) or None, title_justify="left", title_style="bold", header_style="dim", box=None
+    )
     table.padding = (0, 2, 0, 0)
     for column in columns:
-        table.add_column(escape(column), justify="right" if column in right else "left", overflow="fold")
+        table.add_column(shown_text(column), justify="right" if column in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*[escape("" if value is None else str(value)) for value in row])
+        table.add_row(*["" if value is None else shown_text(value) for value in row])
     out.print(table)
 
 
 def warn(text: str) -> None:
     """A warning that matters."""
-    err.print(f"[yellow]warning:[/yellow] {escape(text)}", soft_wrap=True)
+    err.print(f"[yellow]warning:[/yellow] {shown_text(text)}", soft_wrap=True)
 
 
 def fail(text: str) -> None:
     """What went wrong and what to do."""
-    err.print(f"[red]error:[/red] {escape(text)}", soft_wrap=True)
+    err.print(f"[red]error:[/red] {shown_text(text)}", soft_wrap=True)
 
 
 def number(value: float | None, digits: int = 4) -> str:
