@@ -102,13 +102,18 @@ class Unread:
 def find_log_files(paths: Iterable[Path]) -> list[LogFile]:
     """The log files at and below `paths`, sorted; hidden files and files of other kinds in folders are passed over.
 
+    A folder may be a link itself; a link in it that leads out of it is refused. Whoever may put logs there could
+    otherwise have any file read that this process can read, and find its rows in lake or quarantine.
+
     Raises:
-        LogFileError: a path does not exist, is a file of an unknown kind, or is a folder without any log.
+        LogFileError: a path does not exist, is a file of an unknown kind, is a folder without any log, or holds a link
+            that leads out of it.
     """
     found: dict[Path, LogFile] = {}
     for path in paths:
         if path.is_dir():
             below = [p for p in sorted(path.rglob("*")) if p.is_file() and not _is_hidden(p, path)]
+            _refuse_leading_out(below, path)
             logs = [log for log in map(_as_log_file, below) if log is not None]
             if not logs:
                 raise LogFileError(
@@ -124,6 +129,19 @@ def find_log_files(paths: Iterable[Path]) -> list[LogFile]:
             raise LogFileError(f"{path} does not exist. Name a log file or a folder of log files.")
         found.update({log.path: log for log in logs})
     return list(found.values())
+
+
+def _refuse_leading_out(files: Sequence[Path], folder: Path) -> None:
+    """`rglob` enters no linked folder, so the links among the files are all there are."""
+    inside = folder.resolve()
+    out = [p for p in files if p.is_symlink() and not p.resolve().is_relative_to(inside)]
+    if out:
+        listed = ", ".join(str(p) for p in out[:5]) + (f" and {len(out) - 5} more" if len(out) > 5 else "")
+        raise LogFileError(
+            f"{listed}: {'a link leads' if len(out) == 1 else 'links lead'} out of {folder}, and whoever may put logs "
+            "there shall not choose what else is read. Nothing was taken. Put the file itself there, or name it: "
+            "offline-dqn ingest PATH."
+        )
 
 
 def other_files(paths: Iterable[Path]) -> list[Path]:

@@ -7,8 +7,8 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -29,6 +29,8 @@ class Settings(BaseModel):
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_LOGIN = re.compile(r"://\S*@|[^\s:/@]:[^\s/@]+@")
+"""What stands before the host in an address with a user and a password."""
 
 
 def variable_name(value: Any, key: str, example: str) -> str:
@@ -44,6 +46,21 @@ def variable_name(value: Any, key: str, example: str) -> str:
         f"{key} is the name of an environment variable, and what stands there is none. An address is a secret: export "
         f'it, {example}=..., and write {key} = "{example}"'
     )
+
+
+def place_of_file(value: str) -> str:
+    """A path of a file, for settings that may name one elsewhere, as the collector of metrics wants it.
+
+    Raises:
+        ValueError: it is relative and leaves the workspace. What lies elsewhere is named in full, so that it is seen.
+    """
+    path = PurePosixPath(value)
+    if "\0" in value or value.startswith("~") or (not path.is_absolute() and ".." in path.parts):
+        raise ValueError(
+            "leaves the workspace: a relative path stays in it; a place elsewhere is named by its absolute path, "
+            "without ~"
+        )
+    return value
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:
@@ -65,6 +82,33 @@ def read_toml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} cannot be read: {error}.") from error
     return parse_toml(text, str(path))
+
+
+def refuse_logins(values: Mapping[str, Any], where: str) -> None:
+    """Refuses settings that hold an address with a user or a password, whatever the key: they are saved beside every
+    artefact, and backed up.
+
+    Raises:
+        SettingsError: naming each key, and no value.
+    """
+    keys = list(_keys_with_login(values, ""))
+    if keys:
+        lines = "\n".join(f"  {key}: holds a user or a password (not shown here)." for key in keys)
+        raise SettingsError(
+            f"{where} must hold no secret:\n{lines}\nSecrets come from the environment; docs/security.md says which "
+            "variable each setting wants. Take it out, and change the password: it may be in a backup by now."
+        )
+
+
+def _keys_with_login(value: Any, key: str) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for name, inside in value.items():
+            yield from _keys_with_login(inside, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for inside in value:
+            yield from _keys_with_login(inside, key)
+    elif isinstance(value, str) and "://" in value and _LOGIN.search(value):
+        yield key
 
 
 def build_settings(model: type[SettingsT], values: Mapping[str, Any], where: str) -> SettingsT:
@@ -106,7 +150,7 @@ def _describe(model: type[Settings], problem: Any) -> str:
 
 def _may_hold_a_secret(value: Any) -> bool:
     """Whether a value looks like an address with a user and a password in it, which no message may repeat."""
-    return isinstance(value, str) and "@" in value.partition("://")[2]
+    return isinstance(value, str) and _LOGIN.search(value) is not None
 
 
 def _discriminator(problem: Any) -> str:

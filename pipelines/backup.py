@@ -185,15 +185,23 @@ def _elsewhere(workspace: Workspace) -> str:
 
 
 def _kept(workspace: Workspace) -> Iterator[tuple[str, Path]]:
-    """Name and path of every file that is backed up, in the order of their names."""
+    """Name and path of every file that is backed up, in the order of their names.
+
+    A linked folder is entered, since logs or releases may lie on another disk, but not one that holds the link itself.
+    """
     root, store = workspace.root, workspace.config.store
     # A copy of part of what lies in a bucket is no backup of it. That of the releases is whole.
     copy = workspace.snapshots_path if store.snapshots_address is not None else None
     for folder, folders, names in os.walk(root, followlinks=True):
         at = Path(folder)
-        top = at == root
+        top, here = at == root, at.resolve()
         folders[:] = sorted(
-            n for n in folders if not (top and n in DERIVED) and not n.startswith(".staging-") and at / n != copy
+            n
+            for n in folders
+            if not (top and n in DERIVED)
+            and not n.startswith(".staging-")
+            and at / n != copy
+            and not ((at / n).is_symlink() and here.is_relative_to((at / n).resolve()))
         )
         for name in sorted(names):
             if name.endswith(_OF_A_MOMENT) or (top and name in DERIVED):

@@ -10,7 +10,7 @@ from datasets.compaction import LakeConfig
 from datasets.contract import Contract
 from datasets.ingest import IngestConfig
 from datasets.retention import RetentionConfig
-from datasets.settings import Settings, build_settings, read_toml
+from datasets.settings import Settings, build_settings, read_toml, refuse_logins
 from datasets.snapshot_config import SnapshotConfig
 from datasets.validation import ValidateConfig
 from drift.config import DriftConfig
@@ -106,4 +106,6 @@ def read_config(path: Path) -> PipelineConfig:
     Raises:
         SettingsError: it is missing, not TOML, or a key or value of it is wrong; names every problem.
     """
-    return build_settings(PipelineConfig, read_toml(path), str(path))
+    values = read_toml(path)
+    refuse_logins(values, str(path))
+    return build_settings(PipelineConfig, values, str(path))

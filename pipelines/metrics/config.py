@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator, model_validator
 
-from datasets.settings import Settings
+from datasets.settings import Settings, place_of_file
 
 
 class MetricsConfig(Settings):
@@ -28,7 +28,7 @@ class MetricsConfig(Settings):
     def _is_collected(cls, path: str | None) -> str | None:
         if path is not None and not path.endswith(".prom"):
             raise ValueError("the textfile collector reads files that end in .prom alone")
-        return path
+        return None if path is None else place_of_file(path)
 
     @field_validator("push_gateway", "server")
     @classmethod

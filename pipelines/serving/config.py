@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from datasets.settings import Settings
+from datasets.settings import Settings, place_of_file
 
 
 class ServeConfig(Settings):
@@ -58,6 +58,11 @@ class ServeConfig(Settings):
     acts here that much later at most. Where they lie in the workspace nothing is asked, and it acts within a second."""
     min_free_mb: int = Field(64, ge=0)
     """Free MB on the log's disk below which it counts as full, so that there is room left to put things right."""
+
+    @field_validator("tls_certificate", "tls_key")
+    @classmethod
+    def _is_place(cls, path: str | None) -> str | None:
+        return None if path is None else place_of_file(path)
 
     @model_validator(mode="after")
     def _whole_tls(self) -> ServeConfig:
