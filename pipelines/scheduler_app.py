@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hmac
 import os
 import re
 from pathlib import Path
@@ -34,19 +36,31 @@ _HEADERS = {
 }
 
 
+LOGIN = "PREFECT_SERVER_API_AUTH_STRING"
+"""Prefect's own environment variable: USER:PASSWORD that its API asks for, and these pages with it."""
+
+
 def create_app() -> FastAPI:
     """Prefect's application with the pages in front; uvicorn's factory."""
     from prefect.server.api.server import create_app as prefect_app
 
     app = prefect_app()
-    app.router.routes.insert(0, pages_route(Path(os.environ[WORKSPACE])))  # Prefect's UI answers to all that is left
+    pages = pages_route(Path(os.environ[WORKSPACE]), login=os.environ.get(LOGIN))
+    app.router.routes.insert(0, pages)  # Prefect's UI answers to all that is left
     return app
 
 
-def pages_route(root: Path) -> Route:
-    """The reports and drift pages of a workspace, read-only."""
+def pages_route(root: Path, *, login: str | None = None) -> Route:
+    """The reports and drift pages of a workspace, read-only.
+
+    Args:
+        login: USER:PASSWORD that is asked for (HTTP Basic); None asks nobody.
+    """
 
     def page(request: Request) -> Response:
+        if login is not None and not _knows(request.headers.get("authorization", ""), login):
+            asks = {"WWW-Authenticate": 'Basic realm="offline-dqn", charset="UTF-8"'}
+            return PlainTextResponse("The login of Prefect's server opens this page.\n", status_code=401, headers=asks)
         name = request.path_params["page"]
         path = root / name
         if not _PAGES.fullmatch(name) or not path.is_file() or not path.resolve().is_relative_to(root.resolve()):
@@ -54,3 +68,9 @@ def pages_route(root: Path) -> Route:
         return FileResponse(path, media_type="text/html", headers=_HEADERS)
 
     return Route(f"{PREFIX}/{{page:path}}", page, methods=["GET"])
+
+
+def _knows(header: str, login: str) -> bool:
+    """Whether a request brings the login (RFC 7617)."""
+    given = f"Basic {base64.b64encode(login.encode()).decode()}"
+    return hmac.compare_digest(header.encode(), given.encode())

@@ -25,6 +25,7 @@ from pipelines.scheduler import SchedulerError, refuse_taken
 from pipelines.scheduler_app import pages_route
 from pipelines.workspace import Workspace
 from tests.pipelines.conftest import Run, finish, start_command
+from tests.planted import found_in
 
 PARENT = """
 import subprocess, sys, time
@@ -40,6 +41,19 @@ def wait_for(happened: Callable[[], bool], timeout_s: float = 60.0) -> None:
     while not happened():
         assert time.monotonic() < deadline, "it did not come so far"
         time.sleep(0.1)
+
+
+def listening(pid: int) -> set[str]:
+    """The addresses that a process listens on."""
+    sockets = {str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:  # LISTEN
+                address = bytes.fromhex(fields[1].partition(":")[0])
+                found.add(socket.inet_ntoa(address[::-1]) if len(address) == 4 else f"IPv6 {address.hex()}")
+    return found
 
 
 def test_what_a_killed_process_started_ends_with_it_and_so_does_what_that_started() -> None:
@@ -127,15 +141,15 @@ def test_reports_are_shown_and_nothing_else(tmp_path: Path, path: str, status: i
         assert answer.headers["content-security-policy"].startswith("sandbox")
 
 
-def run_deployment(api: str, name: str, **parameters: object) -> dict[str, Any]:
+def run_deployment(client: httpx.Client, name: str, **parameters: object) -> dict[str, Any]:
     """Starts a run as the form in the UI does, and waits for its last state."""
-    deployment = httpx.get(f"{api}/deployments/name/{name}", timeout=30).raise_for_status().json()["id"]
-    asked = httpx.post(f"{api}/deployments/{deployment}/create_flow_run", json={"parameters": parameters}, timeout=30)
+    deployment = client.get(f"deployments/name/{name}").raise_for_status().json()["id"]
+    asked = client.post(f"deployments/{deployment}/create_flow_run", json={"parameters": parameters})
     run = asked.raise_for_status().json()["id"]
     ended: list[dict[str, Any]] = []
 
     def is_over() -> bool:
-        state = httpx.get(f"{api}/flow_runs/{run}", timeout=30).raise_for_status().json()["state"]
+        state = client.get(f"flow_runs/{run}").raise_for_status().json()["state"]
         ended[:] = [state] if state["type"] in {"COMPLETED", "FAILED", "CRASHED"} else []
         return bool(ended)
 
@@ -143,10 +157,14 @@ def run_deployment(api: str, name: str, **parameters: object) -> dict[str, Any]:
     return ended[0]
 
 
-def test_it_starts_runs_what_is_asked_for_and_leaves_nothing_behind(workspace: Workspace) -> None:
+def test_it_asks_for_the_login_runs_what_is_asked_for_and_leaves_nothing_behind(workspace: Workspace) -> None:
     """As `make serve` does it: about half a minute of Prefect's own start."""
-    port = free_port()
-    scheduler = start_command(workspace, "scheduler", "--port", port, PREFECT_API_URL=None, PREFECT_HOME=None)
+    port, login = free_port(), ("ada", "hunter2-of-prefect")
+    page = workspace.root / "drift" / "2026-01-05.html"
+    page.parent.mkdir(exist_ok=True)
+    page.write_text("<!doctype html>page")
+    own = {"PREFECT_API_URL": None, "PREFECT_HOME": None, "PREFECT_SERVER_API_AUTH_STRING": ":".join(login)}
+    scheduler = start_command(workspace, "scheduler", "--port", port, **own)
     started: list[int] = []
     try:
         assert scheduler.stdout is not None
@@ -154,8 +172,17 @@ def test_it_starts_runs_what_is_asked_for_and_leaves_nothing_behind(workspace: W
         started = descendants(scheduler.pid)
         assert f"http://127.0.0.1:{port}" in "".join(lines)
         assert len(started) >= 2  # server and worker
+        assert {address for pid in started for address in listening(pid)} == {"127.0.0.1"}
+        for path in ("/api/deployments/filter", "/offline-dqn/drift/2026-01-05.html"):
+            ask = httpx.post if "filter" in path else httpx.get
+            answers = [
+                ask(f"http://127.0.0.1:{port}{path}", auth=auth, timeout=30) for auth in (None, ("ada", "x"), login)
+            ]
+            assert [answer.status_code for answer in answers] == [401, 401, 200], path
+        assert httpx.get(f"http://127.0.0.1:{port}/api/health", timeout=30).status_code == 200
 
-        state = run_deployment(f"http://127.0.0.1:{port}/api", "rollback/rollback", reviewer="Ada", note="it harms")
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}/api", auth=login, timeout=30) as client:
+            state = run_deployment(client, "rollback/rollback", reviewer="Ada", note="it harms")
         assert (state["type"], state["message"]) == (
             "COMPLETED",
             "Release 0 is champion instead of release 1: rollback by Ada.",
@@ -173,4 +200,5 @@ def test_it_starts_runs_what_is_asked_for_and_leaves_nothing_behind(workspace: W
         "starting the worker ...",
         "stopped: nothing of it is left running",
     ]
+    assert found_in([workspace.root], [login[1]]) == []
     refuse_taken(port)
