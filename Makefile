@@ -6,12 +6,13 @@ READY := .venv/.ready
 PEERS := .venv-peers/.ready
 DRIFT_PEERS := .venv-drift-peers/.ready
 SERVE_PEERS := .venv-serve-peers/.ready
+AUDITOR := .venv-audit/.ready
 WORKSPACE ?= workspace
 WORK ?=
 PORT ?= 4200
 
 .DEFAULT_GOAL := help
-.PHONY: bucket derived docs schema help setup nightly loop drill serve test lint format bench peers calibrate clean
+.PHONY: bucket derived docs schema help setup nightly loop drill serve test databases lint audit format bench peers calibrate clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -47,10 +48,22 @@ LAKE_TESTS = lake_bucket lake_lease batches compaction compatibility erasure ret
 bucket: $(READY) ## Run the lake's own tests with every lake in a bucket, killed at every moment (docs/scaling.md)
 	@OFFLINE_DQN_LAKES_IN_BUCKET=1 $(BIN)/python -m pytest $(LAKE_TESTS:%=tests/datasets/test_%.py) $(ARGS)
 
-lint: $(READY) ## ruff and mypy --strict
+databases: $(READY) ## Two nights in one PostgreSQL that is taken away meanwhile (docs/databases.md)
+	@$(BIN)/python -m pytest tests/pipelines/drill_databases.py $(ARGS)
+
+lint: $(READY) ## ruff, mypy --strict, and whether the environment is the one that is locked
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/python -m tests.lock
+
+audit: $(AUDITOR) ## Ask for advisories on every locked package (needs the network; docs/security.md)
+	@.venv-audit/bin/pip-audit --strict --disable-pip --no-deps --requirement requirements.lock $(ARGS)
+
+$(AUDITOR):
+	@$(PYTHON) -m venv .venv-audit
+	@.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	@touch $(AUDITOR)
 
 docs: $(READY) ## Build the site of docs/ into build/site, without the network: open build/site/index.html
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
