@@ -6,9 +6,13 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from datasets.snapshot import open_snapshot
 from pipelines import stages
+from pipelines.acting import load_release
+from pipelines.training import newest_snapshot, written_by
 from pipelines.workspace import Workspace
 from reports.records import Evaluation, Interval, evaluation_from_json
 from tests.pipelines.conftest import Run, edit
@@ -67,6 +71,15 @@ def test_a_night_of_its_own_is_set_beside_the_promise(run: Run, second_night: Wo
     assert log[0] - 2 <= promise["n_episodes"] <= log[0]
     assert promise["earned"] == pytest.approx(log[1], rel=1e-3), "every episode is a cluster of its own"
     assert promise["earned_low"] < promise["earned"] < promise["earned_high"]
+
+
+def test_a_log_that_only_calls_itself_a_releases_own_is_not_believed(workspace: Workspace) -> None:
+    replay, _ = open_snapshot(newest_snapshot(workspace))  # written by the rules
+    named = np.full(replay.n_episodes, "1", dtype=object)
+    forged = replace(replay, policy_versions=named, behavior_prob=np.full(replay.n_steps, 0.123))
+
+    assert written_by(load_release(workspace, 0, workspace.contract), 0, replay).any()
+    assert not written_by(load_release(workspace, 1, workspace.contract), 1, forged).any()
 
 
 def test_the_drift_table_shows_the_threshold_from_which_a_column_drifts(run: Run, second_night: Workspace) -> None:
