@@ -35,6 +35,7 @@ from pipelines.drift_commands import drift_app
 from pipelines.drill.command import drill_app
 from pipelines.erase_command import add_erase_command
 from pipelines.exclude_commands import exclude_app
+from pipelines.incident.commands import incident_app
 from pipelines.lake_commands import lake_app
 from pipelines.metrics.command import metrics_app
 from pipelines.notify.commands import notify_app
@@ -86,6 +87,7 @@ app.add_typer(metrics_app)
 app.add_typer(slo_app)
 app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(exclude_app, name="exclude")
+app.add_typer(incident_app, name="incident")
 app.add_typer(notify_app, name="notify")
 app.add_typer(tracing_app, name="tracing")
 app.add_typer(sentry_app, name="sentry")

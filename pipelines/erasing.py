@@ -21,6 +21,7 @@ from datasets.logfiles import LogFile, LogFileError, Unread, container_errors, f
 from datasets.privacy import PrivacyKey
 from pipelines.canary_erasing import erase_from_evidence
 from pipelines.drift_history import erase_from_history
+from pipelines.incident.redaction import erase_from_incidents
 from pipelines.readings import finish_reading
 from pipelines.workspace import Workspace
 from reports.episode_columns import EPISODES
@@ -148,6 +149,7 @@ def _erase_traces(
             if _names(page, pattern):
                 page.unlink()
     erase_from_evidence(workspace, names, key)
+    erase_from_incidents(workspace, names, pattern, _ERASED)
     for release in workspace.releases_on_disk():
         _redact_evaluation(workspace, release, names, pattern)
     workspace.refresh_catalog(lake)

@@ -1,0 +1,1 @@
+"""Incidents: what was decided around a moment, kept whole; the same decisions made again offline; and a postmortem."""
