@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ from hypothesis import strategies as st
 from datasets.logfiles import LogFileError
 from datasets.settings import SettingsError
 from pipelines.metrics.usage import StageUsage
-from pipelines.nights import read_nights
+from pipelines.nights import NightRecord, read_nights
+from pipelines.notify.telling import read_open
 from pipelines.running import run_night
 from pipelines.tracing.config import TracingConfig
 from pipelines.tracing.decisions import is_traced
@@ -43,11 +45,22 @@ def traced(workspace: Workspace, endpoint: str, more: str = "") -> Workspace:
     return open_workspace(workspace.root)
 
 
-@pytest.mark.usefixtures("prefect_server")
-def test_a_night_is_one_trace_with_a_span_for_each_stage(workspace: Workspace, collecting: Collector) -> None:
-    watched = traced(workspace, collecting.address)
+@pytest.fixture(scope="module")
+def night(
+    first_night: Path, tmp_path_factory: pytest.TempPathFactory, prefect_server: str
+) -> Iterator[tuple[Workspace, NightRecord, Collector]]:
+    """A night that is traced, of a workspace that watches an objective. Not to be changed."""
+    assert prefect_server
+    root = tmp_path_factory.mktemp("traced") / "workspace"
+    shutil.copytree(first_night, root)
+    with pytest.MonkeyPatch.context() as patched, collector() as listening:
+        patched.setenv("OTEL_EXPORTER_OTLP_HEADERS", f"x-api-key={SECRET}")
+        watched = traced(open_workspace(root), listening.address, "[slo.success]\nobjective = 0.999")
+        yield watched, run_night(watched, force_train=False), listening
 
-    record = run_night(watched, force_train=False)
+
+def test_a_night_is_one_trace_with_a_span_for_each_stage(night: tuple[Workspace, NightRecord, Collector]) -> None:
+    watched, record, collecting = night
 
     (root,) = collecting.of("nightly")
     stages = [span for span in collecting.spans if span is not root]
@@ -64,6 +77,21 @@ def test_a_night_is_one_trace_with_a_span_for_each_stage(workspace: Workspace, c
     assert read_nights(watched.nights_path)[-1].trace_id == record.trace_id
     assert {headers["x-api-key"] for headers in collecting.headers} == {SECRET}
     assert SECRET.encode() not in b"".join(collecting.raw)
+
+
+def test_a_night_tells_of_the_budgets_that_its_metrics_have_spent(
+    night: tuple[Workspace, NightRecord, Collector], run: Run
+) -> None:
+    watched, record, _ = night
+
+    assert {cause.notice.cause: cause.notice.level for cause in read_open(watched)} == {
+        "burn": "page",
+        "error budget": "ticket",
+    }
+    assert not [warning for warning in record.warnings if "budget" in warning]
+    told = (watched.metrics_path / "offline_dqn.prom").read_text()
+    assert 'offline_dqn_slo_spent{problem="autoscaler",slo="success"} 1.0' in told
+    assert run(watched, "slo", "--check").code == 3
 
 
 @pytest.mark.usefixtures("prefect_server")
