@@ -69,7 +69,7 @@ def _row(standing: Standing) -> list[str]:
         f"{budget.n_events:,.0f}",
         f"{budget.n_bad:,.0f}",
         f"{budget.n_allowed:,.4g}",
-        f"{100 * budget.left:.3g} %",
+        f"{100 * budget.left:,.{0 if abs(budget.left) >= 1 else 1}f} %",
         console.number(budget.burn_rate, 3),
         "-" if nights is None else f"{nights:.2g} nights",
         standing.state,

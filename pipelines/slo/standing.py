@@ -96,8 +96,8 @@ def why_stopped(workspace: Workspace) -> str:
     if not spent:
         return ""
     listed = "; ".join(in_words(standing.budget) for standing in spent if standing.budget is not None)
-    budgets = "error budget is" if len(spent) == 1 else "error budgets are"
-    return f"The {budgets} spent of {listed}. `offline-dqn slo` shows it; `offline-dqn rollback` is never refused."
+    budgets = "error budget is spent" if len(spent) == 1 else "error budgets are spent"
+    return f"The {budgets}: {listed}. `offline-dqn slo` shows it; `offline-dqn rollback` is never refused."
 
 
 def in_words(budget: ErrorBudget) -> str:

@@ -128,16 +128,14 @@ def test_a_spent_budget_refuses_promotion_and_never_a_rollback(served: Workspace
 
     assert refused.code == 3
     said = " ".join(refused.err.split())
-    assert "The error budgets are spent of availability (40 bad of 2,040 in 28 nights, 20.4 allowed by 99 %)" in said
+    assert "The error budgets are spent: availability (40 bad of 2,040 in 28 nights, 20.4 allowed by 99 %)" in said
     assert "`offline-dqn rollback` is never refused" in said
     assert served.registry.champion() == 0
     assert run(served, "slo", "--check").code == 3
 
     done = run(served, "promote", 1, "--reviewer", "Ada", "--override", "--note", "it is the remedy")
     assert done.code == 0
-    assert (
-        "it is the remedy (although: The error budgets are spent of availability" in served.registry.history()[-1].note
-    )
+    assert "it is the remedy (although: The error budgets are spent: availability" in served.registry.history()[-1].note
     assert run(served, "rollback", "--reviewer", "Ada").code == 0
     assert served.registry.champion() == 0
 
@@ -286,7 +284,7 @@ def test_a_canary_is_not_promoted_while_a_budget_is_spent_and_is_afterwards(tmp_
     assert held is not None
     assert held.verdict is not None
     assert (held.verdict.action, held.canary.running) == ("wait", True)
-    assert "The error budget is spent of safety" in held.verdict.reason
+    assert "The error budget is spent: safety" in held.verdict.reason
     assert workspace.registry.champion() == 1
 
     measured(workspace, tonight, broken=(0, 1000))
