@@ -71,16 +71,17 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
 
 def _wait_until_it_answers(server: subprocess.Popen[bytes], port: int, log_path: Path, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            raise ServerError(
-                f"Prefect's server ended before it answered: {last_line(log_path)}. {log_path} says more."
-            )
-        try:
-            if httpx.get(f"{api_url(port)}/health", timeout=5).status_code == 200:
-                return
-        except httpx.HTTPError:
-            time.sleep(0.1)
+    with httpx.Client(base_url=api_url(port), timeout=5) as client:  # one: each new one loads all certificates again
+        while time.monotonic() < deadline:
+            if server.poll() is not None:
+                raise ServerError(
+                    f"Prefect's server ended before it answered: {last_line(log_path)}. {log_path} says more."
+                )
+            try:
+                if client.get("health").status_code == 200:
+                    return
+            except httpx.HTTPError:
+                time.sleep(0.1)
     raise ServerError(
         f"Prefect's server did not answer within {timeout_s:.0f} s: the machine may be too busy. Run it again, or "
         f"set PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS higher. {log_path} says what it printed."

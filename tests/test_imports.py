@@ -34,7 +34,7 @@ EDGES = {
     "great_expectations": ("datasets/duckdb_datasource.py", "datasets/docs_page.py"),
     "sqlalchemy": ("datasets/duckdb_datasource.py",),
     "duckdb_engine": ("datasets/duckdb_datasource.py",),
-    "deltalake": ("datasets/lake.py", "datasets/journal.py", "datasets/history.py"),
+    "deltalake": ("datasets/lake.py", "datasets/lake_shape.py", "datasets/journal.py", "datasets/history.py"),
     "gymnasium": ("datasets/simulators/", "datasets/exchange.py", "datasets/minari_logs.py"),
     "jinja2": ("reports/render.py",),
     "pandas": (),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from datasets.coverage import COVERAGE_SUMMARY, COVERAGE_TABLE
+from datasets.snapshot_bucket import COVERAGE_SUMMARY, COVERAGE_TABLE
 from offline_dqn.metrics import split_name
 from pipelines.drift_history import DriftCheck
 from pipelines.metrics.config import CostConfig
