@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from datasets.durable import append_record, read_records
+from datasets.durable import read_records
 
 
 @dataclass(frozen=True)
@@ -70,19 +70,9 @@ def read_rejections(path: Path) -> list[Rejection]:
     return [Rejection.from_json(record) for record in read_records(path)]
 
 
-def append_rejection(path: Path, rejection: Rejection) -> None:
-    """Adds a line, through to the disk; a line that a crash cut off is removed first."""
-    append_record(path, rejection.to_json())
-
-
 def read_history(path: Path) -> list[Promotion]:
     """Every promotion and rollback, oldest first. A last line that a crash cut off did not happen."""
     return [Promotion.from_json(record) for record in read_records(path)]
-
-
-def append_promotion(path: Path, promotion: Promotion) -> None:
-    """Adds a line, through to the disk; a line that a crash cut off is removed first."""
-    append_record(path, promotion.to_json())
 
 
 def line_of_champions(history: Sequence[Promotion]) -> list[int]:

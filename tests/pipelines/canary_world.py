@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from datasets.durable import append_record
 from pipelines.canary import _rules_digest
 from pipelines.canary_state import Canary, Share, record_event
 from pipelines.workspace import Workspace, open_workspace
-from reports.history import Promotion, append_promotion
+from reports.history import Promotion
 from reports.manifest import Manifest, write_manifest
 
 START = datetime(2026, 1, 5, tzinfo=UTC)
@@ -57,7 +58,7 @@ def tiny_workspace(root: Path, settings: str = "", *, outcomes: bool = False) ->
         tags = {"judged_against": "none" if release == 1 else "1"}
         manifest = Manifest.of_folder(folder, release=release, created_at=START, gate="passed", tags=tags)
         write_manifest(folder, manifest)
-    append_promotion(root / "releases" / "history.jsonl", Promotion(START, "promote", None, 1, "Ada", ""))
+    append_record(root / "releases" / "history.jsonl", Promotion(START, "promote", None, 1, "Ada", "").to_json())
     return open_workspace(root)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from datasets.contract import contract_from_text
+from datasets.durable import append_record
 from datasets.erased import EPISODE, remember_erased
 from datasets.privacy import PrivacyKey
 from pipelines import canary as canary_module
@@ -27,7 +28,7 @@ from pipelines.canary_logs import StepRows
 from pipelines.canary_state import Share, last_canary, read_canary, read_events, record_event
 from pipelines.serving.switch import disable, enable
 from pipelines.workspace import open_workspace
-from reports.history import Promotion, Rejection, append_promotion, append_rejection, read_history
+from reports.history import Promotion, Rejection, read_history
 from tests.pipelines.canary_world import CONTRACT, START, Server, alike, shifted, started, tiny_workspace
 
 FAST = "min_episodes = 20\nmargin_sd = 0.5\nlate_margin = 0.05\nbreach_margin = 1.0"
@@ -281,7 +282,7 @@ def test_another_champion_ends_the_canary(tmp_path: Path) -> None:
     workspace = tiny_workspace(tmp_path, FAST)
     started(workspace)
     history = workspace.releases_path / "history.jsonl"
-    append_promotion(history, Promotion(START + timedelta(hours=1), "rollback", 1, 0, "Grace", "pager"))
+    append_record(history, Promotion(START + timedelta(hours=1), "rollback", 1, 0, "Grace", "pager").to_json())
     look = evaluate_canary(workspace, START + timedelta(hours=2))
     assert look is not None
     assert look.canary.ending == "overtaken"
@@ -296,7 +297,7 @@ def test_changed_bytes_changed_rules_and_a_rejection_end_it(tmp_path: Path) -> N
     manifest.write_text(manifest.read_text().replace("passed", "refused"))
     contract = rules.root / "contract.toml"
     contract.write_text(contract.read_text().replace("limit = 0.1", "limit = 0.2"))
-    append_rejection(rejected.releases_path / "rejections.jsonl", Rejection(START, 2, "Grace", "too thirsty"))
+    append_record(rejected.releases_path / "rejections.jsonl", Rejection(START, 2, "Grace", "too thirsty").to_json())
     found = []
     for workspace in (bytes_, rules, rejected):
         look = evaluate_canary(type(workspace)(workspace.root), START + timedelta(hours=1))

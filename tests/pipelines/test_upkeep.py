@@ -13,10 +13,11 @@ import pytest
 from deltalake import DeltaTable
 
 from datasets.clocks import ClockError
+from datasets.durable import append_record
 from datasets.snapshot import read_summary
 from pipelines import stages, upkeep
 from pipelines.workspace import Workspace, open_workspace
-from reports.history import Promotion, append_promotion
+from reports.history import Promotion
 from tests.pipelines.conftest import Run, edit
 
 
@@ -74,7 +75,7 @@ def rests_on(workspace: Workspace, release: int, snapshot: Path) -> None:
 def promoted(workspace: Workspace, *releases: int) -> None:
     for release in releases:
         promotion = Promotion(datetime.now(UTC), "promote", None, release, "Ada", "")
-        append_promotion(workspace.releases_path / "history.jsonl", promotion)
+        append_record(workspace.releases_path / "history.jsonl", promotion.to_json())
 
 
 def test_old_snapshots_go_unless_something_rests_on_them(workspace: Workspace, run: Run) -> None:

@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from datasets.durable import append_record
 from datasets.encoding import fit_encoder
 from datasets.observations import observations_from_records
 from offline_dqn.architecture import Architecture
 from offline_dqn.policy import QPolicy, save_policy
 from pipelines.workspace import Workspace, open_workspace, write_workspace
-from reports.history import Promotion, append_promotion
+from reports.history import Promotion
 from reports.manifest import Manifest, write_manifest
 
 OBSERVATION = {"cpu": 0.9, "request_rate": 90.0, "replicas": 2, "pending": 0, "p95_ms": 300, "hour": 3.0, "zone": "a"}
@@ -73,7 +74,7 @@ def make_champion(workspace: Workspace, number: int, action: str = "promote") ->
     """The line of the history that a promotion writes, and nothing else: MLflow follows when it is next opened."""
     at = datetime.now(UTC)
     promotion = Promotion(at, "promote" if action == "promote" else "rollback", None, number, "Ada", "")
-    append_promotion(workspace.releases_path / "history.jsonl", promotion)
+    append_record(workspace.releases_path / "history.jsonl", promotion.to_json())
 
 
 def configure(workspace: Workspace, **settings: Any) -> Workspace:
