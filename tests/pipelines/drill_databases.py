@@ -6,6 +6,7 @@ Some minutes; the suite runs test_databases.py.
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from pathlib import Path
 
@@ -33,9 +34,10 @@ def under_way(workspace: Workspace) -> str:
     return str(json.loads(path.read_text())["under_way"]) if path.exists() else ""
 
 
-def wait_for_stage(workspace: Workspace, stages_: tuple[str, ...]) -> None:
+def wait_for_stage(night: subprocess.Popen[str], workspace: Workspace, stages_: tuple[str, ...]) -> None:
     deadline = time.monotonic() + 900
     while under_way(workspace) not in stages_:
+        assert night.poll() is None, f"the night ended before: {finish(night).err}"
         assert time.monotonic() < deadline, f"{workspace.root.name} never came to {stages_}"
         time.sleep(0.1)
 
@@ -53,7 +55,7 @@ def test_two_nights_at_once_survive_the_databases_going_away(
             for workspace in spaces:
                 edit(workspace.root / "offline_dqn.toml", "wait_s = 60", "wait_s = 2")
         nights = [start_command(workspace, "nightly", "--json", **own) for workspace in spaces]
-        wait_for_stage(spaces[0], ("train", "evaluate"))
+        wait_for_stage(nights[0], spaces[0], ("train", "evaluate"))
         server.stop()
         if away_s:
             time.sleep(away_s)
