@@ -30,8 +30,6 @@ MANIFEST = "backup.json"
 DERIVED = frozenset({"lake.duckdb", "checkpoints", "tensorboard", ".prefect", ".engine", IDENTITY})
 """What a workspace makes anew when it is missing; a backup leaves it out."""
 
-_VOUCHED_NAME = f"releases/{VOUCHED}"
-
 _OF_A_MOMENT = (".lock", "_lock", ".part", ".db-wal", ".db-shm", ".db-journal")
 """Locks, files that are being written, and what SQLite keeps beside a database, whose copy holds what is in them."""
 
@@ -93,12 +91,13 @@ def back_up(workspace: Workspace, archive_path: Path, *, at: datetime | None = N
     try:
         with _unchanged(workspace), tarfile.open(beside, "w", format=tarfile.PAX_FORMAT) as archive:
             vouched, warning = _vouched(workspace)
+            vouched_name = f"{workspace.config.store.releases}/{VOUCHED}"
             for name, path in _kept(workspace):
-                if not vouched or name != _VOUCHED_NAME:
+                if not vouched or name != vouched_name:
                     files[name] = _add(archive, name, path)
             if vouched:
-                archive.addfile(_entry(_VOUCHED_NAME, len(vouched)), io.BytesIO(vouched))
-                files[_VOUCHED_NAME] = {"bytes": len(vouched), "sha256": hashlib.sha256(vouched).hexdigest()}
+                archive.addfile(_entry(vouched_name, len(vouched)), io.BytesIO(vouched))
+                files[vouched_name] = {"bytes": len(vouched), "sha256": hashlib.sha256(vouched).hexdigest()}
             described = {
                 "format": _FORMAT,
                 "problem": workspace.contract.name,

@@ -49,11 +49,15 @@ def page_link(workspace: Workspace, page: str | Path) -> str:
     """Where a page of the workspace lies, and a link to it where the scheduler shows it.
 
     Args:
-        page: path relative to the workspace.
+        page: path relative to the workspace, or absolute.
     """
-    path = f"`{workspace.root / page}`"
-    base = os.environ.get(PAGES_URL)
-    return f"[{page}]({base}/{page}) ({path})" if base else path
+    path, base = workspace.root / page, os.environ.get(PAGES_URL)
+    if not base:
+        return f"`{path}`"
+    # Shown as releases/N wherever [store] has them.
+    inside = path.relative_to(workspace.releases_path) if path.is_relative_to(workspace.releases_path) else None
+    shown = path.relative_to(workspace.root) if inside is None else f"releases/{inside}"
+    return f"[{shown}]({base}/{shown}) (`{path}`)"
 
 
 def ended(record: NightRecord) -> State[Any]:

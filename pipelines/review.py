@@ -101,7 +101,7 @@ def question(workspace: Workspace, release: int, refused: str = "") -> str:
     until = f" Decide by {deadline.astimezone(UTC):%Y-%m-%d %H:%M} UTC; then it lapses." if deadline else ""
     return (
         f"{again}**Release {release} of {as_markdown(workspace.contract.name)}.** {verdict}{until}\n\n"
-        f"Report: {page_link(workspace, f'releases/{release}/report.html')}\n\n"
+        f"Report: {page_link(workspace, workspace.release_path(release) / 'report.html')}\n\n"
         f"The same from a shell: `offline-dqn promote {release} --reviewer NAME`, or `offline-dqn reject {release} "
         "--reviewer NAME --note TEXT`."
     )

@@ -13,6 +13,9 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from datasets.errors import OfflineDqnError
+from pipelines.workspace import open_workspace
+
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
@@ -62,12 +65,23 @@ def pages_route(root: Path, *, login: str | None = None) -> Route:
             asks = {"WWW-Authenticate": 'Basic realm="offline-dqn", charset="UTF-8"'}
             return PlainTextResponse("The login of Prefect's server opens this page.\n", status_code=401, headers=asks)
         name = request.path_params["page"]
-        path = root / name
-        if not _PAGES.fullmatch(name) or not path.is_file() or not path.resolve().is_relative_to(root.resolve()):
+        path = _place(root, name) if _PAGES.fullmatch(name) else None
+        if path is None or not path.is_file() or not path.resolve().is_relative_to(root.resolve()):
             return PlainTextResponse("There is no such report.\n", status_code=404)
         return FileResponse(path, media_type="text/html", headers=_HEADERS)
 
     return Route(f"{PREFIX}/{{page:path}}", page, methods=["GET"])
+
+
+def _place(root: Path, name: str) -> Path:
+    """Where a page lies: releases may lie in another folder, or this machine's copy of a bucket."""
+    folder, _, rest = name.partition("/")
+    if folder != "releases":
+        return root / name
+    try:
+        return open_workspace(root, follow=False).releases_path / rest
+    except OfflineDqnError:  # its settings cannot be read just now
+        return root / name
 
 
 def _knows(header: str, login: str) -> bool:

@@ -7,13 +7,17 @@ import time
 from pathlib import Path
 
 import pytest
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
 
 from datasets.object_store import ObjectStore, StoreUnreachableError, open_store
 from datasets.snapshot import open_snapshot
 from pipelines import stages
 from pipelines.backup import back_up, restore
 from pipelines.lapsing import record_lapses
+from pipelines.night_artifacts import page_link
 from pipelines.promoting import promote, reject
+from pipelines.scheduler_app import PAGES_URL, pages_route
 from pipelines.serving.acting_releases import ActingReleases
 from pipelines.serving.releases_watch import ReleasesWatch
 from pipelines.snapshots import list_snapshots
@@ -111,6 +115,20 @@ def test_a_server_whose_bucket_is_away_serves_what_it_has_seen_last(
     said = [record.message for record in caplog.records if record.name == "offline_dqn.serve"]
     assert sum("cannot be asked, and what acts goes on" in line for line in said) == 1
     assert said[-1] == "the bucket of the releases answers again"
+
+
+def test_the_report_of_a_release_in_a_bucket_is_shown_under_its_number(
+    first: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = TestClient(Starlette(routes=[pages_route(first.root)]))
+    monkeypatch.setenv(PAGES_URL, "http://127.0.0.1:4200/offline-dqn")
+    report = (first.release_path(1) / "report.html").relative_to(first.root)
+    assert report.parts[0] == ".store"
+    link = page_link(first, report)
+    assert link.startswith("[releases/1/report.html](http://127.0.0.1:4200/offline-dqn/releases/1/report.html)")
+    shown = client.get("/offline-dqn/releases/1/report.html")
+    assert (shown.status_code, shown.content) == (200, (first.root / report).read_bytes())
+    assert client.get("/offline-dqn/releases/1/release.json").status_code == 404
 
 
 def test_a_rejection_and_a_lapse_are_everybodys(first: Workspace, second: Workspace) -> None:
