@@ -45,8 +45,10 @@ test: $(READY) ## Run the tests
 
 LAKE_TESTS = lake_bucket lake_lease batches compaction compatibility erasure retention rewriting quarantine outcome_ingest identities
 
-bucket: $(READY) ## Run the lake's own tests with every lake in a bucket, killed at every moment (docs/scaling.md)
+bucket: $(READY) ## Run the lake's tests with every lake in a bucket, and measure it (docs/scaling.md)
 	@OFFLINE_DQN_LAKES_IN_BUCKET=1 $(BIN)/python -m pytest $(LAKE_TESTS:%=tests/datasets/test_%.py) $(ARGS)
+	@$(BIN)/python -m tests.benchmarks.bucket_work writers --no-lease
+	@$(BIN)/python -m tests.benchmarks.bucket_work night
 
 databases: $(READY) ## Two nights in one PostgreSQL that is taken away meanwhile (docs/databases.md)
 	@$(BIN)/python -m pytest tests/pipelines/drill_databases.py $(ARGS)

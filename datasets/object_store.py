@@ -254,14 +254,14 @@ class ObjectStore:
             raise _our_error(error, f"Cannot {verb} {named}") from error
 
 
-def open_store(address: ObjectAddress | str, *, patience_s: float = _PATIENCE_S) -> ObjectStore:
+def open_store(address: ObjectAddress | str, *, patience_s: float | None = None) -> ObjectStore:
     """The store at an address, by the environment's endpoint and credentials. Asks it nothing yet.
 
     Read are AWS_ENDPOINT_URL (none: Amazon's own), AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
     AWS_SESSION_TOKEN, and whatever else identifies a machine to Amazon (web identity, container, instance).
 
     Args:
-        patience_s: for how long a request that the store does not answer is tried again.
+        patience_s: for how long a request that the store does not answer is tried again; default 30 s.
 
     Raises:
         ValueError: it is no address.
@@ -283,7 +283,7 @@ def open_store(address: ObjectAddress | str, *, patience_s: float = _PATIENCE_S)
             client_options={"allow_http": _may_speak_in_the_clear(), "connect_timeout": "5s", "timeout": "120s"},
             retry_config={
                 "max_retries": 10,
-                "retry_timeout": timedelta(seconds=patience_s),
+                "retry_timeout": timedelta(seconds=_PATIENCE_S if patience_s is None else patience_s),
                 "backoff": {
                     "init_backoff": timedelta(milliseconds=100),
                     "max_backoff": timedelta(seconds=5),
