@@ -12,7 +12,7 @@ WORK ?=
 PORT ?= 4200
 
 .DEFAULT_GOAL := help
-.PHONY: bucket derived docs schema help setup nightly loop drill serve test databases lint audit format bench peers calibrate clean
+.PHONY: bucket derived docs schema help setup nightly loop drill serve test databases lint audit format bench peers engines sizing calibrate clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -87,6 +87,12 @@ $(DRIFT_PEERS): tests/benchmarks/drift-peers-requirements.txt | $(READY)
 
 $(SERVE_PEERS): tests/benchmarks/serve-peers-requirements.txt | $(READY)
 	@$(BIN)/python -m tests.benchmarks.peers serving
+
+engines: $(READY) ## Run the same small night on threads, Dask and Ray, and compare every bit (minutes)
+	@$(BIN)/python -m tests.pipelines.engine_nights $(ARGS)
+
+sizing: $(READY) ## Measure what a night costs by its steps and write docs/sizing.json and docs/sizing.md (ARGS="--steps N")
+	@$(BIN)/python -m tests.benchmarks.sizing $(ARGS)
 
 calibrate: $(READY) ## Measure the gate's error rates and write docs/calibration.json
 	@$(BIN)/python -m tests.benchmarks.calibrate $(ARGS)

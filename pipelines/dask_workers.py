@@ -89,7 +89,7 @@ def _on_this_machine(n: int) -> dict[str, Any]:
         "host": "127.0.0.1",
         "dashboard_address": None,
         "memory_limit": 0,  # what a piece holds Dask cannot spill; it would only pause for ever
-        "silence_logs": logging.ERROR,
+        "silence_logs": logging.CRITICAL,  # a piece that fails is told of by whoever waits for it
     }
 
 
