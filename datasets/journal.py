@@ -17,6 +17,7 @@ from typing import Any
 
 from datasets.durable import flush_to_disk, write_durably
 from datasets.errors import OfflineDqnError
+from datasets.named_bytes import altered_files, altered_message, named_by_bytes
 from datasets.tables import TABLES, partition_columns
 
 _APP = "ingest"
@@ -28,6 +29,17 @@ LAST_CHECKPOINT = "_last_checkpoint"
 
 class LakeError(OfflineDqnError):
     """The lake cannot be read or written as it is."""
+
+
+class AlteredFilesError(LakeError):
+    """Bytes of the lake are not those that were written."""
+
+
+def refuse_altered(files: Iterable[str]) -> None:
+    """Raises an AlteredFilesError where files of the lake are gone or were changed since they were committed."""
+    altered = altered_files(files)
+    if altered:
+        raise AlteredFilesError(altered_message(altered))
 
 
 @dataclass(frozen=True)
@@ -114,7 +126,7 @@ def write_journal(
                 "add": [
                     {
                         "from": os.path.relpath(file.path, root),
-                        "name": file.name,
+                        "name": named_by_bytes(file.name, file.path),
                         "partition": dict(file.partition),
                         "n_rows": file.n_rows,
                         "n_bytes": file.path.stat().st_size,

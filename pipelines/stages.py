@@ -19,7 +19,7 @@ from datasets.data_docs import docs_folder, docs_path, drop_old_docs, write_docs
 from datasets.erased import read_erased
 from datasets.freezing import freeze_snapshot, read_episodes
 from datasets.ingest import IngestReport, ingest_logs
-from datasets.journal import LakeError
+from datasets.journal import LakeError, refuse_altered
 from datasets.lake import Lake
 from datasets.logfiles import holds_logs
 from datasets.quarantine_replay import ReplayReport, replay_quarantine
@@ -30,6 +30,7 @@ from datasets.snapshot import SnapshotError, SnapshotSummary, current_snapshot, 
 from datasets.splits import gate_share
 from datasets.step_rules import ConstraintError
 from datasets.suite_process import SuiteError
+from datasets.tables import TABLES
 from datasets.validation import ValidationResult, validate_steps
 from drift.decision import LivePerformance, RetrainDecision, decide_retrain
 from drift.records import DriftReport
@@ -179,6 +180,7 @@ def replay_quarantined(
 def validate(workspace: Workspace) -> ValidationResult:
     """Runs the contract's suite on the whole lake, compares its nights, and leaves the result beside it."""
     lake = workspace.open_lake()
+    refuse_altered([file for table in TABLES for file in lake.files(table)])
     result = validate_steps(
         lake.files("steps"),
         lake.contract,
@@ -217,6 +219,7 @@ def snapshot(workspace: Workspace, *, judge_since: date | None = None) -> tuple[
     """Freezes the replay dataset; after a change of the world, `judge_since` is the first night that may judge."""
     lake = workspace.open_lake()
     _refuse_held_outcomes(lake)
+    refuse_altered([file for table in ("steps", "outcomes") for file in lake.files(table)])
     before = read_erased(lake.root).hashes
     path, summary = freeze_snapshot(
         lake,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from datasets.journal import AlteredFilesError
 from datasets.redaction import redact_snapshot
 from datasets.snapshot import current_snapshot, open_snapshot
 from pipelines import stages
@@ -116,3 +117,18 @@ def test_a_snapshot_goes_to_d3rlpy(workspace: Workspace, run: Run, tmp_path: Pat
     assert done.code == 0
     assert "gate episodes judge" in done.err
     assert (tmp_path / "d.h5").exists()
+
+
+def test_no_snapshot_is_frozen_from_a_lake_with_a_changed_byte(workspace: Workspace, run: Run) -> None:
+    (file,) = (Path(f) for f in workspace.open_lake().files("steps") if not Path(f).name.startswith("columns-"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 3] ^= 1
+    file.write_bytes(content)
+
+    with pytest.raises(AlteredFilesError, match="are not those that were written"):
+        stages.snapshot(workspace)
+    checked = run(workspace, "validate")
+
+    assert checked.code == 1
+    assert str(file) in checked.err
+    assert "Restore these files from a backup" in checked.err
