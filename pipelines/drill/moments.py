@@ -38,6 +38,7 @@ class Trial:
         stage: in which that lies in an undisturbed night.
         delay_s: seconds that the night runs on from there before a kill; 0 kills at the change itself.
         seed: for what the fault itself draws.
+        turn: how many trials of this fault came before; its variants take turns.
     """
 
     number: int
@@ -46,6 +47,7 @@ class Trial:
     stage: str
     delay_s: float
     seed: int
+    turn: int
 
 
 def read_changes(path: Path) -> list[Change]:
@@ -74,5 +76,6 @@ def draw_trials(changes: Sequence[Change], faults: Sequence[str], rounds: int, s
             stage = str(rng.choice([stage for stage in stages if earlier.count(stage) == fewest]))
             change = int(rng.choice([change.n for change in changes if change.stage == stage]))
             delay_s = float(rng.uniform(0.0, 0.5)) * int(rng.integers(2))
-            trials.append(Trial(len(trials) + 1, fault, change, stage, delay_s, int(rng.integers(2**31))))
+            own_seed = int(rng.integers(2**31))
+            trials.append(Trial(len(trials) + 1, fault, change, stage, delay_s, own_seed, len(earlier)))
     return trials

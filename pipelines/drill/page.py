@@ -29,6 +29,7 @@ def table_rows(drill: Drill) -> tuple[list[str], list[list[str]]]:
 
 def _row(what: str, own: Sequence[Outcome], variants: str | None = None) -> list[str]:
     drawn = ", ".join(dict.fromkeys(outcome.variant for outcome in own if outcome.variant))
+    asked = [outcome.same_policy for outcome in own if outcome.same_policy is not None]
     return [
         what,
         drawn if variants is None else variants,
@@ -37,7 +38,7 @@ def _row(what: str, own: Sequence[Outcome], variants: str | None = None) -> list
         str(sum(outcome.lost for outcome in own)),
         str(sum(outcome.added for outcome in own)),
         str(max(outcome.n_new_releases for outcome in own)),
-        f"{sum(bool(outcome.same_policy) for outcome in own)} of {sum(o.same_policy is not None for o in own)}",
+        f"{sum(asked)} of {len(asked)}" if asked else "-",
     ]
 
 

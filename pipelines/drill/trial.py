@@ -76,6 +76,7 @@ class Stage:
         server: the relay to Prefect's server.
         environment: of every night.
         timeout_s: for a night.
+        night: the command that is disturbed and repeated.
     """
 
     folder: Path
@@ -85,6 +86,7 @@ class Stage:
     server: Relay
     environment: Mapping[str, str | None]
     timeout_s: float
+    night: tuple[str, ...] = NIGHT
 
 
 def run_trial(stage: Stage, trial: Trial) -> Outcome:
@@ -95,7 +97,7 @@ def run_trial(stage: Stage, trial: Trial) -> Outcome:
     """
     began, fault = time.monotonic(), FAULTS[trial.fault]
     rng = np.random.default_rng(trial.seed)
-    variant = fault.variants[trial.number % len(fault.variants)]
+    variant = fault.variants[trial.turn % len(fault.variants)]
     folder = stage.folder / f"trial-{trial.number}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -106,7 +108,7 @@ def run_trial(stage: Stage, trial: Trial) -> Outcome:
         fault.prepare(root)
 
         def start(name: str, stop_before: int = -1) -> NightProcess:
-            night = NightProcess(root, folder, name, NIGHT, stop_before=stop_before, environment=environment)
+            night = NightProcess(root, folder, name, stage.night, stop_before=stop_before, environment=environment)
             running.callback(night.end)  # a night that is held at its moment would outlive a drill that is stopped
             return night
 

@@ -17,14 +17,15 @@ import pytest
 
 from datasets.journal import Retired
 from datasets.lake import lake_lock
+from pipelines import stages
 from pipelines.drill.drill import Drill, run_drill
 from pipelines.drill.faults import FAULTS
-from pipelines.drill.moments import Change, draw_trials, read_changes
+from pipelines.drill.moments import Change, Trial, draw_trials, read_changes
 from pipelines.drill.night import DrillError
 from pipelines.drill.page import BEGIN, END, figures_of, write_figures
 from pipelines.drill.relay import relay
 from pipelines.drill.remains import differences, look
-from pipelines.drill.trial import Outcome
+from pipelines.drill.trial import Outcome, Stage, run_trial
 from pipelines.workspace import Workspace, open_workspace
 
 CHANGES = [Change(n, stage, "open", f"file-{n}") for n, stage in enumerate(["ingest"] * 40 + ["train"] * 2, start=1)]
@@ -150,6 +151,36 @@ def test_lost_rows_a_second_release_and_unfinished_work_are_seen(workspace: Work
     assert "releases are 0, 1, 2 and should be 0, 1" in said
     assert "release 2: release.json is that of release 1" in said
     assert "night.json was left" in said
+
+
+def test_a_night_that_is_killed_within_its_ingest_is_repeated_to_the_same_lake(
+    first_night: Path, tmp_path: Path, prefect_server: str
+) -> None:
+    """The fast slice of `make drill`: nights that train nothing, killed at one change, with its real processes."""
+    template, undisturbed = tmp_path / "template", tmp_path / "undisturbed"
+    shutil.copytree(first_night, template)
+    stages.simulate(open_workspace(template), n_episodes=48)
+    shutil.copytree(template, undisturbed)
+    stages.ingest(open_workspace(undisturbed))
+    with relay(int(prefect_server.removesuffix("/api").rpartition(":")[2])) as server:
+        stage = Stage(
+            folder=tmp_path,
+            template=template,
+            undisturbed=undisturbed,
+            wanted=look(open_workspace(undisturbed)),
+            server=server,
+            environment={"PREFECT_API_URL": f"http://127.0.0.1:{server.port}/api"},
+            timeout_s=400,
+            night=("nightly", "--json"),
+        )
+
+        outcome = run_trial(stage, Trial(1, "kill", change=18, stage="ingest", delay_s=0.0, seed=0, turn=0))
+
+    assert outcome.wrong == ()
+    assert (outcome.first, outcome.lost, outcome.added, outcome.n_new_releases) == (-9, 0, 0, 0)
+    assert outcome.moment.startswith("ingest: ")
+    assert outcome.resumed.startswith("start 2 of this night")
+    assert not (tmp_path / "trial-1").exists()
 
 
 def _outcome(fault: str, number: int, wrong: tuple[str, ...] = ()) -> Outcome:
