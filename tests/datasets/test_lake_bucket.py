@@ -44,7 +44,7 @@ from tests.datasets.builders import (
 
 pytestmark = pytest.mark.usefixtures("quick_suite")
 
-STRIDE = 1 if os.environ.get("OFFLINE_DQN_LAKES_IN_BUCKET") else 7
+STRIDE = 1 if os.environ.get("OFFLINE_DQN_LAKES_IN_BUCKET") else 23
 """How many moments lie between two at which a process is killed; `make bucket` leaves none out."""
 
 AT = datetime(2024, 5, 2, 12, tzinfo=UTC)
@@ -123,7 +123,7 @@ def test_work_that_is_overtaken_every_time_gives_up_and_says_so(monkeypatch: pyt
 
 
 def test_many_processes_at_once_leave_every_row_exactly_once(machines: Machines) -> None:
-    n_processes, n_logs = 3, 2
+    n_processes, n_logs = 3, 1
     for n in range(n_processes):
         for i in range(n_logs):  # each episode is in the logs of two machines
             machines.log(str(n), f"{i}.jsonl", f"e{n}-{i}", f"e{(n + 1) % n_processes}-{i}")
@@ -519,7 +519,7 @@ def _n_rows_on_disk(lake: Lake) -> int:
 def test_an_erasure_killed_at_any_moment_is_finished_by_the_next(
     machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for moment in range(4, 1000, 4 * STRIDE):
+    for moment in range(4, 1000, 2 * STRIDE):
         one, name = machines.lake("one"), f"gone{moment}"
         take_in(one, machines.log("one", f"{name}.jsonl", name, f"kept{moment}"))
         kept = [(e, step) for e, step in step_keys(one) if e != name]
