@@ -58,6 +58,7 @@ from datasets.mirror import (
     start_mirror,
     upload_sides,
 )
+from datasets.named_bytes import named_by_bytes
 from datasets.object_store import ObjectStoreError, open_store
 from datasets.privacy import PrivacyKey, key_for
 from datasets.tables import TABLES, file_schema, partition_columns, scan_files
@@ -239,6 +240,10 @@ class Lake:
     ) -> None:
         """Commits in the bucket, together with what has changed beside the tables, and learns the commit from there."""
         known = known_state(self.root)
+        staged = {
+            table: [replace(file, name=named_by_bytes(file.name, file.path)) for file in files]
+            for table, files in staged.items()
+        }
         assert known.number == self.commit_number()
         added = bucket.upload_files(staged)
         removed = {table: tuple(file.name for file in files) for table, files in retired.items() if files}

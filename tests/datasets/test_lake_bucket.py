@@ -22,7 +22,7 @@ from datasets.batches import list_batches, reject_batch, release_batch
 from datasets.compaction import LakeConfig, compact
 from datasets.compatibility import IncompatibleContractError
 from datasets.erasure import Subject, erase_subject
-from datasets.journal import LakeError
+from datasets.journal import LakeError, refuse_altered
 from datasets.lake import Lake, until_committed
 from datasets.lake_bucket import CommitConflictError, OtherLakeError
 from datasets.lake_upload import upload_lake
@@ -306,6 +306,18 @@ def test_an_object_that_was_altered_is_named_and_nothing_is_taken_from_it(machin
         machines.lake("two")
     _bucket(one).store.put(key, content)
     assert step_keys(machines.lake("two")) == _rows("e")
+
+
+def test_a_file_of_a_copy_that_was_altered_is_named(machines: Machines) -> None:
+    take_in(machines.lake("one"), machines.log("one", "a.jsonl", "e"))
+    two = machines.lake("two")
+    refuse_altered(two.files("steps"))
+    (file,) = [Path(file) for file in two.files("steps") if "columns-" not in file]
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+    with pytest.raises(LakeError, match=file.name):
+        refuse_altered(two.files("steps"))
 
 
 def test_an_object_that_is_gone_is_named(machines: Machines) -> None:
