@@ -26,7 +26,7 @@ class Spread(Protocol):
             items: one for each piece.
 
         Raises:
-            Whatever the function raises, for the first item for which it does.
+            Exception: what the function raises, for the first item for which it does.
         """
         ...
 
