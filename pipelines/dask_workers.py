@@ -87,7 +87,7 @@ def _on_this_machine(n: int) -> dict[str, Any]:
         "threads_per_worker": 1,
         "processes": True,
         "host": "127.0.0.1",
-        "dashboard_address": None,
+        "dashboard_address": "127.0.0.1:0",  # None would be port 8787, with a warning where it is taken
         "memory_limit": 0,  # what a piece holds Dask cannot spill; it would only pause for ever
         "silence_logs": logging.CRITICAL,  # a piece that fails is told of by whoever waits for it
     }

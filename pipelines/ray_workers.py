@@ -42,11 +42,15 @@ class RayWorkers:
             kwargs |= _on_this_machine(config.n_local)
         try:
             self._runner = stack.enter_context(RayTaskRunner(config.address, init_kwargs=kwargs))
-        except (ConnectionError, TimeoutError, RuntimeError) as error:
+        except Exception as error:  # ray.init raises that very class where a node does not start in time
             where = f"at [engine] address = {config.address}" if config.address else "here"
             raise EngineError(
                 f"No Ray cluster can be had {where} ({type(error).__name__}: {str(error).splitlines()[0][:200]}). "
-                "Start one with `ray start --head --ray-client-server-port 10001`, or leave the address out."
+                + (
+                    "Start one with `ray start --head --ray-client-server-port 10001`, or leave the address out."
+                    if config.address
+                    else "The machine may be too busy: run it again, or leave [engine] kind out."
+                )
             ) from error
         if config.address is not None:
             refuse_others(_on_every_node(), made_by(), "start Ray on them: `ray start --address HOST:6379`")

@@ -1,0 +1,58 @@
+"""Pieces on real processes of Dask and of Ray; `make engines` takes whole nights there."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from datasets.errors import OfflineDqnError
+from pipelines.engine_config import EngineConfig
+from pipelines.engines import spreading
+from pipelines.metrics.usage import Meter
+from pipelines.pieces import EngineError
+
+
+def sum_above(weights: NDArray[np.float64], limit: float) -> tuple[float, int]:
+    """Of weights too many to travel with every piece; and the process that added them up."""
+    if limit < 0:
+        raise OfflineDqnError(f"{limit} is no limit")
+    burnt = sum(float(np.sqrt(weights).sum()) for _ in range(20))
+    return float(weights[weights > limit].sum()) + 0.0 * burnt, os.getpid()
+
+
+@pytest.mark.parametrize("kind", ["dask", "ray"])
+def test_processes_find_the_same_bits_and_their_work_is_counted(kind: Literal["dask", "ray"], tmp_path: Path) -> None:
+    pytest.importorskip("prefect_dask" if kind == "dask" else "prefect_ray")
+    weights = np.random.default_rng(0).random(500_000)
+    limits = [0.1, 0.5, 0.9]
+
+    with spreading(EngineConfig(kind=kind, workers=1), tmp_path) as spread:
+        meter = Meter()
+        found = spread("limit", partial(sum_above, weights), limits)
+        used = meter.read()
+        lying = [path.stat().st_size for path in (tmp_path / ".engine").rglob("*") if path.is_file()]
+        with pytest.raises(OfflineDqnError, match=r"^-1 is no limit$"):
+            spread("limit", partial(sum_above, weights), [0.1, -1])
+
+    assert [value for value, _ in found] == [sum_above(weights, limit)[0] for limit in limits]
+    assert os.getpid() not in {process for _, process in found}
+    assert used.cpu_s > 0.05
+    assert max(lying) > 4_000_000
+    assert not list((tmp_path / ".engine").iterdir())
+
+
+def test_a_scheduler_that_does_not_answer_is_named_with_its_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dask_workers = pytest.importorskip("pipelines.dask_workers")
+    monkeypatch.setattr(dask_workers, "_CONNECT_S", 1)
+    said = r"No Dask scheduler answers at \[engine\] address = tcp://127\.0\.0\.1:9.*`dask scheduler`"
+    config = EngineConfig(kind="dask", address="tcp://127.0.0.1:9")
+    with spreading(config, tmp_path) as spread, pytest.raises(EngineError, match=said):
+        spread("limit", partial(sum_above, np.ones(3)), [0.1, 0.5])
