@@ -25,6 +25,7 @@ MAY_IMPORT = {
 EDGES = {
     "prefect": ("pipelines/",),
     "prefect_dask": ("pipelines/dask_workers.py",),
+    "dask": ("pipelines/dask_workers.py",),
     "distributed": ("pipelines/dask_workers.py",),
     "prefect_ray": ("pipelines/ray_workers.py",),
     "ray": ("pipelines/ray_workers.py",),

@@ -56,3 +56,19 @@ def test_a_scheduler_that_does_not_answer_is_named_with_its_remedy(
     config = EngineConfig(kind="dask", address="tcp://127.0.0.1:9")
     with spreading(config, tmp_path) as spread, pytest.raises(EngineError, match=said):
         spread("limit", partial(sum_above, np.ones(3)), [0.1, 0.5])
+
+
+def end_the_process(item: int) -> None:
+    os._exit(item)
+
+
+def test_workers_that_all_end_are_an_error_and_no_wait_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dask_workers = pytest.importorskip("pipelines.dask_workers")
+    monkeypatch.setattr(dask_workers, "_LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(dask_workers, "_WITHOUT_WORKERS_S", 0.5)
+    said = r"^The Dask workers ended while they were at limit 1 of 2 .*lower \[engine\] workers"
+    config = EngineConfig(kind="dask", workers=1)
+    with spreading(config, tmp_path) as spread, pytest.raises(EngineError, match=said):
+        spread("limit", end_the_process, [1, 2])
