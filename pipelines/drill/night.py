@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -102,7 +103,8 @@ class NightProcess:
     def moment(self) -> str:
         """Where it stopped, in words."""
         said = json.loads(self.record.read_text().splitlines()[-1])
-        return f"{said['stage']}: {said['event']} {said['path']}"
+        path = re.sub(r"tfevents\..*", "tfevents.*", said["path"])  # the rest is a time and the machine's name
+        return f"{said['stage']}: {said['event']} {path}"
 
     def go_on(self) -> None:
         """After a stop."""

@@ -15,8 +15,12 @@ import select
 import signal
 import socket
 import sys
+import time
 import traceback
 from pathlib import Path
+
+_GRACE_S = 10.0
+"""Seconds that a command has to end once nobody waits for it."""
 
 SOCKET = "OFFLINE_DQN_FORKS"
 """The environment variable that tells the program where its process listens."""
@@ -84,14 +88,16 @@ def _answer(connection: socket.socket) -> None:
         _run(json.loads(asked), streams)
     for stream in streams:
         os.close(stream)
-    gone = False
+    gone_at: float | None = None
     while True:
         ended, status = os.waitpid(command, os.WNOHANG)
         if ended:
             break
-        if select.select([] if gone else [connection], [], [], 0.01)[0]:  # it never writes: it has been killed
-            gone = True
+        if select.select([] if gone_at else [connection], [], [], 0.01)[0]:  # it never writes: it has been killed
+            gone_at = time.monotonic()
             os.kill(command, signal.SIGTERM)
+        if gone_at is not None and time.monotonic() - gone_at > _GRACE_S:
+            os.kill(command, signal.SIGKILL)
     with contextlib.suppress(OSError):
         connection.sendall(str(os.waitstatus_to_exitcode(status) % 256).encode())
     os._exit(0)

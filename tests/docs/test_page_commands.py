@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import bound
 from tests.docs.forks import SOCKET, write_program
 from tests.docs.needs import NEEDS, NOT_RUN, Needs
 from tests.docs.pages import ROOT, Command, commands_on, name_of, pages
@@ -39,7 +40,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "600",  # where the machine has much else to do
         SOCKET: str(address),
     }
-    command = [sys.executable, "-m", "tests.docs.forks", str(address)]
+    command = bound.command("tests.docs.forks", address)  # also where the tests are killed, it ends with them
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
