@@ -20,6 +20,8 @@ from pipelines.pieces import Done, EngineError, Parcels, Piece, in_flow, refuse_
 
 _LOST = (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.RaySystemError)
 
+_TRIES = 4
+
 
 class RayWorkers:
     """What `pipelines.engines` gives pieces to where `[engine] kind = "ray"`."""
@@ -37,11 +39,11 @@ class RayWorkers:
         self._parcels = parcels
         self._as_tasks = in_flow() and workers_reach_server(config.address)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would call home
-        kwargs = {"log_to_driver": False, "logging_level": logging.ERROR}
+        kwargs: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if config.address is None:
             kwargs |= _on_this_machine(config.n_local)
         try:
-            self._runner = stack.enter_context(RayTaskRunner(config.address, init_kwargs=kwargs))
+            self._runner = _started(config.address, kwargs, stack)
         except Exception as error:  # ray.init raises that very class where a node does not start in time
             where = f"at [engine] address = {config.address}" if config.address else "here"
             raise EngineError(
@@ -83,6 +85,16 @@ class RayWorkers:
             return done.found
 
         return wait
+
+
+def _started(address: str | None, kwargs: dict[str, Any], stack: ExitStack) -> RayTaskRunner:
+    """A node gets 30 s to start, whatever one asks for; a busy machine may need more than one try."""
+    for _ in range(_TRIES - 1 if address is None else 0):
+        try:
+            return stack.enter_context(RayTaskRunner(init_kwargs=kwargs))
+        except Exception:
+            ray.shutdown()
+    return stack.enter_context(RayTaskRunner(address, init_kwargs=kwargs))
 
 
 def _on_this_machine(n: int) -> Mapping[str, Any]:
