@@ -9,11 +9,12 @@ made from the journal.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -31,7 +32,7 @@ RELEASES = "releases"
 JOURNAL = "journal.jsonl"
 """The object that all records are lines of."""
 _COPY = ".journal.jsonl"
-_TAG = ".journal.tag"
+_MARK = ".journal.tag"
 _LOCK_WAIT_S = 60.0
 _TRIES = 50
 
@@ -57,6 +58,29 @@ class Seen:
 
     content: bytes = b""
     tag: str | None = None
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """What the journal was when it was last read, kept beside its copy: the copy's own bytes may be altered later.
+
+    Attributes:
+        sha256: of its content, in hexadecimal.
+        n_bytes: of its content.
+        tag: of the object.
+    """
+
+    sha256: str = ""
+    n_bytes: int = 0
+    tag: str = ""
+
+    @staticmethod
+    def of(seen: Seen) -> _Mark:
+        return _Mark(hashlib.sha256(seen.content).hexdigest(), len(seen.content), seen.tag or "")
+
+    def begins(self, content: bytes) -> bool:
+        """Whether what was read then is the beginning of `content`."""
+        return hashlib.sha256(content[: self.n_bytes]).hexdigest() == self.sha256
 
 
 class Records(Protocol):
@@ -108,12 +132,15 @@ class SharedRecords:
             return self._refresh()
 
     def _refresh(self) -> Seen:
-        folder, known = self.behind.folder, self._known()
+        folder = self.behind.folder
+        copy, mark = _copy_in(folder)
+        known = Seen(copy, mark.tag or None)
+        if _Mark.of(known) != mark:
+            known = Seen()
         found = self.behind.store.find(JOURNAL)
         if found is None or found.tag != known.tag:
-            found_now = self._fetched()
-            self._refuse_rewritten(known, found_now)
-            known = found_now
+            known = self._fetched()
+            self._refuse_rewritten(copy, mark, known)
         lines = _parsed(known.content, self.behind.name_of(JOURNAL))
         self.follow(self.behind, [line for line in lines if line["record"] == RELEASES])
         for record in (REJECTIONS, LAPSES, LEDGER, HISTORY):
@@ -123,7 +150,8 @@ class SharedRecords:
                 write_durably(path, content)
         if known.content:
             write_durably(folder / _COPY, known.content)
-            write_durably(folder / _TAG, known.tag or "")  # last: with an older one everything is done again
+            # Last: with an older one, everything is done again.
+            write_durably(folder / _MARK, json.dumps(asdict(_Mark.of(known))))
         return known
 
     def append(self, record: str, line: Mapping[str, Any], seen: Seen) -> None:
@@ -148,15 +176,10 @@ class SharedRecords:
         except ObjectMissingError:
             return Seen()
 
-    def _known(self) -> Seen:
-        try:
-            folder = self.behind.folder
-            return Seen((folder / _COPY).read_bytes(), (folder / _TAG).read_text() or None)
-        except FileNotFoundError:
-            return Seen()
-
-    def _refuse_rewritten(self, known: Seen, found: Seen) -> None:
-        if not found.content.startswith(known.content):
+    def _refuse_rewritten(self, copy: bytes, mark: _Mark, found: Seen) -> None:
+        # Either of the two may be gone or altered, which is no fault of the bucket: the other one says what was read.
+        by_copy = bool(copy or mark == _Mark()) and found.content.startswith(copy)
+        if not by_copy and not mark.begins(found.content):
             raise RecordsError(
                 f"{self.behind.name_of(JOURNAL)} lacks decisions that this machine has seen in it: it was deleted, "
                 "altered or set back. Nothing is decided on it. Bring its newest version back, if the bucket keeps "
@@ -205,7 +228,22 @@ def seen_lines(folder: Path) -> list[dict[str, Any]]:
     """The lines of the journal that this machine has seen.
 
     Raises:
-        RecordsError: the copy cannot be read.
+        RecordsError: the copy is not what was read from the bucket.
     """
-    path = folder / _COPY
-    return _parsed(path.read_bytes(), str(path)) if path.exists() else []
+    copy, mark = _copy_in(folder)
+    if copy and _Mark.of(Seen(copy, mark.tag)) != mark:
+        raise RecordsError(
+            f"{folder / _COPY} is not what this machine has read from the bucket: it was altered, or a crash cut off "
+            "its renewal. Run `offline-dqn releases`: it fetches the journal again."
+        )
+    return _parsed(copy, str(folder / _COPY))
+
+
+def _copy_in(folder: Path) -> tuple[bytes, _Mark]:
+    """The copy of the journal in a folder, and the mark beside it; empty ones where there are none."""
+    copy = (folder / _COPY).read_bytes() if (folder / _COPY).exists() else b""
+    try:
+        mark = json.loads((folder / _MARK).read_text(encoding="utf-8"))
+        return copy, _Mark(str(mark["sha256"]), int(mark["n_bytes"]), str(mark["tag"]))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return copy, _Mark()

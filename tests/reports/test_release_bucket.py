@@ -18,7 +18,7 @@ from reports.gate import GateConfig
 from reports.ledger import ErrorSpentError, Ledger, Terms
 from reports.registry import Registry, RegistryError, StaleDecisionError
 from reports.release_bucket import records_in, sweep_uploads
-from reports.release_records import OvertakenError, RecordsError, decide
+from reports.release_records import OvertakenError, RecordsError, decide, seen_lines
 from tests.reports.two_machines import AT, add_release, machine
 
 
@@ -257,6 +257,56 @@ def test_a_journal_that_was_set_back_decides_nothing(pair: tuple[Registry, Regis
     store.put("journal.jsonl", b"no json\n")
     with pytest.raises(RecordsError, match="lacks decisions"):
         first.releases()
+
+
+def _flipped(content: bytes) -> bytes:
+    return content.replace(b"Ada", b"Eve")
+
+
+def _without_last_line(content: bytes) -> bytes:
+    return b"".join(content.splitlines(keepends=True)[:-1])
+
+
+def _cut(content: bytes) -> bytes:
+    return content[:-7]
+
+
+@pytest.mark.parametrize("alter", [_flipped, _without_last_line, _cut])
+def test_an_altered_copy_of_the_journal_is_fetched_again_and_never_written_over_the_bucket(
+    pair: tuple[Registry, Registry], store: ObjectStore, alter: Callable[[bytes], bytes]
+) -> None:
+    first, _ = pair
+    add_release(first)
+    first.promote(1, reviewer="Ada")
+    stood = store.get("journal.jsonl")
+    copy = first.releases_path / ".journal.jsonl"
+    copy.write_bytes(alter(copy.read_bytes()))
+    with pytest.raises(
+        RecordsError, match=r"journal\.jsonl is not what this machine has read .*`offline-dqn releases`"
+    ):
+        seen_lines(first.releases_path)
+
+    records = records_in(first.releases_path)
+    records.append("lapses", {"n": 1}, records.refresh())
+    assert [p.reviewer for p in first.history()] == ["Ada"]
+    assert store.get("journal.jsonl").startswith(stood)
+    assert len(seen_lines(first.releases_path)) == len(stood.splitlines()) + 1
+
+
+@pytest.mark.parametrize("name", [".journal.jsonl", ".journal.tag"])
+@pytest.mark.parametrize("content", [b"", b"\xff", b'{"sha256": "0", "n_bytes": 1, "tag": ""}', None])
+def test_a_copy_or_mark_that_is_broken_or_gone_accuses_no_bucket(
+    pair: tuple[Registry, Registry], store: ObjectStore, name: str, content: bytes | None
+) -> None:
+    records = records_in(pair[0].releases_path)
+    records.append("lapses", {"n": 1}, records.refresh())
+    path = pair[0].releases_path / name
+    path.unlink() if content is None else path.write_bytes(content)
+    assert records.refresh().content == store.get("journal.jsonl")
+    path.unlink() if content is None else path.write_bytes(content)
+    store.put("journal.jsonl", b'{"record": "lapses", "line": {"n": 2}}\n')  # with what is left, this is found out
+    with pytest.raises(RecordsError, match="lacks decisions that this machine has seen"):
+        records.refresh()
 
 
 def test_another_problem_or_another_kind_at_the_address_is_refused(tmp_path: Path, bucket_address: str) -> None:
