@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from datasets.contract import Contract
-from datasets.errors import OfflineDqnError
+from datasets.errors import RowError
 from datasets.expressions import mentioned_fields
 from datasets.observation_sql import evaluate_on, failing_row, observation_structs
 from datasets.observations import Observations
@@ -27,7 +27,7 @@ _BLOCK = 50_000
 Masks = NDArray[np.bool_]
 
 
-class ConstraintError(OfflineDqnError):
+class ConstraintError(RowError):
     """A condition of the contract that fails on a row of the log, or cannot hold for it."""
 
 
@@ -75,7 +75,8 @@ def forbidden_actions(contract: Contract, observations: Observations) -> dict[st
         structs = observation_structs(contract, _part(observations, rows, fields), only=fields)
         size = len(rows)  # one query for all actions: every observation stands there once for each
         table = _table(pa.concat_arrays([structs] * len(names)), np.repeat(np.array(names, dtype=object), size))
-        judged = _evaluated(contract.forbids, table, lambda row: f"row {start + row % size} of {n}")  # noqa: B023  # at once
+        place = lambda row: f"row {start + row % size} of {n}"  # noqa: B023, E731  # used at once
+        judged = _evaluated(contract.forbids, table, place, place)
         for name, condition in judged.items():
             found[name][rows] = condition.true.reshape(len(names), size).T
     return found
@@ -141,7 +142,9 @@ def judge_steps(
             contract, _part(observations, np.maximum(following, 0), next_fields), only=next_fields, absent=following < 0
         )
         table = _table(structs, labels[actions[steps]]).append_column("next_observation", next_structs)
-        for name, condition in _evaluated(conditions, table, lambda row: place(start + row)).items():  # noqa: B023  # used at once
+        # A place names an episode, which is as little for everybody as the row.
+        judged_here = _evaluated(conditions, table, lambda row: place(start + row), lambda _: "a step")  # noqa: B023  # used at once
+        for name, condition in judged_here.items():
             found[name].true[steps], found[name].known[steps] = condition.true, condition.known
     ended = np.asarray(next_row) < 0
     return {
@@ -169,11 +172,19 @@ def _table(structs: pa.StructArray, actions: Sequence[str] | NDArray[np.object_]
     return pa.table({"row": row, "observation": structs, "action": pa.array(actions, type=pa.string())})
 
 
-def _evaluated(conditions: Mapping[str, str], table: pa.Table, place: Callable[[int], str]) -> dict[str, Judged]:
+def _evaluated(
+    conditions: Mapping[str, str], table: pa.Table, place: Callable[[int], str], plain_place: Callable[[int], str]
+) -> dict[str, Judged]:
+    """Each condition on a table's rows.
+
+    Args:
+        place: names a row in an error's text.
+        plain_place: names it where nothing of the data may stand.
+    """
     try:
         values = evaluate_on(table, list(conditions.values()), "BOOLEAN")
     except duckdb.Error as error:
-        raise ConstraintError(_failure(conditions, table, place, str(error).splitlines()[0])) from error
+        raise _failure(conditions, table, place, plain_place, error) from error
     masked: list[np.ma.MaskedArray[Any, Any]] = [np.ma.asarray(v, dtype=bool) for v in values]
     return {
         name: Judged(np.ma.filled(value, False), ~np.ma.getmaskarray(value))
@@ -181,13 +192,22 @@ def _evaluated(conditions: Mapping[str, str], table: pa.Table, place: Callable[[
     }
 
 
-def _failure(conditions: Mapping[str, str], table: pa.Table, place: Callable[[int], str], message: str) -> str:
+def _failure(
+    conditions: Mapping[str, str],
+    table: pa.Table,
+    place: Callable[[int], str],
+    plain_place: Callable[[int], str],
+    error: duckdb.Error,
+) -> ConstraintError:
+    message, kind = str(error).splitlines()[0], type(error).__name__  # DuckDB's own text quotes values
     for name, condition in conditions.items():
         row = failing_row(table, condition, "BOOLEAN")
         if row is not None:
             values = {key: value for key, value in table.slice(row, 1).to_pylist()[0].items() if key != "row"}
-            return (
-                f"{name}, `{condition}`, fails in {place(row)}, {values}: {message}. Write it in the contract so that "
-                "it holds for every row, for instance with TRY_CAST."
+            remedy = "Write it in the contract so that it holds for every row, for instance with TRY_CAST."
+            return ConstraintError(
+                f"{name}, `{condition}`, fails in {place(row)}, {values}: {message}. {remedy}",
+                f"{name}, `{condition}`, fails in {plain_place(row)} ({kind}). {remedy}",
             )
-    return f"the contract's conditions fail on {len(table)} rows: {message}."
+    said = f"the contract's conditions fail on {len(table)} rows"
+    return ConstraintError(f"{said}: {message}.", f"{said} ({kind}).")

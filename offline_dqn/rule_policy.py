@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets.contract import Contract
-from datasets.errors import OfflineDqnError
+from datasets.errors import RowError
 from datasets.observation_sql import evaluate_sql, failing_row, observation_table, sql_problem
 from datasets.observations import Observations
 from offline_dqn.exploration import allowed_actions, explore
 
 
-class PolicyRuleError(OfflineDqnError):
+class PolicyRuleError(RowError):
     """Rules that cannot be used, with every problem, or one that fails on an observation."""
 
 
@@ -111,18 +111,19 @@ class RulePolicy:
         try:
             found = evaluate_sql(self.contract, observations, [rule.when for rule in self.rules], "BOOLEAN")
         except duckdb.Error as error:
-            raise PolicyRuleError(self._failure(observations, str(error).splitlines()[0])) from error
+            raise self._failure(observations, error) from error
         return [np.ma.filled(np.ma.asarray(matches, dtype=bool), False) for matches in found]
 
-    def _failure(self, observations: Observations, message: str) -> str:
+    def _failure(self, observations: Observations, error: duckdb.Error) -> PolicyRuleError:
         """What to say of rules that fail on some row: names the first such rule, and its first such row."""
+        message, kind = str(error).splitlines()[0], type(error).__name__  # DuckDB's own text quotes values
         table = observation_table(self.contract, observations)
         for i, rule in enumerate(self.rules, start=1):
             first = failing_row(table, rule.when, "BOOLEAN")
             if first is not None:
                 row = table["observation"][first].as_py()
-                return (
-                    f"rule {i}, `{rule.when}`, fails in row {first} of {len(observations)}, {row}: {message}. Write it "
-                    "so that it holds for every observation, for instance with TRY_CAST."
-                )
-        return f"the rules fail on {len(observations)} rows: {message}."
+                said = f"rule {i}, `{rule.when}`, fails in row {first} of {len(observations)}"
+                remedy = "Write it so that it holds for every observation, for instance with TRY_CAST."
+                return PolicyRuleError(f"{said}, {row}: {message}. {remedy}", f"{said} ({kind}). {remedy}")
+        said = f"the rules fail on {len(observations)} rows"
+        return PolicyRuleError(f"{said}: {message}.", f"{said} ({kind}).")

@@ -30,11 +30,14 @@ def serve(
     as_json: JsonOption = False,
 ) -> None:
     """Serve decisions over HTTP, and log them for the next night."""
+    from pipelines.serving.log_format import WithoutRows
     from pipelines.serving.server import serve as run
 
     opened = open_workspace_of(workspace, follow=False)
     asked = {name: value for name, value in {"host": host, "port": port}.items() if value is not None}
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    lines = logging.StreamHandler()
+    lines.setFormatter(WithoutRows("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[lines])
     logging.getLogger("offline_dqn.serve").setLevel(logging.INFO)
 
     def started(address: str, acting: ActingReleases) -> None:

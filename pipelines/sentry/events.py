@@ -10,15 +10,16 @@ import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from datasets.errors import OfflineDqnError
+from datasets.errors import OfflineDqnError, RowError
 
 _MOST_FRAMES, _MOST_CAUSES, _MOST_TEXT = 50, 5, 500
 
 _URL = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]*://\S+")
 _PATH = re.compile(r"(?<![\w.])/?(?:[\w.~@-]+/)+[\w.~@-]*")
-_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|«[^»]*»")
+_QUOTE = re.compile(r"(?<![a-z]{2})'|'(?!s )|[\"`{}«»‘’“”„‚]")
+"""Where a value may begin; whose end nobody can tell, since it may hold quotes of its own. "the log's end" has none."""
 _NUMBER = re.compile(r"[-+]?\d(?:[\d,._:+-]*\d)?(?:[eE][-+]?\d+)?")
-_COMMAND = re.compile(r"`([^`]*)`")
+_COMMAND = re.compile(r"`offline-dqn [a-z-]+(?=[ `])")
 _LEAST_SECRET = 6
 """Characters of an environment variable's value that is looked for in messages."""
 
@@ -29,7 +30,7 @@ def failure_event(error: BaseException, tags: Mapping[str, object]) -> dict[str,
     Args:
         tags: what it happened to: the stage, the release, Prefect's run; no text of a log.
     """
-    values = [_exception(each) for each in _chain(error)]
+    values = [_exception(each) for each in chain(error)]
     kept = {name: str(value)[:200] for name, value in tags.items() if value is not None and value != ""}
     return {
         "level": "error",
@@ -48,29 +49,42 @@ def fingerprint(error: BaseException) -> list[str]:
 
 
 def without_values(text: str) -> str:
-    """A message of ours without what it was about: quoted text, numbers, paths and addresses are taken out.
+    """A message of ours without what it was about: it ends at its first quote, backtick or brace, and numbers, paths
+    and addresses before that are taken out. Of a command that we advise there, the name stays.
 
     What the environment holds is taken out first, wherever it stands.
     """
     for name, value in os.environ.items():
         if len(value) >= _LEAST_SECRET and value in text:
             text = text.replace(value, f"${name}")
-    commands: list[str] = []
-
-    def keep(found: re.Match[str]) -> str:
-        commands.append(found[0])
-        return f"\x00{'x' * len(commands)}\x00"
-
-    # A command that we advise holds no value but numbers of releases and names of batches.
-    text = _COMMAND.sub(keep, "".join(c if c.isprintable() else " " for c in text))
-    for pattern, stands_for in ((_URL, "URL"), (_QUOTED, "'…'"), (_PATH, "PATH"), (_NUMBER, "#")):
+    text = "".join(c if c.isprintable() else " " for c in text)
+    quote, ending = _QUOTE.search(text), ""
+    if quote is not None:
+        command = _COMMAND.match(text, quote.start())
+        text, ending = text[: quote.start()], "…" if command is None else f"{command[0]}` …"
+    for pattern, stands_for in ((_URL, "URL"), (_PATH, "PATH"), (_NUMBER, "#")):
         text = pattern.sub(stands_for, text)
-    for n, command in enumerate(commands, start=1):
-        text = text.replace(f"\x00{'x' * n}\x00", _QUOTED.sub("'…'", _PATH.sub("PATH", _NUMBER.sub("#", command))))
-    return text[:_MOST_TEXT]
+    return text[:_MOST_TEXT] + ending
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def in_brief(error: BaseException) -> str:
+    """What a trace, a server's log or an answer may say of a failure: nothing of a row or an observation.
+
+    Our own messages without their values; of a library's, which may quote anything, the kind alone.
+    """
+    if isinstance(error, RowError):
+        return error.without_row
+    said = without_values(str(error)) if isinstance(error, OfflineDqnError) else getattr(error, "strerror", None)
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def raised_in(error: BaseException) -> str:
+    """The line of code that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{_module(frames[-1].filename)}:{frames[-1].lineno}" if frames else "nowhere"
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
     """An error, what caused it, and so on."""
     seen: set[int] = set()
     current: BaseException | None = error
@@ -86,7 +100,8 @@ def _exception(error: BaseException) -> dict[str, Any]:
         {"module": _module(f.filename), "function": f.name, "lineno": f.lineno, "in_app": _is_ours(f.filename)}
         for f in traceback.extract_tb(error.__traceback__)[-_MOST_FRAMES:]
     ]
-    said = without_values(str(error)) if isinstance(error, OfflineDqnError) else ""
+    text = error.without_row if isinstance(error, RowError) else str(error)
+    said = without_values(text) if isinstance(error, OfflineDqnError) else ""
     module = type(error).__module__
     return {"type": type(error).__name__, "module": module, "value": said, "stacktrace": {"frames": frames}}
 

@@ -12,6 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
+from pipelines.sentry.events import in_brief
 from pipelines.sentry.telling import ServerFailures
 from pipelines.serving.acting_releases import Acting, ActingReleases, LoadedRelease
 from pipelines.serving.config import ServeConfig
@@ -110,7 +111,7 @@ def build_app(
 
     async def broken(_: Request, error: Exception) -> Response:  # uvicorn logs it, with its traceback
         failures.tell(error, did="internal error")
-        return refused(RefusedRequestError.of("internal", f"{type(error).__name__}: {error}", status=500))
+        return refused(RefusedRequestError.of("internal", in_brief(error), status=500))
 
     app.add_exception_handler(HTTPException, not_found)
     app.add_exception_handler(Exception, broken)

@@ -24,6 +24,7 @@ from datasets.step_rules import ConstraintError
 from offline_dqn.compiled_shield import CompiledShield
 from offline_dqn.decisions import BASELINE, LATE, POLICY, Decisions, decide, draw, forbidden_by, merged, permit
 from offline_dqn.exploration import NoAvailableActionError
+from pipelines.sentry.events import in_brief, raised_in
 from pipelines.sentry.telling import ServerFailures
 from pipelines.serving.acting_releases import VERSION_ZERO, Acting, ActingReleases, LoadedRelease
 from pipelines.serving.caps import ActionCaps
@@ -71,6 +72,11 @@ class _Choice(NamedTuple):
     decided_by: str
     release: int
     forbidden: dict[str, str]
+
+
+def _told(error: Exception) -> str:
+    """For the server's log, which holds no observation."""
+    return f"{in_brief(error)} ({raised_in(error)})"
 
 
 class DecisionService:
@@ -203,7 +209,7 @@ class DecisionService:
         try:
             by_constraint = self._shield.forbidden(records)
         except ConstraintError as error:
-            raise RefusedRequestError.of("constraint_failed", str(error)) from error
+            raise RefusedRequestError.of("constraint_failed", in_brief(error)) from error
         forbidden = merged(by_constraint)
         takes_away: list[bool] | None = None
         if forbidden is not None:
@@ -265,15 +271,15 @@ class DecisionService:
             except Exception as error:  # whatever an engine may throw: version 0 acts
                 self._metrics.failed(str(release.number))
                 self._failures.tell(error, release=release.number, did="left it to version 0")
-                _LOG.error("release %s failed on a request and version 0 acted: %s", release.number, error)
+                _LOG.error("release %s failed on a request and version 0 acted: %s", release.number, _told(error))
             return ask(fallback, LATE)
         except NoAvailableActionError as error:
             raise RefusedRequestError.of("no_known_action", str(error)) from error
         except Exception as error:
             self._failures.tell(error, release=release.number, did="refused")
-            _LOG.error("release %s failed on a request: %s", release.number, error)
+            _LOG.error("release %s failed on a request: %s", release.number, _told(error))
             raise RefusedRequestError.of(
-                "scoring_failed", f"release {release.number} could not decide: {error}", status=500
+                "scoring_failed", f"release {release.number} could not decide: {in_brief(error)}", status=500
             ) from error
 
     def _charges(self, places: Sequence[Place], acting: Acting) -> list[_Charge]:

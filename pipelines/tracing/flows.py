@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from datasets.errors import OfflineDqnError
+from pipelines.sentry.events import in_brief
 from pipelines.tracing.exporting import Spans, TracingError, trace_id_of
 
 if TYPE_CHECKING:
@@ -130,10 +130,8 @@ class FlowTrace:
     def _fail(self, span: Any, error: BaseException) -> None:
         from opentelemetry.trace import Status, StatusCode
 
-        # Our own messages are written for people; a library's may quote rows or addresses.
-        said = str(error) if isinstance(error, OfflineDqnError) else ""
         span.set_attributes({"error.type": type(error).__name__})
-        span.set_status(Status(StatusCode.ERROR, said[:500] or type(error).__name__))
+        span.set_status(Status(StatusCode.ERROR, in_brief(error)[:500]))
 
 
 @contextmanager

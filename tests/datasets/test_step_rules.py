@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import numpy as np
@@ -150,7 +151,7 @@ def test_a_condition_that_fails_names_itself_and_the_step() -> None:
     described = contract(constraints={"odd": {"breached": "CAST(observation.zone AS INTEGER) > 1", "limit": 0.1}})
     observations = rows(described, 1, 2, zone=["3", "east"])
 
-    with pytest.raises(ConstraintError, match=r"odd, `CAST.*fails in step 1, .*'east'.*TRY_CAST"):
+    with pytest.raises(ConstraintError, match=r"odd, `CAST.*fails in step 1, .*'east'.*TRY_CAST") as failed:
         judge_steps(
             described,
             described.breaches,
@@ -159,13 +160,21 @@ def test_a_condition_that_fails_names_itself_and_the_step() -> None:
             next_row=np.array([1, -1]),
             place=lambda step: f"step {step}",
         )
+    # What it says where no row may go: neither the row, nor whose step it is, nor DuckDB's text, which quotes both.
+    told = pickle.loads(pickle.dumps(failed.value)).without_row
+    assert told == (
+        "odd, `CAST(observation.zone AS INTEGER) > 1`, fails in a step (ConversionException). Write it in the contract "
+        "so that it holds for every row, for instance with TRY_CAST."
+    )
 
 
 def test_a_shield_that_fails_names_itself_and_the_row() -> None:
     described = contract(constraints={"odd": {"forbid": "CAST(observation.zone AS INTEGER) > 1"}})
 
-    with pytest.raises(ConstraintError, match=r"odd, .*fails in row 1 of 2, .*'west'"):
+    with pytest.raises(ConstraintError, match=r"odd, .*fails in row 1 of 2, .*'west'") as failed:
         permitted_actions(described, rows(described, 1, 2, zone=["3", "west"]), np.ones((2, 3), dtype=bool))
+    assert "fails in row 1 of 2 (ConversionException)" in failed.value.without_row
+    assert "west" not in failed.value.without_row
 
 
 def test_vectors_may_be_asked_about() -> None:

@@ -305,8 +305,14 @@ def test_a_rule_that_fails_names_itself_and_the_row(tmp_path: Path) -> None:
     rules = (Rule("observation.busy", "up"), Rule("CAST(observation.zone AS INT) > 3", "up"))
     cast = RulePolicy(CONTRACT, rules, otherwise="hold")
     save_policy(tmp_path, cast)
-    with pytest.raises(PolicyRuleError, match=r"rule 2, `CAST.* fails in row 2 of 3, .*'zone': 'a'.*TRY_CAST"):
+    with pytest.raises(
+        PolicyRuleError, match=r"rule 2, `CAST.* fails in row 2 of 3, .*'zone': 'a'.*TRY_CAST"
+    ) as failed:
         cast.action_probs(rows, everything(3))
+    assert failed.value.without_row == (
+        "rule 2, `CAST(observation.zone AS INT) > 3`, fails in row 2 of 3 (ConversionException). Write it so that it "
+        "holds for every observation, for instance with TRY_CAST."
+    )
     overflow = RulePolicy(CONTRACT, (Rule("observation.cpu > 2147483647 + 1", "up"),), otherwise="hold")
     save_policy(tmp_path, overflow)
     with pytest.raises(PolicyRuleError, match=r"rule 1, .* fails in row 0 of 3, .*Overflow"):

@@ -9,17 +9,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from datasets.errors import OfflineDqnError
 from datasets.logfiles import LogFileError
+from datasets.observations import observations_from_records
 from datasets.settings import SettingsError
+from offline_dqn.rule_policy import Rule, RulePolicy
 from pipelines.running import run_night
 from pipelines.sentry.config import SentryConfig
 from pipelines.sentry.events import failure_event, without_values
@@ -113,7 +119,7 @@ def raised(error: BaseException, cause: BaseException | None = None) -> BaseExce
 def test_an_event_holds_kinds_and_places_and_no_values(fresh: Workspace, receiver: Receiver) -> None:
     cause = raised(ValueError(f"row cpu=0.987654 of user ada, {PASSWORD}"))
     error = raised(
-        OfflineDqnError(f"reward is null in 12 of 4096 steps, first in '/srv/ada/e-0417' ({PASSWORD})."), cause
+        OfflineDqnError(f"reward is null in 12 of 4096 steps, ({PASSWORD}) first in '/srv/ada/e-0417'."), cause
     )
 
     assert tell_sentry(watched(fresh), error, stage="ingest", prefect_run="7f", empty="") == ""
@@ -122,7 +128,7 @@ def test_an_event_holds_kinds_and_places_and_no_values(fresh: Workspace, receive
     inner, outer = event["exception"]["values"]
     assert (inner["type"], inner["value"]) == ("ValueError", "")
     assert (outer["type"], outer["module"]) == ("OfflineDqnError", "datasets.errors")
-    assert outer["value"] == "reward is null in # of # steps, first in '…' ($DATABASE_PASSWORD)."
+    assert outer["value"] == "reward is null in # of # steps, ($DATABASE_PASSWORD) first in …"
     last = outer["stacktrace"]["frames"][-1]
     assert (last["function"], last["module"].rpartition(".")[2]) == ("raised", "test_sentry")
     assert set(last) == {"module", "function", "lineno", "in_app"}
@@ -142,10 +148,11 @@ def test_an_event_holds_kinds_and_places_and_no_values(fresh: Workspace, receive
         ("postgresql://me:pw@db:5432/x does not answer", "URL does not answer"),
         (
             "Batch b-20260105 is held; `offline-dqn batches show b-7` says why.",
-            "`offline-dqn batches show b#` says why",
+            "Batch b# is held; `offline-dqn batches` …",
         ),
         ("seen at 2026-01-05T10:00:00+00:00, -1.5e-3 below", "seen at #T#, # below"),
         ("\x1b[31mred\x07", " [#mred "),
+        ("the log's end at step 3 was 'lost'", "the log's end at step # was …"),
     ],
 )
 def test_messages_lose_what_they_are_about(said: str, leaves: str) -> None:
@@ -220,18 +227,11 @@ def test_the_same_failure_of_a_server_is_told_once_in_a_while(receiver: Receiver
     assert [event["exception"]["values"][0]["type"] for event in receiver.events] == ["ValueError", "KeyError"]
 
 
-def test_a_release_that_cannot_decide_is_told_without_the_observation(
-    tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    workspace = served_workspace(tmp_path / "w", releases=1)
+@contextmanager
+def deciding(workspace: Workspace, failures: ServerFailures) -> Iterator[Callable[[], object]]:
+    """Asks the policy server's service for a decision, without a server."""
     config, contract, steps = ServeConfig(seed=1), workspace.contract, workspace.logs_path
     acting = ActingReleases(workspace)
-    failures = ServerFailures(SentryConfig(dsn="OFFLINE_DQN_SENTRY_DSN"), contract.name)
-
-    def broken(*_: Any, **__: Any) -> None:
-        raise RuntimeError(f"cannot score {OBSERVATION}")
-
-    monkeypatch.setattr("pipelines.serving.service.decide", broken)
     with DecisionLog(steps, config) as log:
         outcomes = Outcomes(contract, config, log, steps=steps, outcomes=workspace.outcome_logs_path)
         service = DecisionService(
@@ -249,17 +249,87 @@ def test_a_release_that_cannot_decide_is_told_without_the_observation(
         asked = ActMessages(contract, "server", 10).read(
             json.dumps({"episode_id": "e", "observation": OBSERVATION}).encode()
         )
-        with pytest.raises(RefusedRequestError, match="could not decide"):
-            asyncio.run(service.act(asked, time.perf_counter()))
+        yield lambda: asyncio.run(service.act(asked, time.perf_counter()))
         service.close()
+
+
+@pytest.mark.parametrize("kind", ["a library's error", "a rule's error"])
+def test_a_release_that_cannot_decide_is_told_without_the_observation(
+    tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    workspace = served_workspace(tmp_path / "w", releases=1)
+    contract = workspace.contract
+    failures = ServerFailures(SentryConfig(dsn="OFFLINE_DQN_SENTRY_DSN"), contract.name)
+
+    def broken(*_: Any, **__: Any) -> None:
+        if kind == "a library's error":
+            raise RuntimeError(f"cannot score {OBSERVATION}")
+        rule = Rule("CAST('Jane' || observation.zone AS INT) > 3", "hold")  # DuckDB quotes what it cannot cast
+        one = observations_from_records(contract, [OBSERVATION])
+        RulePolicy(contract, (rule,), otherwise="hold").action_probs(one, np.ones((1, 3), dtype=bool))
+
+    monkeypatch.setattr("pipelines.serving.service.decide", broken)
+    with deciding(workspace, failures) as ask, pytest.raises(RefusedRequestError) as refused:
+        ask()
     failures.close()
 
     (event,) = receiver.events
-    assert event["exception"]["values"][0] | {"stacktrace": ...} == {
-        "type": "RuntimeError", "module": "builtins", "value": "", "stacktrace": ...
-    }  # fmt: skip
+    (told,) = event["exception"]["values"][-1:]
+    said = {"a library's error": "could not decide: RuntimeError",
+            "a rule's error": "fails in row 0 of 1 (ConversionException)"}[kind]  # fmt: skip
+    assert (told["type"], told["value"]) == {
+        "a library's error": ("RuntimeError", ""),
+        "a rule's error": ("PolicyRuleError", "rule #, …"),
+    }[kind]
     assert event["tags"] == {"problem": "autoscaler", "release": "1", "did": "left it to version 0"}
-    assert b"request_rate" not in b"".join(receiver.raw)
+    assert said in str(refused.value)
+    assert said.removeprefix("could not decide: ") in caplog.text
+    for text in (b"".join(receiver.raw).decode(), str(refused.value), caplog.text):
+        assert "request_rate" not in text
+        assert "Janea" not in text
+
+
+def test_a_constraint_that_fails_refuses_a_decision_without_quoting_the_observation(tmp_path: Path) -> None:
+    workspace = served_workspace(tmp_path / "w", releases=1)
+    path = workspace.root / "contract.toml"
+    rule = "CAST('Jane' || observation.zone AS INT) > 3"
+    path.write_text(f'{path.read_text()}\n[constraints.odd]\nforbid = "{rule}"\n')
+    failures = ServerFailures(SentryConfig(), "tiny")
+
+    with deciding(open_workspace(workspace.root), failures) as ask, pytest.raises(RefusedRequestError) as refused:
+        ask()
+
+    assert "odd, `CAST(" in str(refused.value)
+    assert "request_rate" not in str(refused.value)
+    assert "Janea" not in str(refused.value)
+
+
+QUOTING = (
+    "zone '{}' is none of a, b",
+    'zone "{}" is none of a, b',
+    "`{}`, fails in row 3",
+    "`offline-dqn exclude add {}` does it",
+    "the log's zone is {{'zone': '{}'}}: north",
+    "zone «{}» or “{}”",
+    "b'{}' is no name",
+)
+
+
+@given(label=st.text(), how=st.sampled_from(QUOTING))
+@example(label='O\'Brien "Bob" Smith', how=QUOTING[0])
+@example(label="x` Jane Doe", how=QUOTING[3])
+@example(label="http://x' Jane Doe/Smith", how=QUOTING[1])
+@example(label="s Jane Doe", how=QUOTING[6])
+def test_no_part_of_a_label_that_a_message_quotes_is_in_the_event(label: str, how: str) -> None:
+    fixed, event = (
+        failure_event(OfflineDqnError(how.replace("{{", "{").replace("}}", "}").replace("{}", text)), {})
+        for text in ("", label)
+    )
+    (said,) = event["exception"]["values"]
+    (known,) = fixed["exception"]["values"]
+    parts = {label[i : i + 3] for i in range(len(label) - 2)}
+    assert [part for part in parts if part in said["value"] and part not in known["value"]] == []
+    assert event == fixed
 
 
 def test_the_command_tells_whether_sentry_takes_it(fresh: Workspace, receiver: Receiver, run: Run) -> None:

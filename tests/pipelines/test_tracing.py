@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from datasets.errors import OfflineDqnError, RowError
 from datasets.logfiles import LogFileError
 from datasets.settings import SettingsError
 from pipelines.metrics.usage import StageUsage
@@ -180,6 +181,25 @@ def test_an_error_of_a_library_is_named_and_not_quoted(fresh: Workspace, collect
     (root,) = collecting.spans
     assert (root.failed, root.said) == (True, "ValueError")
     assert b"ada" not in b"".join(collecting.raw)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (RowError("rule 1 fails in row 3, {'zone': 'Jane Doe'}: 'Jane Doe'.", "rule 1 fails in row 3."), "row 3."),
+        (LogFileError("reward is null in 12 steps, first of episode 'Jane Doe'."), "reward is null in # steps"),
+    ],
+)
+def test_a_span_says_what_failed_without_the_row(
+    fresh: Workspace, collecting: Collector, error: OfflineDqnError, says: str
+) -> None:
+    trace = begin_trace(traced(fresh, collecting.address), "nightly", "now")
+    with pytest.raises(OfflineDqnError), trace.stage("train"):
+        raise error
+    trace.fail(error)
+
+    assert [span.name for span in collecting.spans if says in span.said] == ["train", "nightly"]
+    assert b"Jane" not in b"".join(collecting.raw)
 
 
 def test_without_an_endpoint_nothing_of_opentelemetry_is_loaded(fresh: Workspace) -> None:
