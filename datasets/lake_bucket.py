@@ -198,13 +198,29 @@ class LakeBucket:
             found = digest_of(beside)
             if found != file.digest:
                 beside.unlink()
-                raise LakeError(
-                    f"{self}/{file.key} was altered: it has SHA-256 {found[:12]}…, and {file.digest[:12]}… was "
-                    "committed. Restore it from a backup or the bucket's own versions; nothing was taken from it."
-                )
+                raise self._altered(file, found)
             beside.replace(path)
 
         _at_once(fetch, list(wanted))
+
+    def content_of(self, file: SideFile) -> bytes:
+        """The bytes of a small file, as they were committed.
+
+        Raises:
+            ObjectMissingError: it is gone: a later commit may have removed it.
+            LakeError: it holds other bytes.
+        """
+        content = self.store.get(file.key)
+        found = hashlib.sha256(content).hexdigest()
+        if found != file.digest:
+            raise self._altered(file, found)
+        return content
+
+    def _altered(self, file: LakeFile | SideFile, found: str) -> LakeError:
+        return LakeError(
+            f"{self}/{file.key} was altered: it has SHA-256 {found[:12]}…, and {file.digest[:12]}… was committed. "
+            "Restore it from a backup or the bucket's own versions; nothing was taken from it."
+        )
 
     def collect_garbage(self, now: LakeState, *, dry_run: bool = False) -> list[str]:
         """Deletes objects that no state will ever rest on again: of removed files, and of commits that came to nothing.

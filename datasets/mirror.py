@@ -235,7 +235,7 @@ def _take_contract(root: Path, bucket: LakeBucket, about: SideFile) -> None:
     path = root / ABOUT
     if path.exists() and digest_of(path) == about.digest:
         return
-    content = bucket.store.get(about.key)
+    content = bucket.content_of(about)
     wanted = contract_from_json(json.loads(content)["contract"], f"{bucket}/{about.key}")
     before = contract_from_json(json.loads(path.read_text())["contract"], str(path)) if path.exists() else None
     shape_tables(root, before, wanted)

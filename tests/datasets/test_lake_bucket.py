@@ -308,6 +308,21 @@ def test_an_object_that_was_altered_is_named_and_nothing_is_taken_from_it(machin
     assert step_keys(machines.lake("two")) == _rows("e")
 
 
+def test_a_contract_that_was_altered_is_named_and_no_copy_is_made_under_it(machines: Machines) -> None:
+    store = _bucket(machines.lake("one")).store
+    (key,) = (found.key for found in store.list() if "lake.json" in found.key)
+    content = store.get(key)
+    altered = json.loads(content)
+    altered["contract"]["note"] = "not what was committed"
+    store.put(key, json.dumps(altered).encode())
+
+    for _ in range(2):  # it stays refused
+        with pytest.raises(LakeError, match=rf"{key} was altered: it has SHA-256 .* Restore it from a backup"):
+            machines.lake("two")
+    store.put(key, content)
+    assert json.loads((machines.lake("two").root / "lake.json").read_bytes()) == json.loads(content)
+
+
 def test_a_file_of_a_copy_that_was_altered_is_named(machines: Machines) -> None:
     take_in(machines.lake("one"), machines.log("one", "a.jsonl", "e"))
     two = machines.lake("two")
