@@ -20,6 +20,7 @@ from datasets.contract import Contract, read_contract
 from offline_dqn.assignment import block_of, in_burn_in
 from pipelines.canary_episodes import SUCCESS, ClosedEpisode
 from pipelines.canary_evidence import Evidence
+from pipelines.canary_exclusions import ExclusionWatch
 from pipelines.canary_state import (
     Canary,
     CanaryError,
@@ -32,6 +33,7 @@ from pipelines.canary_state import (
     read_events,
     record_event,
 )
+from pipelines.excluding import taint_of
 from pipelines.serving.switch import read_switch
 from pipelines.workspace import Workspace
 from reports.canary_comparison import Arms
@@ -86,6 +88,7 @@ class CanaryWatch:
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
         self._evidence: Evidence | None = None
+        self._exclusions = ExclusionWatch(workspace)
 
     def evaluate(self, as_of: datetime, *, act: bool = True) -> Look | None:
         """One look; None where no canary runs.
@@ -108,7 +111,9 @@ class CanaryWatch:
 
     def _look(self, canary: Canary, as_of: datetime, act: bool) -> Look:
         workspace, config = self._workspace, self._workspace.config.canary
-        outside = _ended_from_outside(workspace, canary)
+        outside, blind = _ended_from_outside(workspace, canary), ""
+        if outside is None:
+            outside, blind = self._excluded_since(canary)
         if outside is not None:
             ending, reason = outside
             return Look(_end(workspace, canary, ending, reason, as_of) if act else canary, reason, None)
@@ -119,6 +124,8 @@ class CanaryWatch:
         episodes = evidence.cohort()
         verdict = _held_by_the_switch(workspace, judge_episodes(canary, episodes, workspace, config))
         verdict = _held_by_a_budget(workspace, verdict)
+        if blind and verdict.action == "advance":
+            verdict = replace(verdict, action="wait", reason=f"{blind}; the evidence alone says: {verdict.reason}")
         after, did = _acted(workspace, canary, verdict, as_of) if act else (canary, "")
         ours = [e for e in episodes if _is_candidate(canary, e)]
         return Look(
@@ -131,6 +138,14 @@ class CanaryWatch:
             n_other=sum(2 * e.versions.get(str(canary.release), 0) < e.n_steps for e in ours),
             n_unreadable=evidence.n_unreadable,
         )
+
+    def _excluded_since(self, canary: Canary) -> tuple[tuple[Ending, str] | None, str]:
+        """Whether an exclusion ends the canary, or else why that cannot be told now."""
+        try:
+            reason = self._exclusions.why_ended(canary)
+        except Exception as error:  # a lake that is locked or away must not keep harm from being seen
+            return None, f"no step is taken while it cannot be told whether its release rests on exclusions ({error})"
+        return (("overtaken", reason) if reason else None), ""
 
 
 def _held_by_the_switch(workspace: Workspace, verdict: Verdict) -> Verdict:
@@ -237,6 +252,7 @@ def start_canary(
             "trial."
         )
     _, although = refuse_what_changed(workspace, release, override=override is not None)
+    tainted = taint_of(workspace, release) if override is not None else None
     champion = workspace.registry.champion()
     if champion is None and read_manifest(workspace.release_path(0)) is None:
         raise CanaryRefusedError(
@@ -248,6 +264,8 @@ def start_canary(
         last = last_canary(workspace)
         if last is not None and last.running:
             outside = _ended_from_outside(workspace, last)
+            excluded = ExclusionWatch(workspace).why_ended(last) if outside is None else ""
+            outside = ("overtaken", excluded) if excluded else outside
             if outside is None:
                 raise CanaryRefusedError(
                     f"Canary {last.id} of release {last.release} runs; one at a time. `offline-dqn canary status` "
@@ -275,6 +293,7 @@ def start_canary(
             override=None
             if override is None
             else Override(reviewer=reviewer.strip(), reason=override.strip() + although),
+            despite_excluded=() if tainted is None else tainted.rules,
         )
         record_event(workspace, "started", canary, as_of)
     return canary

@@ -25,7 +25,8 @@ from offline_dqn.assignment import assigned, block_assigned, block_of, block_sta
 Kind = Literal["slices", "switchback"]
 Ending = Literal["promoted", "succeeded", "stopped", "aborted", "expired", "overtaken"]
 """Promoted: the candidate is champion. Succeeded: it may be, and a reviewer is asked. Stopped: it did harm. Aborted: by
-a person. Expired: undecided for too long. Overtaken: champion, rules or bytes changed under it."""
+a person. Expired: undecided for too long. Overtaken: champion, rules or bytes changed under it, or what taught it
+was excluded."""
 Event = Literal["started", "advanced", "ended"]
 _LOCK_WAIT_S = 30.0
 
@@ -85,6 +86,8 @@ class Canary(Settings):
     certified_share: float
     """By the release's evaluation."""
     override: Override | None = None
+    despite_excluded: tuple[str, ...] = ()
+    """Exclusions that its release rested on when it was started, and that the override put up with."""
     ended_at: AwareDatetime | None = None
     ending: Ending | None = None
     reason: str = ""

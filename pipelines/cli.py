@@ -637,18 +637,25 @@ def rollback(
 
     opened = open_workspace_of(workspace)
     promotion = opened.registry.rollback(to, reviewer=reviewer or user_name(), note=note)
-    tainted = taint_of(opened, promotion.to_release)  # a warning only: going back must always be possible
-    if tainted is not None:
-        console.warn(f"release {promotion.to_release} acts, and {tainted.in_words}; `rollback` goes back further")
+    try:
+        tainted = taint_of(opened, promotion.to_release)  # a warning only: going back must always be possible
+    except Exception as error:  # it has happened, whatever the lake or a bucket says now
+        console.warn(f"release {promotion.to_release} acts; whether it rests on exclusions cannot be told: {error}")
+    else:
+        if tainted is not None:
+            console.warn(f"release {promotion.to_release} acts, and {tainted.in_words}; `rollback` goes back further")
     _print_promotion(opened, promotion, as_json)
 
 
 def _print_promotion(workspace: Workspace, promotion: Any, as_json: bool, fresh: str = "") -> None:
     from pipelines.metrics.exposition import export
 
-    workspace.refresh_catalog(workspace.open_lake())
-    for warning in export(workspace):  # the release acts all the same
-        console.warn(warning)
+    try:
+        workspace.refresh_catalog(workspace.open_lake())
+        for warning in export(workspace):
+            console.warn(warning)
+    except Exception as error:  # the release acts all the same
+        console.warn(f"release {promotion.to_release} acts; views and metrics follow with the next command: {error}")
     if as_json:
         console.print_json({**promotion.to_json(), "freshness": fresh} if fresh else promotion.to_json())
         return

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipelines import console
 from pipelines.command import JsonOption, WorkspaceOption, command, expected, open_workspace_of, user_name
+
+if TYPE_CHECKING:
+    from pipelines.canary_state import Canary
+    from pipelines.excluding import Tainted
+    from pipelines.workspace import Workspace
 
 exclude_app = typer.Typer(
     help="Keep rows of the lake from training, evaluation and drift; they stay, and are counted.",
@@ -55,8 +61,10 @@ def exclude(
     if not dry_run:
         opened.refresh_catalog(lake)
     tainted, n_rows = tainted_releases(opened, [rule]), count_meant(lake, rule.meant)
+    canary = _running_canary(opened, tainted)
     if as_json:
         found = {"new": is_new, "dry_run": dry_run, "rows": n_rows, "releases": [t.to_json() for t in tainted]}
+        found["canary"] = None if canary is None else canary.id
         console.print_json({**rule.to_json(), **found})
         return
     title = "Would be excluded" if dry_run else "Excluded" if is_new else "Excluded already; nothing was changed"
@@ -65,7 +73,8 @@ def exclude(
         "means": rule.meant.in_words,
         "rows": ", ".join(f"{n:,} of {table}" for table, n in n_rows.items() if n) or "none yet",
         "note": f"{rule.note} ({rule.by})",
-        "releases": ", ".join(f"{t.release}{' (champion)' if t.is_champion else ''}" for t in tainted) or "none",
+        "releases": ", ".join(f"{t.release}{' (champion)' if t.is_champion else ''}" for t in tainted if not t.unknown)
+        or "none",
         "undo": None if dry_run else f"offline-dqn exclude lift {rule.name} --note TEXT",
     }
     console.print_account(title, facts)
@@ -75,6 +84,25 @@ def exclude(
         console.warn(
             "`offline-dqn rollback` goes back to one before; `nightly --force-train` trains without these rows"
         )
+    if canary is not None:
+        console.warn(
+            f"canary {canary.id} tries release {canary.release} on a share of {canary.share:g} of the traffic: the "
+            f"server's next look {'would end' if dry_run else 'ends'} it, and `offline-dqn canary abort` does at once"
+        )
+
+
+def _running_canary(workspace: Workspace, tainted: Sequence[Tainted]) -> Canary | None:
+    """The canary that runs with one of these releases and was not started in spite of the same rules."""
+    from pipelines.canary_exclusions import new_rules
+    from pipelines.canary_state import CanaryError, read_canary
+
+    try:
+        canary = read_canary(workspace)
+    except CanaryError as error:  # the rule stands all the same
+        console.warn(f"whether a canary runs cannot be told: {error}")
+        return None
+    hit = canary is not None and any(t.release == canary.release and new_rules(canary, t) for t in tainted)
+    return canary if hit else None
 
 
 @command(exclude_app, "list")
@@ -88,7 +116,10 @@ def exclude_list(workspace: WorkspaceOption = Path(), as_json: JsonOption = Fals
     rules = read_exclusions(lake)
     rows = {rule.name: sum(count_meant(lake, rule.meant).values()) for rule in rules}
     tainted = tainted_releases(opened, rules)
-    resting = {rule.name: [t.release for t in tainted if rule.name in t.rules] for rule in rules}
+    resting = {rule.name: [t.release for t in tainted if rule.name in t.rules and not t.unknown] for rule in rules}
+    for t in tainted:
+        if t.unknown:
+            console.warn(f"release {t.release}: {t.in_words}")
     if as_json:
         listed = [{**r.to_json(), "n_rows_now": rows[r.name], "releases": resting[r.name]} for r in rules]
         console.print_json({"exclusions": listed})

@@ -5,25 +5,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from datasets.duck import duck, literal
 from datasets.exclusions import Exclusion, excluded_episodes_sql, read_exclusions
 from datasets.replay import SPLIT_NAMES
-from datasets.snapshot import DESCRIPTION, EPISODES
+from datasets.snapshot import (
+    DESCRIPTION,
+    EPISODES,
+    ErasedSnapshotError,
+    SnapshotError,
+    current_snapshot,
+    fetch_episodes,
+)
 from pipelines.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class Tainted:
-    """A release whose snapshot holds episodes that are excluded now.
+    """A release whose snapshot holds episodes that are excluded now, or may have held some.
 
     Attributes:
+        snapshot: the one that it was trained on, by its own name, also where an erasure left another in its place.
         episodes: how many by split; those of "train" taught it, those of "select" and "gate" judged it.
-        rules: their names.
+        rules: their names; all that matter where it cannot be told.
         is_champion: whether it is in charge.
+        unknown: why it cannot be told, since the snapshot is gone; "" where it is known.
     """
 
     release: int
@@ -31,10 +40,16 @@ class Tainted:
     episodes: Mapping[str, int]
     rules: tuple[str, ...]
     is_champion: bool = False
+    unknown: str = ""
 
     @property
     def in_words(self) -> str:
         """A clause: "240 episodes that taught it and 210 that judged it are excluded since, by x1"."""
+        if self.unknown:
+            return (
+                f"whether episodes that taught or judged it are excluded since, by {', '.join(self.rules)}, cannot be "
+                f"told: {self.unknown}"
+            )
         taught = self.episodes.get("train", 0)
         judged = sum(self.episodes.values()) - taught
         return (
@@ -48,42 +63,40 @@ class Tainted:
 
 
 def tainted_releases(workspace: Workspace, rules: Sequence[Exclusion] | None = None) -> list[Tainted]:
-    """Every release whose snapshot holds excluded episodes, in order.
+    """Every release whose snapshot holds excluded episodes or is gone, in order.
 
     Args:
         rules: those that matter; by default all that stand.
     """
     found = read_exclusions(workspace.open_lake()) if rules is None else rules
     champion = workspace.registry.champion()
-    known: dict[str, tuple[Mapping[str, int], tuple[str, ...]]] = {}
+    known: dict[str, Tainted | None] = {}
     tainted = []
     for release in workspace.releases_on_disk() if found else ():
         snapshot = _snapshot_name(workspace, release)
         if snapshot is None:
             continue
         if snapshot not in known:
-            known[snapshot] = _excluded_in(workspace, workspace.snapshots_path / snapshot, found)
-        episodes, names = known[snapshot]
-        if episodes:
-            tainted.append(Tainted(release, snapshot, episodes, names, release == champion))
+            known[snapshot] = _taint(workspace, snapshot, found)
+        taint = known[snapshot]
+        if taint is not None:
+            tainted.append(replace(taint, release=release, is_champion=release == champion))
     return tainted
 
 
 def taint_of(workspace: Workspace, release: int) -> Tainted | None:
     """What is excluded of a release's own snapshot; None where nothing is, or where it was not trained here."""
-    rules = read_exclusions(workspace.open_lake())
-    snapshot = _snapshot_name(workspace, release) if rules else None
-    if snapshot is None:
+    snapshot = _snapshot_name(workspace, release)
+    taint = taint_of_snapshot(workspace, snapshot) if snapshot is not None else None
+    if taint is None:
         return None
-    episodes, names = _excluded_in(workspace, workspace.snapshots_path / snapshot, rules)
-    return Tainted(release, snapshot, episodes, names, release == workspace.registry.champion()) if episodes else None
+    return replace(taint, release=release, is_champion=release == workspace.registry.champion())
 
 
 def taint_of_snapshot(workspace: Workspace, snapshot: str) -> Tainted | None:
     """The same of a snapshot by the name of its folder, for whoever would learn from what it taught."""
     rules = read_exclusions(workspace.open_lake())
-    episodes, names = _excluded_in(workspace, workspace.snapshots_path / snapshot, rules) if rules else ({}, ())
-    return Tainted(-1, snapshot, episodes, names) if episodes else None
+    return _taint(workspace, snapshot, rules) if rules else None
 
 
 def _snapshot_name(workspace: Workspace, release: int) -> str | None:
@@ -91,17 +104,45 @@ def _snapshot_name(workspace: Workspace, release: int) -> str | None:
     return str(json.loads(path.read_text(encoding="utf-8"))["snapshot"]) if path.exists() else None
 
 
+def _taint(workspace: Workspace, snapshot: str, rules: Sequence[Exclusion]) -> Tainted | None:
+    """Of a snapshot, under one rule at least; the release is filled in by who knows it."""
+    try:
+        table = _episodes_of(workspace.snapshots_path / snapshot)
+    except SnapshotError as error:
+        gone = f"an erasure left nothing of its snapshot {snapshot}" if isinstance(error, ErasedSnapshotError) else ""
+        return Tainted(-1, snapshot, {}, tuple(rule.name for rule in rules), unknown=gone or str(error).rstrip("."))
+    episodes, names = _excluded_in(workspace, table, rules)
+    return Tainted(-1, snapshot, episodes, names) if episodes else None
+
+
+def _episodes_of(folder: Path) -> Path:
+    """The table of episodes of what stands for a snapshot now, fetched where it lies in a bucket.
+
+    Raises:
+        SnapshotError: it is gone, or cannot be read.
+        ObjectStoreError: the bucket cannot be asked.
+    """
+    path = current_snapshot(folder)
+    if not (path / DESCRIPTION).exists():
+        raise SnapshotError(f"its snapshot {path.name} is gone")
+    try:
+        fetch_episodes(path)
+    except ErasedSnapshotError:  # on another machine, a moment ago; its mark is here now
+        return _episodes_of(path)
+    if not (path / EPISODES).exists():
+        raise SnapshotError(f"{EPISODES} of its snapshot {path.name} is missing")
+    return path / EPISODES
+
+
 def _excluded_in(
-    workspace: Workspace, folder: Path, rules: Sequence[Exclusion]
+    workspace: Workspace, table: Path, rules: Sequence[Exclusion]
 ) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Excluded episodes of a snapshot by split, and the rules; nothing of one that is gone."""
-    if not (folder / DESCRIPTION).exists():
-        return {}, ()
+    """Excluded episodes among those of a snapshot by split, and the rules."""
     tables = workspace.open_lake().scans(("steps", "outcomes", "quarantine"))
     excluded = excluded_episodes_sql(tables["steps"], tables["outcomes"], tables["quarantine"], rules)
     with duck() as connection:
         rows = connection.execute(
-            f"""SELECT split, excluded, count(*) FROM read_parquet({literal(str(folder / EPISODES))})
+            f"""SELECT split, excluded, count(*) FROM read_parquet({literal(str(table))})
             JOIN ({excluded}) USING (episode_id) GROUP BY ALL"""
         ).fetchall()
     episodes: dict[str, int] = {}

@@ -27,7 +27,7 @@ from pipelines.canary_evidence import EvidenceError
 from pipelines.canary_logs import StepRows
 from pipelines.canary_state import Share, last_canary, read_canary, read_events, record_event
 from pipelines.serving.switch import disable, enable
-from pipelines.workspace import open_workspace
+from pipelines.workspace import Workspace, open_workspace
 from reports.history import Promotion, Rejection, read_history
 from tests.pipelines.canary_world import CONTRACT, START, Server, alike, shifted, started, tiny_workspace
 
@@ -289,6 +289,26 @@ def test_another_champion_ends_the_canary(tmp_path: Path) -> None:
     assert "release 0 became champion on 2026-01-05 01:00 UTC (rollback, by Grace)" in look.canary.reason
 
 
+def test_no_step_is_taken_while_exclusions_cannot_be_read_but_harm_still_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(_self: object) -> None:
+        raise OSError("the store does not answer")
+
+    monkeypatch.setattr(Workspace, "open_lake", away)
+    endings = []
+    for name, gain in (("better", 0.5), ("worse", -1.5)):
+        workspace = tiny_workspace(tmp_path / name, FAST)
+        canary, server = started(workspace), Server(workspace)
+        (workspace.release_path(2) / "training.json").write_text('{"snapshot": "s"}')  # it was trained here
+        server.episodes(canary, 400, shifted(gain))
+        look = evaluate_canary(workspace, server.later)
+        assert look is not None
+        assert look.verdict is not None
+        endings.append((look.canary.ending, look.canary.share, "the store does not answer" in look.verdict.reason))
+    assert endings == [(None, 0.2, True), ("stopped", 0.0, False)]
+
+
 def test_changed_bytes_changed_rules_and_a_rejection_end_it(tmp_path: Path) -> None:
     bytes_, rules, rejected = (tiny_workspace(tmp_path / name, FAST) for name in ("bytes", "rules", "rejected"))
     for workspace in (bytes_, rules, rejected):
@@ -468,7 +488,7 @@ def test_two_at_once_look_one_after_the_other(tmp_path: Path) -> None:
     server.episodes(started(workspace), 600, shifted(-1.5))
     code = (
         "import sys; from datetime import datetime; from pathlib import Path;"
-        "from pipelines.canary import evaluate_canary; from pipelines.workspace import open_workspace;"
+        "from pipelines.canary import evaluate_canary; from pipelines.workspace import Workspace, open_workspace;"
         "evaluate_canary(open_workspace(Path(sys.argv[1])), datetime.fromisoformat(sys.argv[2]));"
         "heavy = {'torch', 'mlflow', 'prefect', 'scipy', 'sklearn', 'great_expectations'};"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"

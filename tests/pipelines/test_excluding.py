@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
-from datasets.snapshot import open_snapshot
+from datasets.redaction import redact_snapshot
+from datasets.snapshot import EPISODES, open_snapshot
 from pipelines import stages
+from pipelines.canary import CanaryWatch, evaluate_canary
+from pipelines.canary_state import read_canary
 from pipelines.excluding import taint_of, tainted_releases
 from pipelines.night_progress import begin_or_resume, write_progress
 from pipelines.night_record import Ingested, record_of
@@ -73,6 +79,101 @@ def test_going_back_to_it_is_a_warning_and_no_refusal(poisoned: Workspace, run: 
 
     assert answer.code == 0
     assert "are excluded since, by x1" in " ".join(answer.err.split())
+
+
+def test_an_erasure_hides_no_release_from_an_exclusion(poisoned: Workspace, run: Run) -> None:
+    (before,) = tainted_releases(poisoned)
+    snapshot = poisoned.snapshots_path / before.snapshot
+    meant = {e for (e,) in poisoned.query("SELECT episode_id FROM episodes WHERE excluded IS NOT NULL").rows}
+    held = pq.read_table(snapshot / EPISODES, columns=["episode_id"])["episode_id"].to_pylist()
+    redact_snapshot(snapshot, {next(e for e in held if e in meant)})
+    (after,) = tainted_releases(poisoned)
+    poisoned.registry.rollback(reviewer="Ada")
+
+    assert sum(after.episodes.values()) == sum(before.episodes.values()) - 1
+    assert (after.release, after.snapshot, after.rules) == (1, before.snapshot, ("x1",))
+    assert run(poisoned, "promote", 1, "--reviewer", "Ada").code == 3
+
+
+@pytest.mark.parametrize("erased", [False, True])
+def test_where_the_snapshot_is_gone_nobody_can_tell_and_a_person_decides(
+    poisoned: Workspace, run: Run, erased: bool
+) -> None:
+    (before,) = tainted_releases(poisoned)
+    snapshot = poisoned.snapshots_path / before.snapshot
+    if erased:
+        held = pq.read_table(snapshot / EPISODES, columns=["episode_id"])["episode_id"].to_pylist()
+        assert redact_snapshot(snapshot, set(held)) is None
+    else:
+        shutil.rmtree(snapshot)
+    poisoned.registry.rollback(reviewer="Ada")
+    listed = run(poisoned, "exclude", "list", "--json")
+    refused = run(poisoned, "promote", 1, "--reviewer", "Ada")
+    overridden = run(poisoned, "promote", 1, "--reviewer", "Ada", "--override", "--note", "harmless")
+
+    why = f"left nothing of its snapshot {snapshot.name}" if erased else f"its snapshot {snapshot.name} is gone"
+    assert refused.code == 3
+    assert "by x1, cannot be told" in " ".join(refused.err.split())
+    assert why in " ".join(refused.err.split())
+    assert [rule["releases"] for rule in listed.json["exclusions"]] == [[]]
+    assert "cannot be told" in " ".join(listed.err.split())
+    assert overridden.code == 0, overridden.err
+    assert "cannot be told" in poisoned.registry.history()[-1].note
+
+
+def test_a_rollback_that_happened_ends_well_whatever_cannot_be_read_after_it(
+    poisoned: Workspace, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(_self: Workspace) -> None:
+        raise OSError("the store does not answer")
+
+    poisoned.registry.rollback(reviewer="Ada")
+    with monkeypatch.context() as patched:
+        patched.setattr(Workspace, "open_lake", away)
+        answer = run(poisoned, "rollback", "--to", 1, "--json")
+
+    assert (answer.code, answer.json["to"]) == (0, 1)
+    assert "whether it rests on exclusions cannot be told: the store" in " ".join(answer.err.split())
+    assert poisoned.registry.champion() == 1
+
+
+NOW = datetime(2026, 2, 1, tzinfo=UTC)
+
+
+def test_a_canary_that_runs_is_named_and_its_next_look_ends_it(workspace: Workspace, run: Run) -> None:
+    workspace.registry.rollback(0, reviewer="Ada")
+    at = ("--as-of", "2026-02-01")
+    assert run(workspace, "canary", "start", 1, "--share", 0.05, "--reviewer", "Ada", *at).code == 0
+    watch = CanaryWatch(workspace)
+    before = watch.evaluate(NOW)
+    exclusion = ("exclude", "--where", "reward < -1", "--note", "its collector lied")
+    would = run(workspace, *exclusion, "--dry-run")
+    done = run(workspace, *exclusion)
+    after = watch.evaluate(NOW)
+
+    assert before is not None
+    assert before.canary.running
+    assert "the server's next look would end it" in " ".join(would.err.split())
+    assert "canary 1 tries release 1 on a share of 0.05" in " ".join(done.err.split())
+    assert after is not None
+    assert after.canary.ending == "overtaken"
+    assert "that judged it are excluded since, by x1" in after.canary.reason
+    assert read_canary(workspace) is None
+
+
+def test_a_canary_started_in_spite_of_an_exclusion_ends_by_another_one_only(poisoned: Workspace, run: Run) -> None:
+    poisoned.registry.rollback(0, reviewer="Ada")
+    why = ("--override", "harmless", "--reviewer", "Ada", "--as-of", "2026-02-01")
+    assert run(poisoned, "canary", "start", 1, "--share", 0.05, *why).code == 0
+    first = evaluate_canary(poisoned, NOW)
+    assert run(poisoned, "exclude", "--where", "reward < -1", "--note", "so did another", "--json").json["canary"] == 1
+    second = evaluate_canary(poisoned, NOW)
+
+    assert first is not None
+    assert first.canary.running
+    assert first.canary.despite_excluded == ("x1",)
+    assert second is not None
+    assert second.canary.ending == "overtaken"
 
 
 def test_training_does_not_begin_with_a_network_that_it_taught(poisoned: Workspace) -> None:

@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from datasets.object_store import ObjectStore, StoreUnreachableError, open_store
-from datasets.snapshot import open_snapshot
+from datasets.snapshot import EPISODES, open_snapshot
 from pipelines import stages
 from pipelines.backup import back_up, restore
 from pipelines.lapsing import record_lapses
@@ -141,6 +141,16 @@ def test_a_rejection_and_a_lapse_are_everybodys(first: Workspace, second: Worksp
     reject(second, release, reviewer="Grace", note="too thirsty")
     with pytest.raises(RegistryError, match="was rejected by Grace"):
         first.registry.promote(release, reviewer="Ada")
+
+
+def test_an_exclusion_is_seen_where_the_episodes_were_never_fetched(second: Workspace, run: Run) -> None:
+    snapshot = newest_snapshot(second)
+    assert not (snapshot / EPISODES).exists()
+    done = run(second, "exclude", "--where", "reward < -1", "--note", "its collector lied", "--json")
+
+    assert done.code == 0, done.err
+    assert [(t["release"], t["unknown"], t["rules"]) for t in done.json["releases"]] == [(1, "", ["x1"])]
+    assert (snapshot / EPISODES).exists()
 
 
 def test_a_backup_keeps_what_was_decided_and_says_what_stays_in_the_bucket(first: Workspace, tmp_path: Path) -> None:
