@@ -265,7 +265,7 @@ def open_store(address: ObjectAddress | str, *, patience_s: float | None = None)
 
     Raises:
         ValueError: it is no address.
-        ObjectStoreError: the client is not installed, or the endpoint would be spoken to in the clear.
+        ObjectStoreError: the client is not installed, the endpoint would be spoken to in the clear, or holds a login.
     """
     if isinstance(address, str):
         address = parse_address(address)
@@ -298,14 +298,22 @@ def open_store(address: ObjectAddress | str, *, patience_s: float | None = None)
 
 def _may_speak_in_the_clear() -> bool:
     """Whether http is allowed: keys and rows would travel readably, so to this machine only, or where it was asked."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    parts = urlsplit(endpoint)
+    variable, endpoint = _endpoint()
+    try:
+        parts = urlsplit(endpoint)
+    except ValueError:  # whose text quotes the address
+        raise ObjectStoreError(f"{variable} holds no address that can be read: wanted is https://HOST:PORT.") from None
+    if "@" in endpoint:
+        raise ObjectStoreError(
+            f"{variable} holds a user or a password (its value is not shown). Wanted is https://HOST:PORT alone; the "
+            "keys go into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+        )
     if parts.scheme != "http" or os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true"):
         return parts.scheme == "http"
     if _is_this_machine(parts.hostname or ""):
         return True
     raise ObjectStoreError(
-        f"AWS_ENDPOINT_URL is {endpoint}, where rows would travel readably. Use https, or set AWS_ALLOW_HTTP=true for "
+        f"{variable} is {endpoint}, where rows would travel readably. Use https, or set AWS_ALLOW_HTTP=true for "
         "a network that you trust."
     )
 
@@ -337,14 +345,16 @@ def _our_error(error: BaseException, failed: str) -> ObjectStoreError:
         return ObjectStoreError(f"{failed}: the store says {code}: {_first_line(error)}")
     if "error sending request" in text or re.search(r"status code: 5\d\d|timed? ?out|retr(y|ies)", text):
         return StoreUnreachableError(
-            f"{failed}: the store at {_endpoint()} does not answer ({_first_line(error)}). Once it does, run the same "
-            "command again."
+            f"{failed}: the store at {_endpoint()[1] or 'Amazon'} does not answer ({_first_line(error)}). Once it "
+            "does, run the same command again."
         )
     return ObjectStoreError(f"{failed}: {_first_line(error)}")
 
 
-def _endpoint() -> str:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "Amazon"
+def _endpoint() -> tuple[str, str]:
+    """The variable that names the store, and its value; "" for Amazon's own."""
+    variables = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+    return next(((name, value) for name in variables if (value := os.environ.get(name, ""))), (variables[-1], ""))
 
 
 def _first_line(error: BaseException) -> str:

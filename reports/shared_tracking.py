@@ -67,10 +67,16 @@ class SharedTracking:
             )
         scheme = given.partition("://")[0]
         if scheme in ("http", "https"):
-            return _without_login(given)
+            try:
+                return _without_login(given)
+            except ValueError:  # whose text quotes the address
+                raise self._not_understood() from None
         if scheme in ("postgres", "postgresql", "postgresql+psycopg"):
             return f"postgresql+psycopg://{given.partition('://')[2]}"
-        raise TrackingError(
+        raise self._not_understood()
+
+    def _not_understood(self) -> TrackingError:
+        return TrackingError(
             f"{self.variable} holds no address that is understood (its value is not shown: it may hold a password). "
             "Wanted is postgresql://USER:PASSWORD@HOST/DATABASE, or https://HOST of a tracking server."
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import threading
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,30 @@ def test_rows_travel_readably_within_this_machine_only(
             open_store("s3://bucket")
         monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
         open_store("s3://bucket")
+
+
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+@pytest.mark.parametrize(
+    ("endpoint", "said"),
+    [
+        ("http://ada:hunter2@store.example:9000", "holds a user or a password"),
+        ("https://ada:hunter2@store.example", "holds a user or a password"),
+        ("https://ada:hunter2#@store.example", "holds a user or a password"),
+        ("ada:hunter2@store.example", "holds a user or a password"),
+        ("https://ada:hunter2@[store.example", "holds no address that can be read"),
+        ("https://ada:hunter2\u2100@store.example", "holds no address that can be read"),
+        ("http://store.example", "is http://store.example, where rows would travel readably"),
+    ],
+)
+def test_an_endpoint_is_refused_by_the_name_of_its_variable_and_no_login_is_shown(
+    variable: str, endpoint: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = {"AWS_ENDPOINT_URL": "https://other.example"} if variable != "AWS_ENDPOINT_URL" else {}
+    _set_environment(monkeypatch, **other, **{variable: endpoint})
+
+    with pytest.raises(ObjectStoreError, match=f" cannot be opened: {variable} {said}") as told:
+        open_store("s3://bucket")
+    assert "hunter2" not in "".join(traceback.format_exception(told.value))
 
 
 def test_a_store_that_keeps_conditions_passes_and_is_left_as_it_was(store: ObjectStore) -> None:
