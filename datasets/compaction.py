@@ -20,7 +20,7 @@ from pydantic import Field
 
 from datasets.duck import duck, literal, quoted
 from datasets.identities import Identities
-from datasets.journal import LakeError, Retired, StagedFile
+from datasets.journal import LakeError, Retired, StagedFile, refuse_altered
 from datasets.lake import Lake, changing, lake_lock, until_committed
 from datasets.settings import Settings
 from datasets.tables import COLUMNS_FILE, SORTED_BY, TABLES, file_schema, partition_columns, scan_files
@@ -69,6 +69,7 @@ def compact(lake: Lake, config: LakeConfig, *, above: int | None = None) -> Comp
 
     Raises:
         LakeError: the disk is full or the memory too small; nothing has changed then.
+        AlteredFilesError: bytes of a file that was to be merged are not those that were written. Nothing has changed.
     """
     most = config.compact_above if above is None else above
     return until_committed(lambda: _compact_once(lake, config, most))
@@ -87,6 +88,8 @@ def _compact_once(lake: Lake, config: LakeConfig, most: int) -> Compaction:
         if not groups:
             n_files = sum(map(len, files.values()))
             return Compaction(n_files, n_files, 0, ())
+        # Merged, changed values would get a name that vouches for them.
+        refuse_altered([file for _, group, _ in groups for file in group])
         Identities(lake).catch_up()  # it finds a batch's rows by the names of files that are about to go
         return _merge_all(lake, groups, config.memory)
 

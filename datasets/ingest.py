@@ -64,6 +64,7 @@ class IngestReport:
         reasons: the most frequent reasons of quarantined rows, with their counts.
         account: what became of the outcomes of the batch; None where it holds steps, or is held.
         outcomes: what the ingest of outcomes did that went with this one of steps; None where there was none.
+        not_merged: why the lake's files were not merged afterwards, where bytes of one had changed; "" else.
     """
 
     batch: Batch | None
@@ -74,6 +75,7 @@ class IngestReport:
     account: OutcomeAccount | None = None
     passed_over: tuple[str, ...] = ()
     outcomes: IngestReport | None = None
+    not_merged: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -86,6 +88,7 @@ class IngestReport:
             "passed_over": list(self.passed_over),
             "account": self.account.to_json() if self.account else None,
             "outcomes": self.outcomes.to_json() if self.outcomes else None,
+            "not_merged": self.not_merged,
         }
 
 

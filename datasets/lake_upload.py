@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from datasets.addresses import ObjectAddress
 from datasets.contract import Contract
-from datasets.journal import LakeError, Retired, StagedFile
+from datasets.journal import LakeError, Retired, StagedFile, refuse_altered
 from datasets.lake import Lake, changing, folder_lock, open_lake
 from datasets.lake_bucket import LakeBucket
 from datasets.lake_state import LakeState
@@ -40,6 +40,7 @@ def upload_lake(root: Path, contract: Contract, address: ObjectAddress) -> Uploa
 
     Raises:
         LakeError: there is no lake in the folder, it is a copy already, or the bucket holds another lake.
+        AlteredFilesError: bytes of the lake are not those that were written. Nothing was taken to the bucket.
         ObjectStoreError: the store cannot be used, or passes over the conditions of a write.
     """
     if read_mirror(root) is not None:
@@ -70,6 +71,7 @@ def upload_lake(root: Path, contract: Contract, address: ObjectAddress) -> Uploa
 
 
 def _found(lake: Lake, bucket: LakeBucket, staged: dict[str, list[StagedFile]]) -> None:
+    refuse_altered([str(file.path) for files in staged.values() for file in files])
     uploaded = bucket.upload_files(staged)
     tables = {table: {file.name: file for file in files} for table, files in uploaded.items()}
     sides = {name: bucket.upload_side(name, path) for name, path in side_paths(lake.root).items()}

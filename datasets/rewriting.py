@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from datasets.duck import duck, literal, quoted
 from datasets.durable import flush_to_disk
-from datasets.journal import Retired, StagedFile
+from datasets.journal import Retired, StagedFile, refuse_altered
 from datasets.lake import Lake
 from datasets.tables import COLUMNS_FILE, SORTED_BY, file_schema, partition_columns, scan_files
 
@@ -57,6 +57,7 @@ def rewrite_rows(
 
     Raises:
         LakeError: a file of an unfinished commit is gone.
+        AlteredFilesError: bytes of a file with such rows are not those that were written. Nothing has changed.
     """
     lake.finish_commit()
     shutil.rmtree(lake.staging_path, ignore_errors=True)  # left by a process that died: the lock was free
@@ -122,6 +123,7 @@ def _rewritten(
     for file, batch_id, n in found:
         by_file[file] = by_file.get(file, 0) + n
         by_batch[batch_id] = by_batch.get(batch_id, 0) + n
+    refuse_altered(by_file)  # written anew, changed values would get a name that vouches for them
     staged, retired = list[StagedFile](), list[Retired]()
     for place, (file, n_meant) in enumerate(by_file.items()):
         old = Retired.at(table, file)

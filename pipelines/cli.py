@@ -201,6 +201,8 @@ def ingest(
             _print_ingest(report, "")
         if report.outcomes is not None:
             _print_ingest(report.outcomes, " of outcomes")
+        if report.not_merged:
+            console.warn(f"the new rows are in, but files were not merged: {report.not_merged}")
     if report.damaged or (report.outcomes and report.outcomes.damaged):
         raise typer.Exit(FAILED)
 

@@ -58,6 +58,7 @@ def _warnings(ingested: IngestReport) -> list[str]:
         *(cause for _, cause in ingested.damaged),
         *(f"{file} is empty" for file in ingested.empty),
         *(f"{n:,} rows quarantined: {reason}" for reason, n in ingested.reasons if not is_held),
+        *([f"the new rows are in, but files were not merged: {ingested.not_merged}"] if ingested.not_merged else []),
         *([ingested.account.warning] if ingested.account and ingested.account.warning else []),
         *of_outcomes,
     ]

@@ -19,7 +19,7 @@ from datasets.data_docs import docs_folder, docs_path, drop_old_docs, write_docs
 from datasets.erased import read_erased
 from datasets.freezing import freeze_snapshot, read_episodes
 from datasets.ingest import IngestReport, ingest_logs
-from datasets.journal import LakeError, refuse_altered
+from datasets.journal import AlteredFilesError, LakeError, refuse_altered
 from datasets.lake import Lake
 from datasets.logfiles import holds_logs
 from datasets.quarantine_replay import ReplayReport, replay_quarantine
@@ -114,8 +114,12 @@ def ingest(
     report = _take_in(workspace, lake, "steps", paths, on_rows)
     if outcomes:
         report = replace(report, outcomes=_take_in(workspace, lake, "outcomes", outcomes, on_rows))
-    with contextlib.suppress(LakeError):  # the batches are in; the next ingest tells of a full disk, and merges, too
+    try:
         compact_lake(workspace, lake)
+    except AlteredFilesError as error:  # the batches are in, and what is in them is whole
+        report = replace(report, not_merged=str(error))
+    except LakeError:
+        pass  # the batches are in; the next ingest tells of a full disk, and merges, too
     workspace.refresh_catalog(lake)
     for batch in (report.batch, report.outcomes.batch if report.outcomes else None):
         if batch is not None:
@@ -219,7 +223,7 @@ def snapshot(workspace: Workspace, *, judge_since: date | None = None) -> tuple[
     """Freezes the replay dataset; after a change of the world, `judge_since` is the first night that may judge."""
     lake = workspace.open_lake()
     _refuse_held_outcomes(lake)
-    refuse_altered([file for table in ("steps", "outcomes") for file in lake.files(table)])
+    refuse_altered([file for table in TABLES for file in lake.files(table)])
     before = read_erased(lake.root).hashes
     path, summary = freeze_snapshot(
         lake,

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import duckdb
 import pytest
 
 from datasets import ingest
@@ -130,6 +131,16 @@ def ask(lake: Lake, sql: str) -> list[tuple[Any, ...]]:
 def step_keys(lake: Lake) -> list[tuple[str, int]]:
     """Episode and step of every row of the lake, sorted."""
     return ask(lake, "SELECT episode_id, step FROM {steps} ORDER BY ALL")
+
+
+def change_bytes(lake: Lake, table: str = "steps", *, values: str = "source_line + 1 AS source_line") -> Path:
+    """Gives a file of a table other values under its name, as a disk may that changes a byte that no reader checks."""
+    file = next(Path(file) for file in sorted(lake.files(table)) if not Path(file).name.startswith("columns-"))
+    beside = file.with_name("changed")
+    read = f"read_parquet('{file}', hive_partitioning = false)"
+    duckdb.sql(f"SELECT * REPLACE ({values}) FROM {read}").write_parquet(str(beside), compression="zstd")
+    beside.replace(file)
+    return file
 
 
 def reasons_of(lake: Lake) -> list[str]:

@@ -12,10 +12,11 @@ from datasets import compaction, journal
 from datasets.compaction import LakeConfig, compact
 from datasets.duck import duck
 from datasets.history import vacuum
-from datasets.journal import LakeError
+from datasets.journal import AlteredFilesError, LakeError
 from datasets.lake import Lake
+from datasets.named_bytes import altered_files
 from datasets.tables import TABLES
-from tests.datasets.builders import ask, episode, lake_at, take_in, tiny, write_rows
+from tests.datasets.builders import ask, change_bytes, episode, lake_at, take_in, tiny, write_rows
 
 pytestmark = pytest.mark.usefixtures("quick_suite")
 
@@ -73,6 +74,19 @@ def test_only_what_has_too_many_files_is_merged(tmp_path: Path) -> None:
     assert lake.versions() == versions
     assert compact(lake, LakeConfig(compact_above=2)).tables == ("quarantine", "files", "batches", "steps")
     assert compact(lake, LakeConfig(compact_above=1)).tables == ()
+
+
+@pytest.mark.parametrize("table", ["steps", "quarantine"])
+def test_changed_bytes_are_never_merged_under_a_name_that_vouches_for_them(tmp_path: Path, table: str) -> None:
+    lake = many_batches(tmp_path, 3)
+    file, versions = change_bytes(lake, table), lake.versions()
+
+    with pytest.raises(AlteredFilesError, match="Restore these files from a backup") as told:
+        compact(lake, LakeConfig(), above=1)
+
+    assert str(file) in str(told.value)
+    assert lake.versions() == versions
+    assert altered_files(lake.files(table)) == [str(file)]
 
 
 def test_large_files_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ from datasets.privacy import KEY_VARIABLE, PrivacyError
 from datasets.retention import RetentionConfig, retire_rows
 from tests.datasets.builders import (
     ask,
+    change_bytes,
     counts_of,
     episode,
     lake_at,
@@ -438,6 +439,18 @@ def test_a_lake_of_its_own_is_taken_to_a_bucket_as_it_is(
         lake_at(tmp_path / "new", grown, machines.address).privacy_key()
     with pytest.raises(LakeError, match=r"is a copy of a lake in a bucket already"):
         upload_lake(own / "lake", grown, address)
+
+
+def test_a_lake_whose_bytes_have_changed_is_not_taken_to_a_bucket(machines: Machines, tmp_path: Path) -> None:
+    lake = lake_at(tmp_path / "own")
+    take_in(lake, machines.log("own", "a.jsonl", "e"))
+    whole = {file: Path(file).read_bytes() for file in lake.files("steps")}
+    file = change_bytes(lake)
+
+    with pytest.raises(LakeError, match=rf"{file.name}\. The disk has lost or changed them"):
+        upload_lake(lake.root, tiny(), parse_address(machines.address))
+    file.write_bytes(whole[str(file)])
+    assert upload_lake(lake.root, tiny(), parse_address(machines.address)).commit == 1
 
 
 def test_a_lake_is_not_taken_over_another(machines: Machines, tmp_path: Path) -> None:

@@ -10,9 +10,21 @@ import pytest
 
 from datasets import history, journal, lake, rewriting
 from datasets.duck import duck
+from datasets.journal import AlteredFilesError
 from datasets.lake import Lake, lake_lock
 from datasets.rewriting import Rewrite, rewrite_held, rewrite_rows
-from tests.datasets.builders import ask, episode, lake_at, step_keys, step_row, suite_says, take_in, tiny, write_rows
+from tests.datasets.builders import (
+    ask,
+    change_bytes,
+    episode,
+    lake_at,
+    step_keys,
+    step_row,
+    suite_says,
+    take_in,
+    tiny,
+    write_rows,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_suite")
 
@@ -104,6 +116,23 @@ def test_a_condition_may_ask_other_tables_and_null_is_not_true(tmp_path: Path) -
         "steps": 0,
     }
     assert len(step_keys(opened)) == 12
+
+
+@pytest.mark.parametrize("values", [None, {"decision_id": "NULL"}])
+def test_a_file_whose_bytes_have_changed_is_not_written_anew(tmp_path: Path, values: dict[str, str] | None) -> None:
+    opened = two_batches(tmp_path)
+    versions = opened.versions()
+    file = change_bytes(opened)
+    ((changed,),) = ask(opened, f"SELECT min(episode_id) FROM read_parquet('{file}')")
+
+    with pytest.raises(AlteredFilesError, match=file.name):
+        rewritten(opened, {"steps": Rewrite(f"episode_id = '{changed}'", values)})
+    assert opened.versions() == versions
+
+    others = {name for name, _ in step_keys(opened)} - {
+        name for (name,) in ask(opened, f"SELECT episode_id FROM read_parquet('{file}')")
+    }
+    assert rewritten(opened, {"steps": of_episode(others.pop())}) == {"steps": 3}  # of the whole file
 
 
 def test_nothing_to_remove_is_no_commit(tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ from deltalake import DeltaTable
 
 from datasets.clocks import ClockError
 from datasets.durable import append_record
+from datasets.journal import AlteredFilesError
 from datasets.snapshot import read_summary
 from pipelines import stages, upkeep
 from pipelines.workspace import Workspace, open_workspace
 from reports.history import Promotion
+from tests.datasets.builders import change_bytes
 from tests.pipelines.conftest import Run, edit
 
 
@@ -39,6 +41,20 @@ def test_an_ingest_merges_files_once_there_are_too_many(workspace: Workspace) ->
 
     assert n_files(opened, "batches") == 2
     assert opened.query("SELECT count(*), sum(n_lake) FROM batches").rows == ((3, 12_096),)
+
+
+def test_an_ingest_that_meets_changed_bytes_keeps_its_rows_and_names_the_file(workspace: Workspace, run: Run) -> None:
+    opened = configured(workspace, "[lake]\ncompact_above = 1")
+    file = change_bytes(opened.open_lake(), "batches", values="n_quarantined + 1 AS n_quarantined")
+    stages.simulate(opened, n_episodes=8)
+    answer = run(opened, "ingest")
+
+    told = " ".join(answer.err.split())
+    assert (answer.code, "the new rows are in, but files were not merged: Bytes of the lake" in told) == (0, True)
+    assert (str(file) in told, "Restore these files from a backup" in told) == (True, True)
+    assert opened.query("SELECT count(*) FROM batches").rows == ((2,),)
+    with pytest.raises(AlteredFilesError, match=file.name):
+        stages.snapshot(opened)
 
 
 def test_the_lake_is_compacted_from_a_shell(workspace: Workspace, run: Run) -> None:
