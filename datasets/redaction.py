@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +31,7 @@ from datasets.snapshot import (
     finish_erasures,
     open_snapshot,
 )
+from datasets.snapshot_bucket import set_checked, unchecked_snapshots
 from datasets.snapshot_writer import SnapshotWriter, StepBlock, count_splits, new_snapshot, rows_per_block
 
 
@@ -94,6 +95,36 @@ def redact_erased(path: Path, erased: Erased) -> Path | None:
     replay, _ = open_snapshot(path)
     gone = {name for name in set(replay.episode_ids) if erased.holds(EPISODE, name)}
     return redact_snapshot(path, gone) if gone else path
+
+
+def check_stored(folder: Path, remembered: Callable[[], Erased]) -> None:
+    """Does what `redact_erased` does to every snapshot that this machine has stored and not checked since.
+
+    A machine that dies between the two leaves a mark, from which the next command that calls this goes on. One whose
+    bytes have changed keeps its mark: nothing can be read from it, and frozen again it is checked.
+
+    Args:
+        folder: of the snapshots.
+        remembered: asks what the lake remembers now.
+
+    Raises:
+        SnapshotError, ObjectStoreError: as `redact_snapshot`; the mark stays.
+    """
+    looked_at = set[Path]()
+    # What is left of one is stored, too, and may have been overtaken in its turn.
+    while paths := [path for path in unchecked_snapshots(folder) if path not in looked_at]:
+        looked_at.update(paths)
+        with new_snapshot(folder):
+            pass  # waits for one that is being stored: only what is remembered afterwards tells whether it may stay
+        erased = remembered()
+        for path in paths:
+            if path.is_dir() and erased_mark(path) is None:
+                try:
+                    open_snapshot(path)
+                except SnapshotError:
+                    continue
+                redact_erased(path, erased)
+            set_checked(path)
 
 
 def _without(replay: Replay, summary: SnapshotSummary, gone: NDArray[np.bool_], staging: Path) -> Path:

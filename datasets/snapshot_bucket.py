@@ -41,6 +41,9 @@ STORED = ".stored.json"
 """In a snapshot's folder: which upload it is a copy of, and the tag of the object that says so."""
 _RETIRED = ".retired.json"
 """Beside the snapshots: the tags of those that are gone by age."""
+_UNCHECKED = ".unchecked-"
+"""How a file beside the snapshots begins that names one which was stored and not yet searched for who was erased
+meanwhile."""
 _STRAY_AFTER = timedelta(days=1)
 _LOCK_WAIT_S = 60.0
 
@@ -71,6 +74,8 @@ def pull_snapshots(folder: Path) -> None:
 def publish_snapshot(path: Path, files: Mapping[str, str]) -> None:
     """Uploads a snapshot that was just frozen, unless it is stored already: its files, and last what points at them.
 
+    It counts as unchecked then, until `set_checked`.
+
     Args:
         path: its folder.
         files: SHA-256 by name, without the description.
@@ -81,8 +86,24 @@ def publish_snapshot(path: Path, files: Mapping[str, str]) -> None:
     """
     behind = bucket_behind(path.parent)
     if behind is not None:
+        write_durably(_unchecked_mark(path), "")
         store_snapshot(behind.store, path, files)
         _remember(behind.store, path)
+
+
+def unchecked_snapshots(folder: Path) -> list[Path]:
+    """Snapshots that this machine has stored, or was about to, and not yet searched for who was erased meanwhile."""
+    marks = sorted(folder.glob(f"{_UNCHECKED}*"))
+    return [mark.with_name(mark.name.removeprefix(_UNCHECKED)) for mark in marks]
+
+
+def set_checked(path: Path) -> None:
+    """That nobody is in a snapshot who was erased while it was frozen."""
+    _unchecked_mark(path).unlink(missing_ok=True)
+
+
+def _unchecked_mark(path: Path) -> Path:
+    return path.with_name(f"{_UNCHECKED}{path.name}")
 
 
 def store_snapshot(store: ObjectStore, path: Path, files: Mapping[str, str]) -> None:

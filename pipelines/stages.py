@@ -23,10 +23,18 @@ from datasets.journal import AlteredFilesError, LakeError, refuse_altered
 from datasets.lake import Lake
 from datasets.logfiles import holds_logs
 from datasets.quarantine_replay import ReplayReport, replay_quarantine
-from datasets.redaction import redact_erased
 from datasets.replay import Replay
 from datasets.simulators.autoscaler_logs import SimulatedLogs, simulate_logs
-from datasets.snapshot import SnapshotError, SnapshotSummary, current_snapshot, erased_mark, open_snapshot, read_summary
+from datasets.snapshot import (
+    ErasedSnapshotError,
+    SnapshotError,
+    SnapshotSummary,
+    current_snapshot,
+    erased_mark,
+    open_snapshot,
+    read_summary,
+)
+from datasets.snapshot_bucket import set_checked
 from datasets.splits import gate_share
 from datasets.step_rules import ConstraintError
 from datasets.suite_process import SuiteError
@@ -63,7 +71,7 @@ from pipelines.readings import (
 from pipelines.serving.decision_log import mend_log
 from pipelines.training import VERSION_ZERO, StageError
 from pipelines.trainings import last_training
-from pipelines.upkeep import compact_lake
+from pipelines.upkeep import check_snapshots, compact_lake
 from pipelines.workspace import Workspace
 from reports.episode_columns import EPISODES
 from reports.estimators import on_policy_returns
@@ -224,6 +232,7 @@ def snapshot(workspace: Workspace, *, judge_since: date | None = None) -> tuple[
     lake = workspace.open_lake()
     _refuse_held_outcomes(lake)
     refuse_altered([file for table in TABLES for file in lake.files(table)])
+    check_snapshots(workspace)
     before = read_erased(lake.root).hashes
     path, summary = freeze_snapshot(
         lake,
@@ -233,12 +242,16 @@ def snapshot(workspace: Workspace, *, judge_since: date | None = None) -> tuple[
         judge_since=judge_since,
         whole_nights=workspace.config.ingest.as_of == "newest",
     )
-    erased = read_erased(workspace.open_lake().root)
-    if workspace.config.store.snapshots_address is None or erased.hashes == before:
+    if read_erased(workspace.open_lake().root).hashes == before:
+        set_checked(path)
         return path, summary
-    left = redact_erased(path, erased)  # by another machine, meanwhile; here an erasure waits for a night to end
-    if left is None:
-        raise StageError("All that was frozen was erased on another machine meanwhile. Run the same command again.")
+    check_snapshots(workspace)  # another machine has erased meanwhile; here an erasure waits for a night to end
+    try:
+        left = current_snapshot(path)
+    except ErasedSnapshotError as error:
+        raise StageError(
+            "All that was frozen was erased on another machine meanwhile. Run the same command again."
+        ) from error
     return left, read_summary(left)
 
 

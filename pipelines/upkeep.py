@@ -14,9 +14,11 @@ from typing import Any
 from datasets import snapshot_bucket
 from datasets.clocks import ClockError
 from datasets.compaction import Compaction, compact
+from datasets.erased import read_erased
 from datasets.history import vacuum
 from datasets.ingest import newest_timestamp
 from datasets.lake import Lake, lake_lock
+from datasets.redaction import check_stored
 from datasets.retention import retire_rows
 from datasets.snapshot import DESCRIPTION, SnapshotError, current_snapshot, read_summary
 from datasets.snapshot_bucket import retire_snapshot
@@ -59,6 +61,17 @@ def compact_lake(workspace: Workspace, lake: Lake, *, above: int | None = None) 
     return done
 
 
+def check_snapshots(workspace: Workspace) -> None:
+    """Takes out of the snapshots that this machine has stored in a bucket who was erased on another one meanwhile.
+
+    Also of those of a process that died in between.
+
+    Raises:
+        SnapshotError, ObjectStoreError: a snapshot cannot be redacted. The next night tries it again.
+    """
+    check_stored(workspace.snapshots_path, lambda: read_erased(workspace.open_lake().root))
+
+
 def retain(workspace: Workspace, *, dry_run: bool = False, may_empty: bool = False) -> Retained:
     """Removes what is older than `[retention]` says: rows, raw texts, snapshots, and files of former versions.
 
@@ -74,6 +87,8 @@ def retain(workspace: Workspace, *, dry_run: bool = False, may_empty: bool = Fal
     config = workspace.config.retention
     if not (dry_run or may_empty):
         _refuse_to_empty(lake, workspace.as_of(lake), config.steps_days)
+    if not dry_run:
+        check_snapshots(workspace)
     n_rows = retire_rows(lake, config, as_of=workspace.as_of(lake), at=at, dry_run=dry_run)
     snapshots = tuple(sorted(path.name for path in _aged_snapshots(workspace, at)))
     if not dry_run:

@@ -16,9 +16,15 @@ from datasets.erasure import erase_subject, named_subject
 from datasets.freezing import freeze_snapshot
 from datasets.lake import Lake, open_lake
 from datasets.object_store import ObjectMissingError, ObjectStore, open_store
-from datasets.redaction import redact_erased
-from datasets.snapshot import ErasedSnapshotError, SnapshotError, open_snapshot, read_summary
-from datasets.snapshot_bucket import ReplacedSnapshotError, pull_snapshots, retire_snapshot, sweep_uploads
+from datasets.redaction import check_stored, redact_erased
+from datasets.snapshot import ErasedSnapshotError, SnapshotError, current_snapshot, open_snapshot, read_summary
+from datasets.snapshot_bucket import (
+    ReplacedSnapshotError,
+    pull_snapshots,
+    retire_snapshot,
+    sweep_uploads,
+    unchecked_snapshots,
+)
 from datasets.snapshot_config import SnapshotConfig
 from tests.datasets.builders import NOON, episode, lake_at, step_row, suite_says, take_in, tiny, write_rows
 
@@ -205,6 +211,44 @@ def test_what_was_erased_while_another_machine_froze_goes_from_what_it_froze(
     assert open_snapshot(left)[0].episode_ids.tolist() == ["a", "c", "cut"]
     assert [each.key for each in store.list(path.name)] == []
     assert redact_erased(left, read_erased(lake.root)) == left
+
+
+def test_a_machine_that_died_after_it_stored_a_snapshot_leaves_a_mark_by_which_it_is_checked(
+    lake: Lake, machines: tuple[Path, Path], tmp_path: Path, store: ObjectStore
+) -> None:
+    first, second = machines
+    before = open_lake(shutil.copytree(lake.root, tmp_path / "before"), tiny())
+    subject = named_subject(lake.contract, None, episode="b", named=None)
+    erase_subject(lake, subject, None, first, at=datetime(2024, 6, 1, tzinfo=UTC))
+    path = freeze(before, second)  # and here the machine dies
+    assert unchecked_snapshots(second) == [path]
+
+    check_stored(second, lambda: read_erased(lake.root))
+    assert unchecked_snapshots(second) == []
+    assert [each.key for each in store.list(path.name)] == []
+    pull_snapshots(first)
+    assert open_snapshot(current_snapshot(first / path.name))[0].episode_ids.tolist() == ["a", "c", "cut"]
+
+
+def test_a_snapshot_whose_upload_was_cut_off_is_checked_and_one_that_is_gone_forgotten(
+    lake: Lake, machines: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = machines
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("datasets.snapshot_bucket.store_snapshot", killed)
+        with pytest.raises(KeyboardInterrupt):
+            freeze(lake, first)
+    (path,) = unchecked_snapshots(first)
+    check_stored(first, lambda: read_erased(lake.root))
+    assert unchecked_snapshots(first) == []  # nobody was erased
+    assert freeze(lake, first) == path
+    shutil.rmtree(path)
+    check_stored(first, lambda: read_erased(lake.root))
+    assert unchecked_snapshots(first) == []
 
 
 def test_a_retired_snapshot_leaves_every_machine_and_can_be_frozen_again(
