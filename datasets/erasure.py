@@ -311,10 +311,10 @@ def _take_out(lake: Lake, snapshots_path: Path, intent: Mapping[str, Any]) -> No
     }
     rewrite_held(lake, rewrites)
     _correct_held_accounts(lake)
-    rewrite_rows(lake, rewrites, reason="erased", at=at, purge=True)
     # A table without such a row may have had one: a replay takes rows out of quarantine, and its former files still lie
-    # there until the next vacuum.
-    lake.purge(rewrites)
+    # there, and on every machine with a copy, until the next vacuum. So all of them are purged, everywhere.
+    if not any(rewrite_rows(lake, rewrites, reason="erased", at=at, purge=True).values()):
+        lake.commit({}, purge=tuple(rewrites))
     # The index holds hashes of identities, those of erased rows among them; it is made anew from the lake.
     shutil.rmtree(lake.root / "_identities", ignore_errors=True)
     (lake.root / "validation.json").unlink(missing_ok=True)  # of the lake as it was; `validate` makes it anew

@@ -107,13 +107,13 @@ def write_journal(
     retired: Mapping[str, list[Retired]],
     *,
     same_rows: bool,
-    purge: bool,
+    purge: Iterable[str],
 ) -> None:
     """Writes down a commit whose files are on the disk. From here on it will happen.
 
     Args:
         same_rows: whether the tables' rows stay as they were, which spares followers of the tables a second look.
-        purge: whether what the changed tables no longer hold is taken from the disk at once.
+        purge: tables of which what they no longer hold is taken from the disk at once.
     """
     changed = [table for table in TABLES if staged.get(table) or retired.get(table)]
     for table in changed:
@@ -138,7 +138,7 @@ def write_journal(
             for table in changed
         },
         "same_rows": same_rows,
-        "purge": changed if purge else [],
+        "purge": list(purge),
     }
     write_durably(journal_path(root), json.dumps(journal))
 

@@ -158,7 +158,7 @@ class Lake:
         retired: Mapping[str, list[Retired]] | None = None,
         *,
         same_rows: bool = False,
-        purge: bool = False,
+        purge: Iterable[str] = (),
     ) -> int:
         """Makes the staged files part of their tables and takes the retired ones out, all or none.
 
@@ -166,8 +166,8 @@ class Lake:
 
         Args:
             same_rows: whether the tables' rows stay as they were.
-            purge: whether what the changed tables no longer hold is taken from the disk before the commit counts as
-                complete: old files and the log of them.
+            purge: tables, changed or not, of which what they no longer hold is taken from every machine's disk, and
+                from the bucket, before the commit counts as complete there: old files and the log of them.
 
         Returns:
             The commit's number.
@@ -216,11 +216,6 @@ class Lake:
         bucket = self.bucket
         return key_for(self.contract, self.root, agree=lambda said: bucket.agree("privacy.json", said))
 
-    def purge(self, tables: Iterable[str]) -> None:
-        """Takes from the disk, and from the bucket, what tables held once. The caller holds the lake's lock."""
-        purge_history(self.root, tables)
-        self.collect_garbage()
-
     def collect_garbage(self, *, dry_run: bool = False) -> list[str]:
         """Deletes from the bucket what the lake will never rest on again; nothing where there is no bucket.
 
@@ -236,7 +231,7 @@ class Lake:
         retired: Mapping[str, list[Retired]],
         *,
         same_rows: bool,
-        purge: bool,
+        purge: Iterable[str],
     ) -> None:
         """Commits in the bucket, together with what has changed beside the tables, and learns the commit from there."""
         known = known_state(self.root)
@@ -247,14 +242,13 @@ class Lake:
         assert known.number == self.commit_number()
         added = bucket.upload_files(staged)
         removed = {table: tuple(file.name for file in files) for table, files in retired.items() if files}
-        changed = tuple(table for table in TABLES if added.get(table) or removed.get(table))
         entry = new_entry(
             known.number + 1,
             added=added,
             removed=removed,
             sides=upload_sides(self.root, bucket),
             same_rows=same_rows,
-            purge=changed if purge else (),
+            purge=tuple(purge),
         )
         bucket.publish(entry, known)
         paths = {(table, file.name): file.path for table, files in staged.items() for file in files}

@@ -49,8 +49,9 @@ def rewrite_rows(
         rewrites: by table.
         reason: recorded with the removed rows.
         at: recorded with the removed rows.
-        purge: whether the rows are taken from the disk before the commit counts as complete, too: old files, the log
-            of them, and what lies in the staging folder. Without it they go with the next vacuum.
+        purge: whether the rows are taken from the disk before the commit counts as complete, too: old files of all
+            tables that are named, changed or not, the log of them, and what lies in the staging folder. Without it
+            they go with the next vacuum.
 
     Returns:
         How many rows were removed or changed, by table.
@@ -64,7 +65,7 @@ def rewrite_rows(
     try:
         changes = stage_rewrites(lake, rewrites, lake.staging_path / "rewriting", reason=reason, at=at)
         if any(changes.n_rows.values()):
-            lake.commit(changes.staged, changes.retired, purge=purge)
+            lake.commit(changes.staged, changes.retired, purge=tuple(rewrites) if purge else ())
         return changes.n_rows
     finally:
         if not lake.journal_path.exists():  # an unfinished commit still needs its files

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import duckdb
 import pytest
 
 from datasets import ingest
@@ -138,7 +137,8 @@ def change_bytes(lake: Lake, table: str = "steps", *, values: str = "source_line
     file = next(Path(file) for file in sorted(lake.files(table)) if not Path(file).name.startswith("columns-"))
     beside = file.with_name("changed")
     read = f"read_parquet('{file}', hive_partitioning = false)"
-    duckdb.sql(f"SELECT * REPLACE ({values}) FROM {read}").write_parquet(str(beside), compression="zstd")
+    with duck() as connection:
+        connection.execute(f"COPY (SELECT * REPLACE ({values}) FROM {read}) TO '{beside}' (FORMAT parquet)")
     beside.replace(file)
     return file
 

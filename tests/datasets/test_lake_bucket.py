@@ -22,14 +22,18 @@ from datasets.batches import list_batches, reject_batch, release_batch
 from datasets.compaction import LakeConfig, compact
 from datasets.compatibility import IncompatibleContractError
 from datasets.erasure import Subject, erase_subject
+from datasets.ingest import IngestConfig
 from datasets.journal import LakeError, refuse_altered
-from datasets.lake import Lake, until_committed
+from datasets.lake import Lake, lake_lock, until_committed
 from datasets.lake_bucket import CommitConflictError, OtherLakeError
 from datasets.lake_upload import upload_lake
 from datasets.object_store import ObjectStore, StoreUnreachableError
 from datasets.privacy import KEY_VARIABLE, PrivacyError
+from datasets.quarantine_replay import replay_quarantine
 from datasets.retention import RetentionConfig, retire_rows
+from datasets.rewriting import Rewrite, rewrite_rows
 from tests.datasets.builders import (
+    NOON,
     ask,
     change_bytes,
     counts_of,
@@ -550,6 +554,35 @@ def test_an_erased_subject_leaves_the_bucket_and_every_copy_and_never_comes_back
         assert _n_rows_on_disk(lake) == 3
     again = take_in(one, machines.log("one", "again.jsonl", "secret-episode"))
     assert counts_of(again) == {"in": 3, "erased": 3}
+
+
+@pytest.mark.parametrize("retired", [False, True])
+def test_an_erasure_reaches_what_tables_held_once_in_every_copy(
+    machines: Machines, tmp_path: Path, retired: bool
+) -> None:
+    one = machines.lake("one")
+    rows = [*episode("stays"), step_row("gone-one", action="jump")]
+    take_in(one, write_rows(machines.folder / "one" / "a.jsonl", rows))
+    machines.lake("two")
+    wide = {"actions": {"names": ["down", "hold", "up", "jump"]}}
+    one = machines.lake("one", **wide)
+    replay_quarantine(one, IngestConfig(), as_of=NOON, at=AT)  # out of quarantine, where the row's former file stays
+    if retired:  # then no table holds it any more
+        with lake_lock(one):
+            rewrite_rows(one, {"steps": Rewrite("episode_id = 'gone-one'")}, reason="old", at=AT)
+    two = machines.lake("two", **wide)
+    assert _on_disk(two, "gone-one") != []
+
+    erase_subject(one, Subject("", ("gone-one",), "gone-one"), None, tmp_path / "s", at=AT)
+    for machine in ("one", "two"):
+        assert _on_disk(machines.lake(machine, **wide), "gone-one") == []
+        assert step_keys(machines.lake(machine, **wide)) == _rows("stays")
+
+
+def _on_disk(lake: Lake, name: str) -> list[Path]:
+    """Parquet files of the tables whose rows name an episode, also of former versions."""
+    files = [path for table in ("steps", "quarantine") for path in (lake.root / table).rglob("*.parquet")]
+    return [p for p in files if "_delta_log" not in p.parts and name in pq.read_table(p)["episode_id"].to_pylist()]
 
 
 def _n_rows_on_disk(lake: Lake) -> int:
