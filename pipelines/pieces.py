@@ -154,7 +154,9 @@ def _remove_left(folder: Path) -> None:
     """What processes of this machine that were killed have left."""
     host = f"{os.uname().nodename}-"
     for left in folder.glob(f"{host}*"):
-        if not Path(f"/proc/{left.name.removeprefix(host)}").exists():
+        process = left.name.removeprefix(host)
+        # Else it is of another host, whose name begins like that of this one: its processes are not seen here.
+        if process.isdecimal() and not Path(f"/proc/{process}").exists():
             shutil.rmtree(left, ignore_errors=True)
 
 

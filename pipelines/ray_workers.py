@@ -18,7 +18,15 @@ from pipelines.metrics.usage import used_elsewhere
 from pipelines.piece_task import packed_piece_task, workers_reach_server
 from pipelines.pieces import Done, EngineError, Parcels, Piece, in_flow, refuse_others, work_out_packed
 
-_LOST = (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.RaySystemError)
+_LOST = (
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.RaySystemError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.LocalRayletDiedError,
+    ray.exceptions.ObjectLostError,
+    ray.exceptions.OwnerDiedError,
+)
 
 _TRIES = 4
 

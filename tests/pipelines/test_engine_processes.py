@@ -58,6 +58,23 @@ def test_a_scheduler_that_does_not_answer_is_named_with_its_remedy(
         spread("limit", partial(sum_above, np.ones(3)), [0.1, 0.5])
 
 
+@pytest.mark.parametrize(
+    "kind", ["NodeDiedError", "LocalRayletDiedError", "ObjectLostError", "OwnerDiedError", "WorkerCrashedError"]
+)
+def test_ray_workers_that_are_lost_in_whatever_way_are_told_with_the_remedy(kind: str) -> None:
+    ray_workers = pytest.importorskip("pipelines.ray_workers")
+    lost = getattr(ray_workers.ray.exceptions, kind)
+    error = lost("00", None, "") if kind in ("ObjectLostError", "OwnerDiedError") else lost("the node has gone")
+
+    def result() -> None:
+        raise error
+
+    workers = ray_workers.RayWorkers.__new__(ray_workers.RayWorkers)  # one that has been started, and then lost
+    said = rf"^The Ray workers ended while they were at limit 1 of 2 \({kind}\).*`offline-dqn nightly` goes on"
+    with pytest.raises(EngineError, match=said):
+        workers._waiting(result, "limit 1 of 2")()
+
+
 def end_the_process(item: int) -> None:
     os._exit(item)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import pickle
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from datasets.spreading import Spread, one_by_one
 from pipelines import engines, readings
 from pipelines.engine_config import EngineConfig
 from pipelines.engines import spreading
-from pipelines.pieces import EngineError, NotSharedError, pack, refuse_others, work_out_packed
+from pipelines.pieces import EngineError, NotSharedError, Parcels, Piece, pack, refuse_others, work_out_packed
 from pipelines.workspace import Workspace
 from reports.records import evaluation_to_json
 
@@ -114,6 +116,18 @@ def test_a_mapped_array_travels_as_the_path_of_its_file(tmp_path: Path) -> None:
     (tmp_path / "rewards.npy").unlink()
     with pytest.raises(NotSharedError, match=r"cannot read .*rewards\.npy: .*mount its folder under the same path"):
         work_out_packed(function, item, "piece 1 of 1")
+
+
+def test_parcels_of_killed_processes_of_this_host_go_and_those_of_other_hosts_stay(tmp_path: Path) -> None:
+    host = os.uname().nodename
+    gone, other, alive = (
+        tmp_path / name for name in (f"{host}-99999999", f"{host}-b-99999999", f"{host}-{os.getppid()}")
+    )
+    for folder in (gone, other, alive):
+        folder.mkdir()
+    with ExitStack() as stack:
+        list(Parcels(tmp_path, stack).packed([Piece("large 1 of 1", functools.partial(len, b"x" * 10_000_000), None)]))
+        assert [folder.exists() for folder in (gone, other, alive)] == [False, True, True]
 
 
 def test_workers_that_would_find_other_numbers_are_refused() -> None:
