@@ -134,7 +134,7 @@ class Tracking:
 
     def aliases(self) -> dict[str, int]:
         """The release of each alias."""
-        releases = {str(v.version): int(v.tags["release"]) for v in self._versions()}
+        releases = {str(v.version): int(v.tags["release"]) for v in self._all_versions()}
         aliases = self._client.get_registered_model(self._name).aliases
         return {alias: releases[str(version)] for alias, version in aliases.items() if str(version) in releases}
 
@@ -186,6 +186,11 @@ class Tracking:
         return f"offline-dqn://{self._name}/releases" if served else "releases"
 
     def _versions(self) -> list[Any]:
+        """One version of each release: the first, where two machines that share a database have both registered it."""
+        latest_first = sorted(self._all_versions(), key=lambda v: int(v.version), reverse=True)
+        return list({int(v.tags["release"]): v for v in latest_first}.values())
+
+    def _all_versions(self) -> list[Any]:
         versions: list[Any] = []
         token = None
         while token != "":

@@ -382,6 +382,28 @@ def test_training_run_belongs_to_its_release(workspace: Path) -> None:
     assert len(client.search_runs([run.info.experiment_id])) == 1  # once, however often the registry is opened
 
 
+def test_a_release_that_two_machines_have_registered_is_told_by_its_first_version(workspace: Path) -> None:
+    from mlflow import MlflowClient
+
+    registry = open_registry(workspace)
+    number = add_release(registry, training=LONG_TRAINING)
+    client = MlflowClient(tracking_uri=f"sqlite:///{workspace / 'mlflow.db'}")
+    (first,) = client.search_model_versions("name = 'autoscaler'")
+    tags = {**first.tags, "digest": "0" * 64}
+    del tags["run_id"]
+    client.create_model_version("autoscaler", source="releases/1", tags=tags)
+
+    tracking = Tracking(workspace / "mlflow.db", "autoscaler")
+    before = tracking.digests()
+    tracking.expect(number, "1" * 64)  # what is written is what is read
+    assert tracking.digests() == {number: before[number] | {"1" * 64}}
+    assert tracking.without_run() == []
+    for _ in range(2):
+        assert [release.intact for release in open_registry(workspace).releases()] == [True]
+    (run,) = client.search_runs([client.get_experiment_by_name("autoscaler").experiment_id])
+    assert run.info.run_id == first.tags["run_id"]  # neither deleted nor logged anew
+
+
 @pytest.mark.parametrize("cut_off_by", ["log_run", "_version"])
 def test_curves_that_a_crash_cut_off_are_logged_at_the_next_opening(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, cut_off_by: str
