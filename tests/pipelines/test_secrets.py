@@ -34,6 +34,8 @@ def test_a_night_that_trains_and_one_that_fails_write_and_print_no_secret(worksp
     settings = workspace.root / "offline_dqn.toml"
     edit(settings, "n_updates = 800", "n_updates = 20")
     told = '[notify]\npage = ["OFFLINE_DQN_PAGE_URL"]\nticket = ["OFFLINE_DQN_TICKET_URL"]\ntimeout_s = 2\n'
+    told += '[tracing]\nendpoint = "http://127.0.0.1:9/v1/traces"\ntimeout_s = 0.5\n'
+    told += '[sentry]\ndsn = "OFFLINE_DQN_SENTRY_DSN"\ntimeout_s = 0.5\n'
     settings.write_text(f'{told}[metrics]\nserver = "http://127.0.0.1:9/metrics"\n{settings.read_text()}')
     contract = workspace.root / "contract.toml"
     contract.write_text(f'{contract.read_text()}\n[privacy]\nhash = ["user_id"]\n')
@@ -45,12 +47,15 @@ def test_a_night_that_trains_and_one_that_fails_write_and_print_no_secret(worksp
     failed = run(workspace, "nightly")
     status = run(workspace, "notify", "status")
     releases = run(workspace, "releases")
+    asked = run(workspace, "sentry", "test")
 
     assert (trained.code, failed.code) == (0, 1), failed.err
     assert [
         json.loads(line)["taken"] for line in (workspace.root / "notify" / "sent.jsonl").open()
     ] != []  # it was used
-    printed = "".join(answer.out + answer.err for answer in (trained, failed, status, releases))
+    assert "spans of the trace were not delivered" in trained.out
+    assert "Sentry did not take it" in asked.err + asked.out
+    printed = "".join(answer.out + answer.err for answer in (trained, failed, status, releases, asked))
     assert [secret for secret in NEEDLES if secret in printed] == []
     database = Path(urlsplit(str(PREFECT_SERVER_DATABASE_CONNECTION_URL.value())).path)
     assert b"night 20" in database.read_bytes() or list(database.parent.glob("*-wal"))  # the right one: it has the run
