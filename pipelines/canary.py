@@ -315,11 +315,14 @@ def abort_canary(workspace: Workspace, *, reviewer: str, reason: str, as_of: dat
 
 def override_advance(workspace: Workspace, *, reviewer: str, reason: str, as_of: datetime) -> Canary:
     """Takes the next step by hand, without enough evidence for it; never promotes, and never beyond the certified share
-    unless the canary was started so.
+    unless the canary was started so. A spent error budget is overridden too, and recorded with the reason.
 
     Raises:
-        CanaryRefusedError: none runs, nobody or no reason is named, or the next step is promotion.
+        CanaryRefusedError: none runs, nobody or no reason is named, the kill switch is thrown, or the next step is
+            promotion.
     """
+    from pipelines.promoting import refuse_spent_budget
+
     if not reviewer.strip() or not reason.strip():
         raise CanaryRefusedError("Who takes the step, and why? --reviewer NAME --override WHY.")
     with canary_lock(workspace):
@@ -329,7 +332,14 @@ def override_advance(workspace: Workspace, *, reviewer: str, reason: str, as_of:
                 f"The next step is promotion, which the canary's evidence alone may take. `offline-dqn promote "
                 f"{canary.release} --reviewer NAME` promotes it on the gate's word."
             )
-        note = Override(reviewer=reviewer.strip(), reason=reason.strip())
+        disabled = read_switch(workspace.serving_path)
+        if disabled is not None:
+            raise CanaryRefusedError(
+                f"The kill switch was thrown by {disabled.by} ({disabled.note or 'no note'}), so no step is taken. "
+                "`offline-dqn enable --reviewer NAME` lets releases act again; then take the step."
+            )
+        although = refuse_spent_budget(workspace, canary.release, override=True)
+        note = Override(reviewer=reviewer.strip(), reason=reason.strip() + although)
         return _advance(workspace, canary, as_of, override=note.model_dump())
 
 

@@ -6,7 +6,7 @@ from pipelines.excluding import taint_of
 from pipelines.lapsing import why_lapsed
 from pipelines.live_nights import freshness_of_release
 from pipelines.readings import reading_behind, snapshot_of
-from pipelines.slo.standing import why_stopped
+from pipelines.slo.standing import stopped_now
 from pipelines.stages import held_outcomes
 from pipelines.workspace import Workspace
 from reports.history import Promotion, Rejection
@@ -19,7 +19,7 @@ class LapsedError(PromotionRefusedError):
 
 
 class BudgetStopsError(PromotionRefusedError):
-    """An error budget is spent."""
+    """An error budget is spent, or the policy server that would tell does not answer."""
 
 
 class ExcludedError(PromotionRefusedError):
@@ -117,18 +117,18 @@ def refuse_spent_budget(workspace: Workspace, release: int, *, override: bool) -
     """While the service owes its users, nothing new is tried on them.
 
     Returns:
-        What was overridden, for the history; "" where no budget is spent.
+        What was overridden, for the history; "" where nothing stops promotions.
 
     Raises:
-        BudgetStopsError: one is, and that is not overridden.
+        BudgetStopsError: one is, or the policy server cannot be asked, and that is not overridden.
     """
-    stopped = why_stopped(workspace)
-    if stopped and not override:
+    stopped = stopped_now(workspace)
+    if stopped.why and not override:
         raise BudgetStopsError(
-            f"Release {release} cannot be promoted: {stopped} Wait until the window of [slo] has left the cause "
-            "behind; or, where this release is the remedy, give --override and a --note that says why."
+            f"Release {release} cannot be promoted: {stopped.why} {stopped.remedy} Or, where this release is the "
+            "remedy, give --override and a --note that says why."
         )
-    return f" (although: {stopped})" if stopped else ""
+    return f" (although: {stopped.why})" if stopped.why else ""
 
 
 def refuse_other_rules(workspace: Workspace, release: int) -> None:

@@ -23,7 +23,7 @@ class NightEvents:
     """What was counted in a night.
 
     Attributes:
-        night: UTC date.
+        night: UTC date; where nights themselves are the events, the date of the deadline in its own time zone.
         n_events: all that are judged.
         n_bad: those of them that went wrong.
     """

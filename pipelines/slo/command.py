@@ -21,17 +21,17 @@ slo_app = typer.Typer(rich_markup_mode=None)
 def slo(
     workspace: WorkspaceOption = Path(),
     check: Annotated[
-        bool, typer.Option("--check", help="End with exit code 3 where a spent budget stops promotions.")
+        bool, typer.Option("--check", help="End with exit code 3 where promotions are stopped now.")
     ] = False,
     as_of: AsOfOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """What is left of each error budget, and how fast it burns."""
-    from pipelines.slo.standing import standings
+    from pipelines.slo.standing import standings, stopped_now
 
     opened = open_workspace_of(workspace, as_of)
     found, warnings = standings(opened, live=True)
-    stopped = [standing.objective.name for standing in found if standing.stops]
+    stopped = list(stopped_now(opened).by)  # of now, whatever --as-of shows
     if as_json:
         values = {standing.objective.name: standing.to_json() for standing in found}
         console.print_json({"slo": values, "promotions_stopped_by": stopped, "warnings": warnings})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 
 from pipelines.metrics.history import NightMetrics
 from pipelines.metrics.server import Counters
@@ -110,7 +110,7 @@ def _in_charge(nights: Mapping[date, NightMetrics]) -> Counted:
 
 
 def _on_time(config: NightsConfig, records: Sequence[NightRecord], now: datetime, window_nights: int) -> Counted:
-    """One event for each day whose deadline has passed since the first night that ended."""
+    """One event for each day of the deadline's zone whose deadline has passed since the first night that ended."""
     absent = "no deadline has passed since the first nightly run ended"
     ended = [(datetime.fromisoformat(r.ended_at), r.decision) for r in records if r.ended_at]
     if not ended:
@@ -124,5 +124,5 @@ def _on_time(config: NightsConfig, records: Sequence[NightRecord], now: datetime
         if not first <= by <= now:
             continue
         in_time = any(after <= at <= by and decision != "batch held" for at, decision in ended)
-        events.append(NightEvents(by.astimezone(UTC).date(), 1, 0 if in_time else 1))
+        events.append(NightEvents(day, 1, 0 if in_time else 1))
     return Counted(events[::-1], absent)

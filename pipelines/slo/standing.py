@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -14,6 +14,9 @@ from pipelines.slo.config import ObjectiveConfig
 from pipelines.slo.events import counted_events
 from pipelines.workspace import Workspace
 from reports.error_budgets import ErrorBudget, Objective, error_budget
+
+_OF_SERVER = frozenset({"availability", "latency"})
+"""Objectives that the policy server counts."""
 
 
 @dataclass(frozen=True)
@@ -59,45 +62,104 @@ def standings(workspace: Workspace, *, live: bool, now: datetime | None = None) 
         live: ask the policy server what it has counted since the last night; else the records of nights alone tell.
         now: by the clock.
     """
-    config = workspace.config.slo
-    if not config.tables():
+    if not workspace.config.slo.tables():
         return [], []
     now = (now or datetime.now(UTC)).astimezone(UTC)
-    by_the_log = workspace.given_as_of is not None or workspace.config.ingest.as_of == "newest"
-    today = workspace.as_of(workspace.open_lake()).astimezone(UTC).date() if by_the_log else now.date()
-    reading, warnings = _read(workspace, today) if live else (None, [])
+    by_hand = workspace.given_as_of
+    today = _newest_day(workspace, now) if by_hand is None else by_hand.astimezone(UTC).date()
+    server, unread = _read(workspace) if live else (None, "")
+    warnings = [f"{unread}; what it counted since the last night is missing from availability and latency"]
+    return _standings(workspace, today, server, now), warnings if unread else []
+
+
+def _standings(workspace: Workspace, today: date, server: Counters | None, now: datetime) -> list[Standing]:
+    config = workspace.config.slo
     nights, records = MetricHistory(workspace.metrics_path).nights(), read_nights(workspace.nights_path)
+    reading = None if server is None else (today, server)
     counted = counted_events(config, nights, records, now=now, reading=reading)
     tables: Mapping[str, ObjectiveConfig] = config.tables()
     found = []
     for name, objective in config.objectives().items():
         # Runs are counted by the clock, and all else by the log's time, which for a simulated log is another.
-        newest = now.date() if objective.nightly else today
+        clock = config.nights if objective.nightly else None
+        newest = today if clock is None else now.astimezone(clock.zone).date()
         budget = error_budget(objective, counted[name].nights, newest)
         absent = counted[name].absent if budget is None else ""
         found.append(Standing(objective, tables[name].stops_promotions, budget, absent))
-    return found, warnings
+    return found
 
 
-def _read(workspace: Workspace, today: date) -> tuple[tuple[date, Counters] | None, list[str]]:
+def _newest_day(workspace: Workspace, now: datetime) -> date:
+    """By the clock, or by the log's newest timestamp where that is configured; never as somebody gives it."""
+    if workspace.config.ingest.as_of != "newest":
+        return now.date()
+    return replace(workspace, given_as_of=None).as_of(workspace.open_lake()).astimezone(UTC).date()
+
+
+def _read(workspace: Workspace) -> tuple[Counters | None, str]:
+    """What the policy server has counted, or why that is not known; neither where nothing rests on it."""
     address, tables = workspace.config.metrics.server, workspace.config.slo.tables()
-    if address is None or not {"availability", "latency"} & set(tables):
-        return None, []
+    if address is None or not _OF_SERVER & set(tables):
+        return None, ""
     try:
-        return (today, read_server(address)), []
+        return read_server(address), ""
     except ReadingError as error:
-        return None, [f"{error}; what it counted since the last night is missing from availability and latency"]
+        return None, str(error)
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """What stops promotions now.
+
+    Attributes:
+        by: names of objectives: those that are spent, and those that nobody can tell.
+        why: in sentences; "" where nothing does.
+        remedy: what to do, in a sentence.
+    """
+
+    by: tuple[str, ...] = ()
+    why: str = ""
+    remedy: str = ""
+
+
+def stopped_now(workspace: Workspace, *, now: datetime | None = None) -> Stopped:
+    """What forbids promotions: a spent budget, or a policy server that is to be asked for one and does not answer.
+
+    The instant that was given for now plays no part, else another one would bring a spent budget back. The window ends
+    at the clock or the log's newest timestamp, and also at the newest night that was measured if that lies later.
+    """
+    tables = workspace.config.slo.tables()
+    if not tables:
+        return Stopped()
+    now = (now or datetime.now(UTC)).astimezone(UTC)
+    server, unread = _read(workspace)
+    today = _newest_day(workspace, now)
+    ends = sorted({today, max([today, *MetricHistory(workspace.metrics_path).nights()])})
+    spent: dict[str, ErrorBudget] = {}
+    for end in ends:
+        for standing in _standings(workspace, end, server, now):
+            if standing.stops and standing.budget is not None:
+                spent[standing.objective.name] = standing.budget
+    blind = [name for name, table in tables.items() if unread and name in _OF_SERVER and table.stops_promotions]
+    why, remedy = [], []
+    if spent:
+        budgets = "error budget is spent" if len(spent) == 1 else "error budgets are spent"
+        why.append(f"The {budgets}: {'; '.join(map(in_words, spent.values()))}.")
+        remedy.append("Wait until the window of [slo] has left the cause behind.")
+    if blind:
+        why.append(
+            f"The policy server cannot be asked what is left of {' and '.join(blind)}: {unread.removesuffix('.')}."
+        )
+        remedy.append("Start the policy server, or mend `server` under [metrics] in offline_dqn.toml.")
+    if not why:
+        return Stopped()
+    why.append("`offline-dqn slo` shows it; `offline-dqn rollback` is never refused.")
+    return Stopped(tuple(dict.fromkeys([*spent, *blind])), " ".join(why), " ".join(remedy))
 
 
 def why_stopped(workspace: Workspace) -> str:
-    """Why nothing may be promoted now, in sentences; "" where no budget is spent."""
-    found, _ = standings(workspace, live=True)
-    spent = [standing for standing in found if standing.stops]
-    if not spent:
-        return ""
-    listed = "; ".join(in_words(standing.budget) for standing in spent if standing.budget is not None)
-    budgets = "error budget is spent" if len(spent) == 1 else "error budgets are spent"
-    return f"The {budgets}: {listed}. `offline-dqn slo` shows it; `offline-dqn rollback` is never refused."
+    """Why nothing may be promoted now, in sentences; "" where nothing stops it."""
+    return stopped_now(workspace).why
 
 
 def in_words(budget: ErrorBudget) -> str:

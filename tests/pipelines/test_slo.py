@@ -6,7 +6,7 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,19 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from datasets.settings import SettingsError
 from pipelines import promoting
-from pipelines.canary import evaluate_canary
+from pipelines.canary import CanaryRefusedError, evaluate_canary, override_advance
+from pipelines.canary_state import read_events
 from pipelines.metrics.exposition import export
 from pipelines.metrics.history import MetricHistory
 from pipelines.metrics.values import Values
 from pipelines.nights import NightRecord, append_night
 from pipelines.notify.budgets import BUDGET, BURN, budget_notices
+from pipelines.serving.switch import disable, enable
+from pipelines.slo.config import SloConfig
+from pipelines.slo.events import counted_events
 from pipelines.slo.standing import standings, why_stopped
 from pipelines.workspace import Workspace, open_workspace
-from tests.pipelines.canary_world import Server, shifted, started, tiny_workspace
+from tests.pipelines.canary_world import START, Server, shifted, started, tiny_workspace
 from tests.pipelines.conftest import Run
 
 NIGHT = date(2026, 1, 5)
@@ -154,9 +158,31 @@ def test_what_does_not_stop_promotions_is_shown_and_stops_none(workspace: Worksp
 
 def test_a_bad_night_that_leaves_the_window_stops_nothing_any_more(workspace: Workspace) -> None:
     aged = configured(workspace, ALL)
+    measured(aged, NIGHT - timedelta(days=28), broken=(50, 1000))
+    assert why_stopped(aged) == ""
     measured(aged, NIGHT - timedelta(days=27), broken=(50, 1000))
-    assert "safety" in why_stopped(open_workspace(aged.root))
-    assert why_stopped(open_workspace(aged.root, datetime(2026, 1, 6, tzinfo=UTC))) == ""
+    assert "safety" in why_stopped(aged)
+
+
+def test_another_now_brings_no_spent_budget_back(fresh: Workspace) -> None:
+    today = datetime.now(UTC)
+    spent = configured(fresh, "[slo.safety]\nobjective = 0.99\n")
+    measured(spent, today.date(), broken=(50, 1000))
+    for days in (-400, 400):
+        moved = open_workspace(spent.root, today + timedelta(days=days))
+        assert standings(moved, live=False)[0][0].state == "unknown"
+        assert "safety (50 bad of 1,000" in why_stopped(moved)
+
+
+def test_a_bad_night_ahead_of_the_clock_and_a_good_one_far_ahead_both_count(fresh: Workspace) -> None:
+    today = datetime.now(UTC).date()
+    spent = configured(fresh, "[slo.safety]\nobjective = 0.99\n")
+    measured(spent, today + timedelta(days=3), broken=(50, 1000))
+    assert "safety" in why_stopped(spent)
+    measured(spent, today + timedelta(days=3), broken=(0, 1000))
+    measured(spent, today, broken=(50, 1000))
+    measured(spent, today + timedelta(days=400), broken=(0, 1000))
+    assert "safety" in why_stopped(spent)
 
 
 def test_the_view_tells_each_night(served: Workspace) -> None:
@@ -225,9 +251,8 @@ def page() -> Iterator[tuple[str, list[str]]]:
 def test_an_outage_of_this_morning_stops_promotions_of_today(fresh: Workspace, page: tuple[str, list[str]]) -> None:
     address, text = page
     workspace = configured(fresh, f'[metrics]\nserver = "{address}"\n[slo.availability]\n')
-    measured(workspace, NIGHT, answers=(1000, 1000, 0))
-    at_noon = open_workspace(workspace.root, datetime(2026, 1, 6, 12, tzinfo=UTC))
-    assert why_stopped(at_noon) == ""  # the page is none: what the night counted stands
+    measured(workspace, datetime.now(UTC).date() - timedelta(days=1), answers=(1000, 1000, 0))
+    assert "cannot be asked what is left of availability" in why_stopped(workspace)  # the page is none
 
     head = "# TYPE offline_dqn_act_seconds histogram\n"
     answered = 'offline_dqn_act_seconds_bucket{le="0.001",release="1"} 0\n'
@@ -235,7 +260,7 @@ def test_an_outage_of_this_morning_stops_promotions_of_today(fresh: Workspace, p
     answered += 'offline_dqn_act_seconds_bucket{le="+Inf",release="1"} 1500\n'
     text[0] = f'{head}{answered}# TYPE offline_dqn_refused counter\noffline_dqn_refused_total{{cause="log_full"}} 9\n'
 
-    assert "availability (9 bad of 1,509 in 30 nights" in why_stopped(at_noon)
+    assert "availability (9 bad of 1,509 in 30 nights" in why_stopped(workspace)
 
 
 def test_a_server_that_cannot_be_read_is_said_and_the_records_stand(fresh: Workspace, run: Run) -> None:
@@ -247,6 +272,23 @@ def test_a_server_that_cannot_be_read_is_said_and_the_records_stand(fresh: Works
     assert found["slo"]["availability"]["left"] == 1
     assert "127.0.0.1:9" in found["warnings"][0]
     assert "missing from availability" in found["warnings"][0]
+    assert found["promotions_stopped_by"] == ["availability"]
+    assert run(workspace, "slo", "--check").code == 3
+
+
+def test_promotions_wait_for_a_server_that_cannot_be_read_unless_overridden(fresh: Workspace) -> None:
+    unread = '[metrics]\nserver = "http://127.0.0.1:9/metrics"\n'
+    watched = "[slo.availability]\nstops_promotions = false\n"
+    assert why_stopped(configured(fresh, unread + watched)) == ""
+
+    workspace = configured(fresh, "[slo.latency]\n")
+    with pytest.raises(promoting.BudgetStopsError) as refused:
+        promoting.refuse_spent_budget(workspace, 1, override=False)
+    said = str(refused.value)
+    assert "cannot be asked what is left of latency: http://127.0.0.1:9/metrics could not be read" in said
+    assert "Start the policy server, or mend `server` under [metrics]" in said
+    assert "--override and a --note" in said
+    assert "although: The policy server cannot be asked" in promoting.refuse_spent_budget(workspace, 1, override=True)
 
 
 def test_nights_are_in_time_by_the_clock_once_the_first_has_ended(fresh: Workspace) -> None:
@@ -269,6 +311,45 @@ def test_nights_are_in_time_by_the_clock_once_the_first_has_ended(fresh: Workspa
     assert after.budget is not None
     # Three late nights of the three that 30 nights at 90 % allow; 3 of the last 7 burn 3/7 / 0.1 = 4.3 times too fast.
     assert (after.budget.n_events, after.budget.n_bad, after.state) == (5, 3, "spent, burning")
+
+
+@pytest.mark.parametrize("changes_on", [date(2026, 3, 29), date(2026, 10, 25)])
+def test_each_night_counts_once_over_a_change_of_the_clocks(changes_on: date) -> None:
+    # In UTC, 01:30 in Berlin lies on the day before in summer only: two deadlines on 29 March, none on 25 October.
+    config = SloConfig.model_validate({"nights": {"by": "01:30:00", "timezone": "Europe/Berlin"}})
+    assert config.nights is not None
+    first = datetime.combine(changes_on - timedelta(days=3), time(0, 30), config.nights.zone)
+    now = datetime.combine(changes_on + timedelta(days=3), time(1, 45), config.nights.zone)
+
+    counted = counted_events(config, {}, [night(first)], now=now)["nights"].nights
+
+    assert [events.night for events in counted] == [changes_on + timedelta(days=k) for k in range(-3, 4)]
+    assert sum(events.n_bad for events in counted) == 6
+
+
+def test_a_deadline_counts_as_soon_as_it_has_passed_though_in_utc_it_is_yesterday(fresh: Workspace) -> None:
+    workspace = configured(fresh, '[slo.nights]\nby = 01:30:00\ntimezone = "Europe/Berlin"\n')
+    append_night(workspace.nights_path, night(datetime(2026, 7, 1, 23, tzinfo=UTC)))  # 01:00 on the 2nd
+    (found,), _ = standings(workspace, live=False, now=datetime(2026, 7, 1, 23, 45, tzinfo=UTC))
+    assert found.budget is not None
+    assert (found.budget.n_events, found.budget.n_bad) == (1, 0)
+
+
+def test_a_step_by_hand_records_the_spent_budget_and_the_kill_switch_refuses_it(tmp_path: Path) -> None:
+    workspace = tiny_workspace(tmp_path / "tiny", "[slo.safety]\nobjective = 0.99")
+    started(workspace)
+    measured(workspace, datetime.now(UTC).date(), broken=(50, 1000))
+    at = START + timedelta(hours=1)
+
+    disable(workspace.serving_path, by="Ada", note="odd decisions")
+    with pytest.raises(CanaryRefusedError, match=r"thrown by Ada \(odd decisions\).*`offline-dqn enable"):
+        override_advance(workspace, reviewer="Grace", reason="it is the remedy", as_of=at)
+    assert read_events(workspace)[-1]["canary"]["shares"][-1]["share"] == 0.2
+
+    enable(workspace.serving_path, by="Ada", note="")
+    assert override_advance(workspace, reviewer="Grace", reason="it is the remedy", as_of=at).share == 0.5
+    said = read_events(workspace)[-1]["override"]["reason"]
+    assert said.startswith("it is the remedy (although: The error budget is spent: safety (50 bad of 1,000")
 
 
 def test_a_canary_is_not_promoted_while_a_budget_is_spent_and_is_afterwards(tmp_path: Path) -> None:
