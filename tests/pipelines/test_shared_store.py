@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
+from datasets.erased import EPISODE, remember_erased
 from datasets.object_store import ObjectStore, StoreUnreachableError, open_store
-from datasets.snapshot import EPISODES, open_snapshot
+from datasets.snapshot import EPISODES, SnapshotError, current_snapshot, open_snapshot
+from datasets.snapshot_bucket import unchecked_snapshots
 from pipelines import stages
 from pipelines.backup import back_up, restore
 from pipelines.lapsing import record_lapses
@@ -23,6 +28,7 @@ from pipelines.serving.releases_watch import ReleasesWatch
 from pipelines.snapshots import list_snapshots
 from pipelines.storing import StoringError, download_folders, upload_folders
 from pipelines.training import newest_snapshot, train
+from pipelines.upkeep import retain
 from pipelines.workspace import Workspace, open_workspace
 from reports.registry import RegistryError
 from reports.release_records import RecordsError
@@ -129,6 +135,30 @@ def test_the_report_of_a_release_in_a_bucket_is_shown_under_its_number(
     shown = client.get("/offline-dqn/releases/1/report.html")
     assert (shown.status_code, shown.content) == (200, (first.root / report).read_bytes())
     assert client.get("/offline-dqn/releases/1/release.json").status_code == 404
+
+
+@pytest.mark.parametrize("later", [retain, stages.snapshot])
+def test_who_was_erased_leaves_what_a_dead_machine_had_stored(
+    first: Workspace, later: Callable[[Workspace], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stages, "set_checked", killed)
+        with pytest.raises(KeyboardInterrupt):
+            stages.snapshot(first)
+    (path,) = unchecked_snapshots(first.snapshots_path)
+    gone = str(open_snapshot(path)[0].episode_ids[0])
+    remember_erased(first.open_lake().root, {EPISODE: [gone]}, at=datetime.now(UTC))  # by another machine, meanwhile
+
+    with suppress(SnapshotError):  # frozen again, the lake is refused here: it still holds the episode
+        later(first)
+
+    left = current_snapshot(path)
+    assert left != path
+    assert gone not in open_snapshot(left)[0].episode_ids
+    assert unchecked_snapshots(first.snapshots_path) == []
 
 
 def test_a_rejection_and_a_lapse_are_everybodys(first: Workspace, second: Workspace) -> None:
