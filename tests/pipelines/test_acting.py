@@ -61,6 +61,7 @@ def test_a_bin_acts_with_its_number(tmp_path: Path, lines: Write, monkeypatch: p
     policy = RulePolicy(contract, (Rule("observation.load > 1", "[50, 100]"),), otherwise="[0, 10)")
     monkeypatch.setattr(acting, "load_release", lambda *_, **__: policy)
     monkeypatch.setattr(Workspace, "contract", contract)
+    (tmp_path / "offline_dqn.toml").touch()
 
     found = acting.act(Workspace(tmp_path), 1, lines({"load": 2.0}, {"load": 0.0}))
 
