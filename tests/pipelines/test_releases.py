@@ -87,5 +87,5 @@ def test_a_registry_that_cannot_be_read_is_a_message(workspace: Workspace, run: 
     answer = run(workspace, "releases", "--json")
 
     assert (answer.code, answer.out) == (1, "")
-    assert "A file of the workspace cannot be read: (sqlite3.DatabaseError) file is not a database." in answer.err
+    assert "mlflow.db cannot be used: file is not a database." in answer.err
     assert "Restore it from a backup" in answer.err

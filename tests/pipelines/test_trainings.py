@@ -95,6 +95,7 @@ def test_where_the_report_tells_since_when_it_is_believed(workspace: Workspace) 
 def test_a_drifted_night_soon_after_a_training_waits_and_says_until_when(workspace: Workspace) -> None:
     settings = workspace.root / "offline_dqn.toml"
     settings.write_text(settings.read_text() + '\n[drift]\ncool_down = "4d"\n')
+    workspace = Workspace(workspace.root)
     simulate(workspace, traffic=1.6)
     ingest(workspace)
     held = measure(workspace)
