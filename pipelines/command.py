@@ -69,6 +69,9 @@ def expected(function: F) -> F:
             )
             raise typer.Exit(FAILED) from error
         except Exception as error:
+            if str(error) == "Query interrupted":  # what DuckDB makes of a Ctrl-C
+                console.fail("interrupted. Nothing half-done was kept; the same command goes on from there.")
+                raise typer.Exit(130) from error
             if not _is_unreadable(error):
                 raise
             console.fail(

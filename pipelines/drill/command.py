@@ -38,14 +38,19 @@ def drill(
     from pipelines.drill.page import table_rows, write_figures
 
     where = folder or free_folder()
-    done = run_drill(
-        where,
-        faults=fault or tuple(FAULTS),
-        rounds=rounds,
-        seed=seed,
-        tell=lambda what: console.err.print(f"{what} ...", highlight=False),
-        tell_outcome=_tell_outcome,
-    )
+    try:
+        done = run_drill(
+            where,
+            faults=fault or tuple(FAULTS),
+            rounds=rounds,
+            seed=seed,
+            tell=lambda what: console.err.print(f"{what} ...", highlight=False),
+            tell_outcome=_tell_outcome,
+        )
+    except BaseException:
+        if folder is None:
+            shutil.rmtree(where, ignore_errors=True)
+        raise
     broken = [outcome for outcome in done.outcomes if outcome.wrong]
     if figures is not None:
         write_figures(figures, done)

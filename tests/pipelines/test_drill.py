@@ -12,6 +12,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,7 @@ from pipelines.drill.relay import relay
 from pipelines.drill.remains import differences, look
 from pipelines.drill.trial import Outcome, Stage, run_trial
 from pipelines.workspace import Workspace, open_workspace
+from tests.pipelines.conftest import Run
 
 CHANGES = [Change(n, stage, "open", f"file-{n}") for n, stage in enumerate(["ingest"] * 40 + ["train"] * 2, start=1)]
 
@@ -223,3 +225,41 @@ def test_a_drill_refuses_a_folder_in_use_and_an_unknown_fault(tmp_path: Path) ->
 def test_every_fault_that_can_make_a_night_fail_says_what_its_message_must_name() -> None:
     assert len(FAULTS) == 8
     assert {name for name, fault in FAULTS.items() if not fault.cause or not fault.remedy} == {"kill", "twice"}
+
+
+@pytest.mark.parametrize(("wrong", "code"), [((), 0), (("12 rows lost",), 3)])
+def test_the_command_shows_the_table_and_keeps_what_was_not_survived(
+    wrong: tuple[str, ...], code: int, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drilled(folder: Path, **asked: Any) -> Drill:
+        folder.mkdir()
+        outcome = _outcome("kill", 1, wrong)
+        asked["tell_outcome"](outcome)
+        return Drill(asked["seed"], (outcome,), {}, {"ingest": 40}, {"steps": 12, "quarantine": 1}, 90.0)
+
+    monkeypatch.setattr("pipelines.drill.drill.run_drill", drilled)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    page = tmp_path / "faults.md"
+    page.write_text(f"{BEGIN}\n{END}\n")
+
+    answer = run(None, "drill", "--fault", "kill", "--seed", "7", "--figures", page)
+
+    assert answer.code == code
+    assert "SIGKILL of the night" in answer.out
+    assert ("NOT SURVIVED" in answer.err, "12 rows lost" in answer.err) == (bool(wrong), bool(wrong))
+    assert [path.name for path in tmp_path.glob("offline-dqn-drill-*")] == [f"offline-dqn-drill-{os.getpid()}"] * len(
+        wrong
+    )
+    assert page.read_text().startswith(f"{BEGIN}\nSeed 7, ")
+
+
+def test_a_query_that_is_interrupted_ends_like_any_command(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> Drill:
+        raise RuntimeError("Query interrupted")  # DuckDB 2.0, where a KeyboardInterrupt came while it ran
+
+    monkeypatch.setattr("pipelines.drill.drill.run_drill", interrupted)
+
+    answer = run(None, "drill")
+
+    assert answer.code == 130
+    assert "interrupted. Nothing half-done was kept" in answer.err
