@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,20 @@ _logger = logging.getLogger(__name__)
 
 _FLUSH_S = 5
 """Seconds that a measured number takes to reach the disk."""
+
+
+class _SteadyClock:
+    """In place of the module `time` in TensorBoard's writer: a clock that is set back by weeks would end its thread,
+    and the training would wait for that thread for ever."""
+
+    def __init__(self) -> None:
+        self._ahead = time.time() - time.monotonic()
+
+    def time(self) -> float:
+        return self._ahead + time.monotonic()
+
+
+_STEADY = _SteadyClock()
 
 _RUN = "all"
 """The run that holds what all learners share."""
@@ -51,8 +66,9 @@ def event_files(folder: Path) -> Iterator[Callable[[int, Metrics], None]]:
 
 def _write(runs: dict[str, Any], folder: Path, opened: ExitStack, step: int, metrics: Metrics) -> None:
     # Imported here, not above: acting and querying need no TensorBoard, and nothing else here does.
-    from tensorboardX import SummaryWriter
+    from tensorboardX import SummaryWriter, event_file_writer
 
+    event_file_writer.time = _STEADY
     for name, value in metrics.items():
         learner, metric = split_name(name)
         run = learner or _RUN
