@@ -71,8 +71,8 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     simulated(workspace, unchanged, n_episodes=800)
     stages.ingest(workspace)
     release = train(workspace, stages.snapshot(workspace)[0]).release
-    with workspace.registry._opened():  # these tests ask nothing of its gate
-        workspace.registry._make_champion("promote", release, "Ada", "", None)
+    with workspace.registry._opened() as seen:  # these tests ask nothing of its gate
+        workspace.registry._make_champion("promote", release, "Ada", "", None, seen)
     return workspace.root
 
 

@@ -98,7 +98,7 @@ def test_the_living_tell_of_a_night_whose_process_died(workspace: Workspace) -> 
     from pipelines.flow import nightly, tell_of_crash
 
     died = SimpleNamespace(message="Flow run process exited with non-zero status code -9.")
-    tell_of_crash(None, SimpleNamespace(parameters={"workspace": str(workspace.root)}), died)
+    tell_of_crash(None, SimpleNamespace(id="7", parameters={"workspace": str(workspace.root)}), died)
 
     [cause] = [cause for cause in read_open(workspace) if cause.notice.cause == "night"]
     assert cause.notice.level == "page"
