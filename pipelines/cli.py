@@ -628,13 +628,13 @@ def promote(
 
 @command(app, "rollback")
 def rollback(
-    to: Annotated[int | None, typer.Option("--to", help="A former champion; default: the one before.")] = None,
+    to: Annotated[int | None, typer.Option("--to", help="A champion before this one; default: the last.")] = None,
     reviewer: ReviewerOption = "",
     note: NoteOption = "",
     workspace: WorkspaceOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    """Go back to a former champion, or to the rules."""
+    """Go back to a champion before this one, or to the rules."""
     from pipelines.excluding import taint_of
 
     opened = open_workspace_of(workspace)
@@ -669,7 +669,7 @@ def _print_promotion(workspace: Workspace, promotion: Any, as_json: bool, fresh:
             "reviewer": promotion.reviewer,
             "note": promotion.note,
             "newest nights": fresh,
-            "undo": "offline-dqn rollback",
+            "undo": promotion.undo,
         },
     )
 

@@ -25,6 +25,7 @@ from pipelines.sentry.telling import tell_sentry
 from pipelines.tracing.flows import flow_trace
 from pipelines.training import StageError
 from pipelines.workspace import Workspace, open_workspace
+from reports.history import Promotion
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -121,14 +122,14 @@ def promote(
     opened = open_workspace(Path(workspace))
     with flow_trace(opened, "promote", flow_run.id, release=release, override=override):
         promotion, fresh = promoting.promote(opened, release, reviewer=reviewer, note=note, override=override)
-    return _changed(opened, {**promotion.to_json(), "freshness": fresh})
+    return _changed(opened, promotion, fresh)
 
 
 @flow(name="rollback", flow_run_name="rollback")
 def rollback(
     workspace: WorkspaceFolder,
     reviewer: Reviewer,
-    to: Annotated[int | None, Field(ge=0, description="A former champion; empty: the one before")] = None,
+    to: Annotated[int | None, Field(ge=0, description="A champion before this one; empty: the last")] = None,
     note: Annotated[str, Field(description="Why")] = "",
 ) -> dict[str, Any]:
     """As `offline-dqn rollback`.
@@ -141,16 +142,19 @@ def rollback(
         promotion = opened.registry.rollback(to, reviewer=reviewer, note=note)
         trace.found({"release": promotion.to_release})
     opened.refresh_catalog(opened.open_lake())
-    return _changed(opened, promotion.to_json())
+    return _changed(opened, promotion)
 
 
-def _changed(workspace: Workspace, done: dict[str, Any]) -> dict[str, Any]:
+def _changed(workspace: Workspace, promotion: Promotion, freshness: str | None = None) -> dict[str, Any]:
     export(workspace)  # what fails of it the next night repeats; the release acts all the same
-    before = "the logging policy" if done["from"] is None else f"release {done['from']}"
-    sentence = f"Release {done['to']} is champion instead of {before}: {done['action']} by {done['reviewer']}."
-    why = as_markdown(" ".join(text for text in (done["note"], done.get("freshness", "")) if text))
+    to, by = promotion.to_release, promotion.reviewer
+    before = "the logging policy" if promotion.from_release is None else f"release {promotion.from_release}"
+    sentence = f"Release {to} is champion instead of {before}: {promotion.action} by {by}."
+    why = as_markdown(" ".join(text for text in (promotion.note, freshness) if text))
+    undo = f"Undo: `{promotion.undo}`, or the deployment {promotion.undo.split()[1]}." if promotion.undo else ""
+    done = promotion.to_json() | ({} if freshness is None else {"freshness": freshness})
     create_markdown_artifact(
-        markdown=f"**{as_markdown(sentence)}** {why}\n\nUndo: `offline-dqn rollback`, or the deployment rollback.",
+        markdown=f"**{as_markdown(sentence)}** {why}\n\n{undo}",
         key="champion",
         description=f"{workspace.contract.name}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     )

@@ -22,6 +22,13 @@ class Promotion:
     reviewer: str
     note: str
 
+    @property
+    def undo(self) -> str:
+        """The command that undoes it; "" for none: nothing acted before."""
+        if self.action == "promote":
+            return "offline-dqn rollback"
+        return "" if self.from_release is None else f"offline-dqn promote {self.from_release}"
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
@@ -73,6 +80,14 @@ def read_rejections(path: Path) -> list[Rejection]:
 def read_history(path: Path) -> list[Promotion]:
     """Every promotion and rollback, oldest first. A last line that a crash cut off did not happen."""
     return [Promotion.from_json(record) for record in read_records(path)]
+
+
+def left_by(release: int, history: Sequence[Promotion]) -> Promotion | None:
+    """The rollback that last took a release out of the line of champions; None where it is in it, or never was."""
+    for n in range(len(history), 0, -1):
+        if release in line_of_champions(history[:n]):
+            return history[n] if n < len(history) else None
+    return None
 
 
 def line_of_champions(history: Sequence[Promotion]) -> list[int]:

@@ -22,7 +22,7 @@ from typing import Literal, get_args
 from datasets.durable import write_durably
 from datasets.errors import OfflineDqnError
 from datasets.locking import exclusive_lock
-from reports.history import Promotion, Rejection, line_of_champions, read_history, read_rejections
+from reports.history import Promotion, Rejection, left_by, line_of_champions, read_history, read_rejections
 from reports.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from reports.release_bucket import entered_digests, mend_release, publish_evaluated, publish_registered, records_in
 from reports.release_records import HISTORY, REJECTIONS, Seen, decide
@@ -400,12 +400,13 @@ class Registry:
     ) -> Promotion:
         """Goes back to a former champion, by default the one before this; where there is none, to the baseline.
 
+        Only back: what was rolled back from acts again by `promote` alone, which asks gate, rejections and budgets.
         Where a shared database is away it is done without: what is wrong now must end now. The release's bytes are
         then held against its own manifest, and nobody vouches for that.
 
         Raises:
-            RegistryError: there is nothing to go back to, `to` was never champion (the baseline always may be), its
-                bytes changed, it is champion already, or no reviewer is named. Nothing changes then.
+            RegistryError: there is nothing to go back to, `to` is neither the baseline nor a champion before this one,
+                its bytes changed, it is champion already, or no reviewer is named. Nothing changes then.
         """
         return decide(lambda: self._roll_back(to, reviewer, note, at))
 
@@ -430,15 +431,24 @@ class Registry:
                 return self._append_champion("rollback", to, reviewer, note, at, seen)
 
     def _former(self, to: int | None) -> int:
-        former = line_of_champions(self.history())[:-1]
+        history = self.history()
+        former, numbers = line_of_champions(history)[:-1], self._numbers()
         if to is None:
-            if not former and (0 not in self._numbers() or self.champion() == 0):
+            if not former and (0 not in numbers or self.champion() == 0):
                 raise RegistryError("There is nothing to roll back to: no former champion, and no other baseline.")
             return former[-1] if former else 0
-        if to != 0 and to not in {p.to_release for p in self.history()}:
-            known = ", ".join(str(n) for n in sorted({0, *(p.to_release for p in self.history())}))
-            raise RegistryError(f"Release {to} was never champion; rollback can go to {known}. Use promote instead.")
-        return to
+        if to == 0 or to in former or to == self.champion():
+            return to
+        before = ", ".join(str(n) for n in sorted({*former, *({0} & {*numbers})} - {self.champion()}))
+        goes = f"A rollback goes only back: here to {before}." if before else "There is nothing to roll back to."
+        left = left_by(to, history)
+        if left is None:
+            raise RegistryError(f"Release {to} was never champion. {goes} `offline-dqn promote {to}` has it act.")
+        raise RegistryError(
+            f"Release {to} was rolled back from on {left.at:%Y-%m-%d %H:%M:%S} UTC by {left.reviewer}"
+            f"{f' ({left.note})' if left.note else ''}. {goes} `offline-dqn promote {to}` has it act again, after its "
+            "gate, rejections and error budgets were asked."
+        )
 
     def _make_champion(
         self,

@@ -74,7 +74,7 @@ def test_what_rests_on_it_is_not_promoted_unless_somebody_says_why(poisoned: Wor
 
 
 def test_going_back_to_it_is_a_warning_and_no_refusal(poisoned: Workspace, run: Run) -> None:
-    poisoned.registry.rollback(reviewer="Ada")
+    poisoned.registry.promote(0, reviewer="Ada")
     answer = run(poisoned, "rollback", "--to", 1)
 
     assert answer.code == 0
@@ -127,7 +127,7 @@ def test_a_rollback_that_happened_ends_well_whatever_cannot_be_read_after_it(
     def away(_self: Workspace) -> None:
         raise OSError("the store does not answer")
 
-    poisoned.registry.rollback(reviewer="Ada")
+    poisoned.registry.promote(0, reviewer="Ada")
     with monkeypatch.context() as patched:
         patched.setattr(Workspace, "open_lake", away)
         answer = run(poisoned, "rollback", "--to", 1, "--json")

@@ -226,7 +226,7 @@ def test_a_changed_byte_neither_acts_nor_comes_back(workspace: Workspace, run: R
     observations = workspace.root / "observations.jsonl"
     observations.write_text("")
     assert run(workspace, "act", 1, observations).code == 0
-    workspace.registry.rollback(reviewer="Ada")
+    workspace.registry.promote(0, reviewer="Ada")
     path = workspace.release_path(1) / name
     content = bytearray(path.read_bytes())
     content[-1] ^= 1

@@ -25,6 +25,7 @@ def test_rollback_goes_to_the_rules_and_there_and_back(workspace: Workspace, run
     back = run(workspace, "promote", 1, "--reviewer", "Ada", "--json")
     named = run(workspace, "rollback", "--to", 0, "--reviewer", "Ada", "--json")
     never = run(workspace, "rollback", "--to", 5, "--reviewer", "Ada")
+    forward = run(workspace, "rollback", "--to", 1, "--reviewer", "Ada")
 
     found = {key: to_rules.json[key] for key in ("action", "from", "to", "reviewer", "note")}
     assert found == {"action": "rollback", "from": 1, "to": 0, "reviewer": "Ada", "note": "pager"}
@@ -33,7 +34,10 @@ def test_rollback_goes_to_the_rules_and_there_and_back(workspace: Workspace, run
     assert (back.json["from"], back.json["to"]) == (0, 1)
     assert (named.json["from"], named.json["to"]) == (1, 0)
     assert never.code == 1
-    assert "Release 5 was never champion; rollback can go to 0, 1." in never.err
+    assert "Release 5 was never champion. There is nothing to roll back to." in never.err
+    assert forward.code == 1
+    assert "Release 1 was rolled back from on " in forward.err
+    assert "`offline-dqn promote 1` has it act again" in " ".join(forward.err.split())
     assert stages.measure(workspace).decision.cause == "no champion"  # the rules are no trained policy
 
 

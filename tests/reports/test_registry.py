@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from reports.history import Promotion, line_of_champions
+from reports.history import Promotion, left_by, line_of_champions
 from reports.manifest import file_digest
-from reports.registry import JUDGED_AGAINST, Gate, Registry, RegistryError
+from reports.registry import JUDGED_AGAINST, Gate, Registry, RegistryError, RejectedError
 from reports.shared_tracking import TrackingError
 from reports.tracking import Tracking
 
@@ -232,8 +232,30 @@ def test_rollback_returns_to_the_former_champion_and_then_further(workspace: Pat
     assert [registry.rollback(reviewer="Ada").to_release for _ in range(3)] == [2, 1, 0]
     with pytest.raises(RegistryError, match="There is nothing to roll back to"):
         registry.rollback(reviewer="Ada")
-    assert registry.rollback(2, reviewer="Ada", note="after all").from_release == 0
-    assert registry.champion() == 2
+
+
+def test_rollback_never_goes_forward_to_what_was_rolled_back_from(workspace: Path) -> None:
+    registry = open_registry(workspace)
+    for gate in ("baseline", "passed", "passed", "passed"):
+        add_release(registry, gate)
+    for number in (1, 2, 3):
+        registry.promote(number, reviewer="Ada")
+    registry.rollback(2, reviewer="Grace", note="it starves", at=AT)
+    with pytest.raises(RegistryError) as refused:
+        registry.rollback(3, reviewer="Ada")
+    assert str(refused.value) == (
+        "Release 3 was rolled back from on 2024-05-01 03:00:00 UTC by Grace (it starves). A rollback goes only back: "
+        "here to 0, 1. `offline-dqn promote 3` has it act again, after its gate, rejections and error budgets were "
+        "asked."
+    )
+    registry.reject(3, reviewer="Grace", note="it starves")
+    with pytest.raises(RejectedError):
+        registry.promote(3, reviewer="Ada")
+    assert registry.rollback(1, reviewer="Ada").undo == "offline-dqn promote 2"
+    with pytest.raises(RegistryError, match=r"Release 2 was rolled back from on .* by Ada"):
+        registry.rollback(2, reviewer="Ada")
+    assert registry.promote(2, reviewer="Ada").undo == "offline-dqn rollback"
+    assert registry.rollback(reviewer="Ada").to_release == 1
 
 
 def test_rollback_goes_only_to_former_champions(workspace: Path) -> None:
@@ -243,7 +265,7 @@ def test_rollback_goes_only_to_former_champions(workspace: Path) -> None:
         registry.rollback(reviewer="Ada")
     add_release(registry)
     registry.promote(1, reviewer="Ada")
-    with pytest.raises(RegistryError, match="Release 2 was never champion; rollback can go to 0, 1"):
+    with pytest.raises(RegistryError, match=r"Release 2 was never champion\. There is nothing to roll back to\."):
         registry.rollback(2, reviewer="Ada")
     with pytest.raises(RegistryError, match="There is no release 0"):
         registry.rollback(0, reviewer="Ada")
@@ -433,7 +455,15 @@ def test_line_of_champions_forgets_what_was_rolled_back() -> None:
     assert line(("promote", 1), ("promote", 2), ("rollback", 1)) == [1]
     assert line(("promote", 1), ("promote", 2), ("promote", 1), ("promote", 3), ("rollback", 1)) == [1, 2, 1]
     assert line(("promote", 1), ("rollback", 0)) == [0]
-    assert line(("promote", 1), ("promote", 2), ("rollback", 1), ("rollback", 2)) == [1, 2]
+
+
+def test_the_rollback_that_took_a_release_out_of_the_line_is_known() -> None:
+    steps = [("promote", 1), ("promote", 2), ("promote", 3), ("rollback", 2), ("promote", 4), ("rollback", 1)]
+    history = [promotion(action, release) for action, release in steps]
+    assert left_by(3, history) is history[3]
+    assert left_by(2, history) is history[5]
+    assert left_by(1, history) is None
+    assert left_by(9, history) is None
 
 
 def test_a_fresh_registry_prints_nothing_and_leaves_nothing_beside(tmp_path: Path) -> None:

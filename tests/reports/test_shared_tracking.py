@@ -168,11 +168,16 @@ def test_while_the_database_is_away_rolling_back_works_and_the_rest_says_what_to
         with pytest.raises(TrackingError):
             shared_registry(tmp_path, wait_s=0.0).releases()
         assert registry.champion() == 1
+        rules = tmp_path / "releases" / "0" / "policy.json"
+        content = rules.read_text()
+        rules.write_text("[]")
+        with pytest.raises(RegistryError, match=r"policy\.json is altered"):
+            registry.rollback(reviewer="Ada")
+        rules.write_text(content)
         assert shared_registry(tmp_path, wait_s=0.0).rollback(reviewer="Ada").to_release == 0
         with pytest.raises(RegistryError, match="Release 0 is the champion already"):
             registry.rollback(0, reviewer="Ada")
-        (tmp_path / "releases" / "1" / "policy.json").write_text("[]")
-        with pytest.raises(RegistryError, match=r"policy\.json is altered"):
+        with pytest.raises(RegistryError, match="Release 1 was rolled back from"):
             registry.rollback(1, reviewer="Ada")
     finally:
         server.start()
