@@ -133,6 +133,15 @@ class LakeBucket:
             gone=gone,
         )
 
+    def origin(self) -> News | None:
+        """The lake at its first state, as whoever made it has learned it; None where there is no lake."""
+        try:
+            origin, tag = self.store.get_tagged(_ORIGIN)
+        except ObjectMissingError:
+            return None
+        state = LakeState.from_json(_checked(json.loads(origin), f"{self}/{_ORIGIN}")["state"])
+        return News(state, tag, same_rows=False, purge=frozenset(), gone={})
+
     def found(self, state: LakeState) -> None:
         """Makes the lake, at its first state.
 
@@ -265,11 +274,8 @@ class LakeBucket:
             state = LakeState.from_json(self._read(checkpoints[-1].key)["state"])
             entry = self.store.find(_journal_key(state.number))
             return state, entry.tag if entry else ""
-        try:
-            origin, tag = self.store.get_tagged(_ORIGIN)
-        except ObjectMissingError:
-            return None, ""
-        return LakeState.from_json(_checked(json.loads(origin), f"{self}/{_ORIGIN}")["state"]), tag
+        origin = self.origin()
+        return (origin.state, origin.tag) if origin is not None else (None, "")
 
     def _begins_at(self, state: LakeState) -> bool:
         begins = self._read(_ORIGIN)["state"]

@@ -192,12 +192,29 @@ def _read_tagged(folder: Path) -> tuple[SplitLedger | None, str | None]:
     path = folder / SPLITS
     try:
         text, tag = shared_text(path)
-        if text is None:
-            return None, tag
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return (ledger_from(text, path) if text is not None else None), tag
+
+
+def ledger_from(text: str, where: object) -> SplitLedger:
+    """What `SplitLedger.text` gave.
+
+    Args:
+        where: it lies, for a message.
+
+    Raises:
+        SnapshotError: it cannot be read.
+    """
+    try:
         written = json.loads(text)
         until = written["trained_until"]
-        return SplitLedger(dict(written["rule"]), date.fromisoformat(until) if until else None), tag
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise SnapshotError(
-            f"{path} says how episodes are split, and cannot be read ({error}). Restore it from a backup."
-        ) from error
+        return SplitLedger(dict(written["rule"]), date.fromisoformat(until) if until else None)
+    except (ValueError, LookupError, TypeError) as error:
+        raise _unreadable(where, error) from error
+
+
+def _unreadable(where: object, error: Exception) -> SnapshotError:
+    return SnapshotError(
+        f"{where} says how episodes are split, and cannot be read ({error}). Restore it from a backup."
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from datasets.errors import OfflineDqnError
 from datasets.object_store import ObjectStore
 from datasets.snapshot import DESCRIPTION, ERASED, changed_files, erased_mark, open_snapshot
 from datasets.snapshot_bucket import store_erasure, store_snapshot
-from datasets.splits import SPLITS
+from datasets.splits import SPLITS, ledger_from, read_ledger
 from pipelines.workspace import Workspace
 from reports.manifest import MANIFEST, Manifest, read_manifest
 from reports.release_records import HISTORY, JOURNAL, LAPSES, LEDGER, REJECTIONS, RELEASES, entry
@@ -91,10 +91,11 @@ def places(workspace: Workspace) -> list[Place]:
 def upload_folders(workspace: Workspace, *, snapshots: Path | None, releases: Path | None) -> Moved:
     """Copies snapshots and releases from folders into the buckets that `[store]` names. The folders stay as they are.
 
-    Killed and repeated, it goes on. The caller holds the workspace's lock.
+    Killed and repeated, it goes on, also where other machines have gone on with what was there by then. The caller
+    holds the workspace's lock.
 
     Raises:
-        StoringError: a bucket holds releases already, something is damaged, or there is nothing to copy.
+        StoringError: a bucket holds other releases already, something is damaged, or there is nothing to copy.
         ObjectStoreError: a bucket cannot be used.
     """
     frozen: tuple[str, ...] = ()
@@ -155,7 +156,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def _upload_snapshots(store: ObjectStore, folder: Path) -> Iterator[str]:
     splits = folder / SPLITS
-    if splits.exists() and not store.put_if_absent(SPLITS, splits.read_bytes()):
+    if splits.exists() and not store.put_if_absent(SPLITS, splits.read_bytes()) and not _covers(store, folder):
         raise StoringError(
             f"{store.address} holds snapshots that are split by rules or nights of their own; those in {folder} cannot "
             "join them: episodes that trained would judge. Choose another prefix."
@@ -172,23 +173,42 @@ def _upload_snapshots(store: ObjectStore, folder: Path) -> Iterator[str]:
         yield path.name
 
 
+def _covers(store: ObjectStore, folder: Path) -> bool:
+    """Whether what the bucket's snapshots have fixed holds for those in a folder, too: they were there before."""
+    own, there = read_ledger(folder), ledger_from(store.get(SPLITS).decode(), f"{store.address}/{SPLITS}")
+    return own is None or (own.rule == there.rule and there.merged(own) == there)
+
+
 def _upload_releases(store: ObjectStore, folder: Path) -> tuple[int, ...]:
-    if store.find(JOURNAL) is not None:
-        raise StoringError(
-            f"{store.address} holds releases already; those in {folder} cannot join them, for both have their own "
-            "numbers and their own error ledger. Choose another prefix."
-        )
     numbers = sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and path.name.isdecimal())
     manifests = {number: _whole(folder / str(number)) for number in numbers}
+    records = [(record, line) for record in _RECORDS for line in read_records(folder / f"{record}.jsonl")]
+    if store.find(JOURNAL) is not None:
+        if _begins_with(store, manifests, records):
+            return tuple(numbers)  # an upload was cut off behind its last step, or is typed again
+        raise StoringError(
+            f"{store.address} holds releases already, and those in {folder} are not the ones that it began with. They "
+            "cannot join them, for both have their own numbers and their own error ledger. Choose another prefix."
+        )
     lines = [entry(RELEASES, _upload_release(store, folder / str(n), manifest)) for n, manifest in manifests.items()]
-    for record in _RECORDS:
-        lines += [entry(record, line) for line in read_records(folder / f"{record}.jsonl")]
+    lines += [entry(record, line) for record, line in records]
     content = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
     if not lines or not store.put_if_absent(JOURNAL, content):  # the one moment at which all of it is there
         raise StoringError(
             f"{folder} holds no release, or another machine has filled {store.address} meanwhile; its releases stand."
         )
     return tuple(numbers)
+
+
+def _begins_with(
+    store: ObjectStore, manifests: Mapping[int, Manifest], records: Sequence[tuple[str, Mapping[str, Any]]]
+) -> bool:
+    """Whether the journal in the bucket begins with exactly these releases and decisions, as an upload writes them."""
+    wanted = [(RELEASES, {"release": n, "digest": manifest.digest}) for n, manifest in manifests.items()]
+    there = [json.loads(line) for line in store.get(JOURNAL).splitlines()[: len(wanted) + len(records)]]
+    found = [(line["record"], line["line"]) for line in there]
+    of_releases = [(record, {key: line.get(key) for key in ("release", "digest")}) for record, line in found]
+    return bool(wanted) and of_releases[: len(wanted)] == wanted and found[len(wanted) :] == list(records)
 
 
 def _upload_release(store: ObjectStore, folder: Path, manifest: Manifest) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from datasets.erasure import Subject, erase_subject
 from datasets.ingest import IngestConfig
 from datasets.journal import LakeError, refuse_altered
 from datasets.lake import Lake, lake_lock, until_committed
-from datasets.lake_bucket import CommitConflictError, OtherLakeError
+from datasets.lake_bucket import CommitConflictError, LakeBucket, OtherLakeError
 from datasets.lake_upload import upload_lake
 from datasets.object_store import ObjectStore, StoreUnreachableError
 from datasets.privacy import KEY_VARIABLE, PrivacyError
@@ -430,11 +430,12 @@ def test_a_lake_of_its_own_is_taken_to_a_bucket_as_it_is(
         with pytest.raises(_Died):
             upload_lake(own / "lake", grown, address)
 
+    take_in(lake_at(tmp_path / "other", grown, machines.address), machines.log("other", "d.jsonl", "h"))  # goes on
     done = upload_lake(own / "lake", grown, address)
-    assert (done.address, done.commit) == (machines.address, 2)
+    assert (done.address, done.commit) == (machines.address, 3)
     for machine in ("own", "new"):
         opened = lake_at(tmp_path / machine, grown, machines.address)
-        assert ask(opened, "SELECT count(*), max(observation.memory) FROM {steps}") == [(4, 7.0)]
+        assert ask(opened, "SELECT count(*), max(observation.memory) FROM {steps}") == [(7, 7.0)]
         assert {file.name for file in opened.root.iterdir()} >= {"_mirror.json", "lake.json"}
     report = take_in(lake_at(tmp_path / "new", grown, machines.address), machines.log("new", "c.jsonl", "g", "e"))
     assert counts_of(report) == {"in": 6, "lake": 3, "duplicates": 3}
@@ -457,11 +458,36 @@ def test_a_lake_whose_bytes_have_changed_is_not_taken_to_a_bucket(machines: Mach
     assert upload_lake(lake.root, tiny(), parse_address(machines.address)).commit == 1
 
 
+def test_a_cut_off_upload_goes_on_only_with_the_folder_that_it_began_with(
+    machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, other, address = tmp_path / "own", tmp_path / "other", parse_address(machines.address)
+    monkeypatch.setenv(KEY_VARIABLE, "x" * 40)
+    hiding = tiny(privacy={"hash": ["user"]})
+    lake_at(own, hiding).privacy_key()
+    with monkeypatch.context() as patch:
+        patch.setattr(LakeBucket, "found", _die)  # all of it is there but what makes it a lake
+        with pytest.raises(_Died):
+            upload_lake(own / "lake", hiding, address)
+    monkeypatch.setenv(KEY_VARIABLE, "y" * 40)
+    lake_at(other, hiding).privacy_key()
+    with pytest.raises(LakeError, match=r"left, whose rows are hashed under another key\. Nothing was changed"):
+        upload_lake(other / "lake", hiding, address)
+    with monkeypatch.context() as patch:
+        patch.setattr(lake_upload, "become_mirror", _die)
+        with pytest.raises(_Died):
+            upload_lake(own / "lake", hiding, address)
+    monkeypatch.setenv(KEY_VARIABLE, "x" * 40)
+    take_in(lake_at(own, hiding), machines.log("own", "a.jsonl", "e"))
+    with pytest.raises(LakeError, match=r"or an upload of this one was cut off and .* has changed since"):
+        upload_lake(own / "lake", hiding, address)
+
+
 def test_a_lake_is_not_taken_over_another(machines: Machines, tmp_path: Path) -> None:
     take_in(machines.lake("one"), machines.log("one", "a.jsonl", "e"))
     lake_at(tmp_path / "own")
 
-    with pytest.raises(LakeError, match=r"holds another lake, at commit 1\. Nothing was changed\. Name another prefix"):
+    with pytest.raises(LakeError, match=r"holds another lake, at commit 1, or an upload .* Name another prefix"):
         upload_lake(tmp_path / "own" / "lake", tiny(), parse_address(machines.address))
     with pytest.raises(LakeError, match=r"There is no lake in .*nowhere"):
         upload_lake(tmp_path / "nowhere", tiny(), parse_address(machines.address))

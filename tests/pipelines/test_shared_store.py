@@ -6,7 +6,8 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from datasets.erased import EPISODE, remember_erased
 from datasets.object_store import ObjectStore, StoreUnreachableError, open_store
 from datasets.snapshot import EPISODES, SnapshotError, current_snapshot, open_snapshot
 from datasets.snapshot_bucket import unchecked_snapshots
+from datasets.splits import SPLITS, SplitLedger, fix_splits, read_ledger
 from pipelines import stages
 from pipelines.backup import back_up, restore
 from pipelines.lapsing import record_lapses
@@ -194,6 +196,13 @@ def test_a_backup_keeps_what_was_decided_and_says_what_stays_in_the_bucket(first
     open_snapshot(newest_snapshot(restored))
 
 
+def later_by_a_night(folder: Path) -> SplitLedger:
+    """What the next snapshot fixes, of a workspace whose latest nights judge."""
+    ledger = read_ledger(folder)
+    assert ledger is not None
+    return replace(ledger, trained_until=(ledger.trained_until or date(2026, 1, 1)) + timedelta(days=1))
+
+
 def test_a_lost_bucket_is_noticed_and_filled_again_from_a_copy(
     first: Workspace, bucket_address: str, tmp_path: Path
 ) -> None:
@@ -206,7 +215,16 @@ def test_a_lost_bucket_is_noticed_and_filled_again_from_a_copy(
     done = upload_folders(empty, snapshots=first.root / "snapshots-before", releases=copy)
     assert done.releases == (0, 1)
     assert open_workspace(first.root).registry.champion() == 1
-    with pytest.raises(StoringError, match="holds releases already"):
+    open_workspace(first.root).registry.rollback(0, reviewer="Ada")
+    fix_splits(first.snapshots_path, later_by_a_night(first.snapshots_path), None)
+    again = upload_folders(empty, snapshots=first.root / "snapshots-before", releases=copy)  # others have gone on
+    assert (again, open_workspace(first.root).registry.champion()) == (done, 0)
+    earlier = first.root / "snapshots-before" / SPLITS
+    earlier.write_text(earlier.read_text().replace("0.45", "0.4"))
+    with pytest.raises(StoringError, match="split by rules or nights of their own"):
+        upload_folders(empty, snapshots=first.root / "snapshots-before", releases=None)
+    (copy / "history.jsonl").write_bytes((copy / "history.jsonl").read_bytes().replace(b"Ada", b"Eve"))
+    with pytest.raises(StoringError, match=r"holds releases already, and those in .* are not the ones that it began"):
         upload_folders(empty, snapshots=None, releases=copy)
 
 
