@@ -50,6 +50,7 @@ from datasets.mirror import (
     HELD,
     bring_up,
     changed_sides,
+    holder_of,
     is_behind,
     known_state,
     publish_contract,
@@ -288,11 +289,12 @@ def lake_lock(lake: Lake, *, wait_s: float = 600.0) -> Iterator[None]:
         if lake.bucket is None:
             yield
             return
+        start_mirror(lake.root, str(lake.bucket))
         with leased(
             lake.bucket.store,
             "lease.json",
             f"The lake {lake.bucket}",
-            machine=start_mirror(lake.root, str(lake.bucket)).machine,
+            machine=holder_of(lake.root),
             wait_s=wait_s,
         ):
             bring_up(lake.root, lake.bucket)

@@ -7,8 +7,10 @@ the next one to open the lake brings the copy up to whatever the journal says by
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import socket
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -52,7 +54,7 @@ class Mirror:
 
     Attributes:
         address: of the bucket's lake.
-        machine: a random id of this copy.
+        machine: a random id of this copy; one that was copied with its folder is told by `holder_of`.
         state: the lake as the copy has it; None where it has nothing yet.
         tag: the store's mark of the entry that led to it.
         seen: size and time of change (ns) of the files beside the tables, when they were last as in `state`.
@@ -97,6 +99,23 @@ def start_mirror(root: Path, address: str) -> Mirror:
             "folder, which is only a copy, or set the address back."
         )
     return known
+
+
+def holder_of(root: Path) -> str:
+    """An id of this copy in this place, for a lease: a copy of the copy, such as a restored backup, has another one.
+
+    The machine's boot, its name and the folder's number on its disk are part of it. After a reboot it is another id,
+    and a lease of before is waited for.
+
+    Raises:
+        LakeError: the folder is no copy.
+    """
+    known = read_mirror(root)
+    if known is None:
+        raise LakeError(f"{root} is no copy of a lake in a bucket.")
+    boot, at = Path("/proc/sys/kernel/random/boot_id"), root.stat()
+    place = (socket.gethostname(), boot.read_text().strip() if boot.exists() else "", at.st_dev, at.st_ino)
+    return f"{known.machine}-{hashlib.sha256(repr(place).encode()).hexdigest()[:16]}"
 
 
 def become_mirror(root: Path, address: str, news: News) -> None:

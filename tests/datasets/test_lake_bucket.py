@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from datasets.journal import LakeError, refuse_altered
 from datasets.lake import Lake, lake_lock, until_committed
 from datasets.lake_bucket import CommitConflictError, LakeBucket, OtherLakeError
 from datasets.lake_upload import upload_lake
+from datasets.locking import LockedError
 from datasets.object_store import ObjectStore, StoreUnreachableError
 from datasets.privacy import KEY_VARIABLE, PrivacyError
 from datasets.quarantine_replay import replay_quarantine
@@ -491,6 +493,25 @@ def test_a_lake_is_not_taken_over_another(machines: Machines, tmp_path: Path) ->
         upload_lake(tmp_path / "own" / "lake", tiny(), parse_address(machines.address))
     with pytest.raises(LakeError, match=r"There is no lake in .*nowhere"):
         upload_lake(tmp_path / "nowhere", tiny(), parse_address(machines.address))
+
+
+def test_a_restored_copy_does_not_take_the_lease_of_its_source(machines: Machines, tmp_path: Path) -> None:
+    take_in(machines.lake("one"), machines.log("one", "a.jsonl", "e"))
+    source = machines.lake("one")
+    for machine in ("two", "three"):
+        shutil.copytree(source.root, tmp_path / machine / "lake", ignore=shutil.ignore_patterns("*lock"))
+    two, three = machines.lake("two"), machines.lake("three")
+
+    with lake_lock(two):
+        for other in (source, three):
+            with pytest.raises(LockedError, match=r"is in use by process"), lake_lock(other, wait_s=0.0):
+                pass
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.lease._Held.release", lambda _: None)  # it dies before it frees the lease
+        with lake_lock(two):
+            pass
+    with lake_lock(machines.lake("two"), wait_s=0.0):  # of its own process, which is dead
+        pass
 
 
 def test_a_copy_that_was_removed_is_made_anew(machines: Machines, tmp_path: Path) -> None:
