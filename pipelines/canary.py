@@ -235,7 +235,8 @@ def start_canary(
     Raises:
         PromotionRefusedError: its gate did not pass, compared with another champion, or was followed by a rejection;
             or it lapsed, or the contract's rules or the world changed since.
-        CanaryRefusedError: a canary runs, or the plan asks for more than the certified share.
+        CanaryRefusedError: the kill switch is thrown, a canary runs, or the plan asks for more than the certified
+            share.
         RegistryError: it is unknown, damaged or champion.
     """
     from pipelines.promoting import refuse_what_changed
@@ -244,6 +245,7 @@ def start_canary(
         raise CanaryRefusedError(
             "Who starts the canary, and why is the rule overridden? --reviewer NAME --override WHY."
         )
+    _refuse_under_the_switch(workspace, "no canary is started", "then start it")
     workspace.registry.check_promotion(release)
     manifest = read_manifest(workspace.release_path(release))
     if manifest is None or manifest.gate != "passed":
@@ -332,15 +334,20 @@ def override_advance(workspace: Workspace, *, reviewer: str, reason: str, as_of:
                 f"The next step is promotion, which the canary's evidence alone may take. `offline-dqn promote "
                 f"{canary.release} --reviewer NAME` promotes it on the gate's word."
             )
-        disabled = read_switch(workspace.serving_path)
-        if disabled is not None:
-            raise CanaryRefusedError(
-                f"The kill switch was thrown by {disabled.by} ({disabled.note or 'no note'}), so no step is taken. "
-                "`offline-dqn enable --reviewer NAME` lets releases act again; then take the step."
-            )
+        _refuse_under_the_switch(workspace, "no step is taken", "then take the step")
         although = refuse_spent_budget(workspace, canary.release, override=True)
         note = Override(reviewer=reviewer.strip(), reason=reason.strip() + although)
         return _advance(workspace, canary, as_of, override=note.model_dump())
+
+
+def _refuse_under_the_switch(workspace: Workspace, so: str, then: str) -> None:
+    disabled = read_switch(workspace.serving_path)
+    if disabled is not None:
+        raise CanaryRefusedError(
+            f"The kill switch was thrown by {disabled.by} on {disabled.at:%Y-%m-%d %H:%M:%S} UTC "
+            f"({disabled.note or 'no note'}), so {so}. `offline-dqn enable --reviewer NAME` lets releases act again; "
+            f"{then}."
+        )
 
 
 def _running(workspace: Workspace) -> Canary:

@@ -51,6 +51,20 @@ def test_only_a_release_that_may_be_promoted_is_tried(workspace: Workspace, run:
     assert not (workspace.root / "serving" / "canary.json").exists()
 
 
+def test_no_canary_is_started_under_the_kill_switch(workspace: Workspace, run: Run) -> None:
+    assert run(workspace, "rollback", "--to", 0, "--reviewer", "Ada").code == 0
+    assert run(workspace, "disable", "--reviewer", "Grace", "--note", "pager").code == 0
+    for override in ((), ("--override", "we know better")):
+        refused = run(workspace, "canary", "start", 1, "--reviewer", "Ada", *override, *AT)
+        assert refused.code == 3
+        said = " ".join(refused.err.split())
+        assert "The kill switch was thrown by Grace on " in said
+        assert "(pager), so no canary is started. `offline-dqn enable --reviewer NAME` lets releases act again" in said
+    assert not (workspace.root / "serving" / "canary.json").exists()
+    assert run(workspace, "enable", "--reviewer", "Grace").code == 0
+    assert run(workspace, "canary", "start", 1, "--reviewer", "Ada", *AT).code == 0
+
+
 def test_a_release_that_lapsed_is_not_tried_either(workspace: Workspace, run: Run) -> None:
     assert run(workspace, "rollback", "--to", 0, "--reviewer", "Ada").code == 0
     settings = workspace.root / "offline_dqn.toml"

@@ -342,7 +342,7 @@ def test_a_step_by_hand_records_the_spent_budget_and_the_kill_switch_refuses_it(
     at = START + timedelta(hours=1)
 
     disable(workspace.serving_path, by="Ada", note="odd decisions")
-    with pytest.raises(CanaryRefusedError, match=r"thrown by Ada \(odd decisions\).*`offline-dqn enable"):
+    with pytest.raises(CanaryRefusedError, match=r"thrown by Ada on .* \(odd decisions\).*`offline-dqn enable"):
         override_advance(workspace, reviewer="Grace", reason="it is the remedy", as_of=at)
     assert read_events(workspace)[-1]["canary"]["shares"][-1]["share"] == 0.2
 
