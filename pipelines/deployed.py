@@ -24,6 +24,7 @@ from pipelines.notify.telling import tell
 from pipelines.sentry.telling import tell_sentry
 from pipelines.tracing.flows import flow_trace
 from pipelines.training import StageError
+from pipelines.untold import warn_of_untold
 from pipelines.workspace import Workspace, open_workspace
 from reports.history import Promotion
 
@@ -46,8 +47,8 @@ def ingest(workspace: WorkspaceFolder) -> dict[str, Any]:
             found = Ingested.of(ingest_logs(opened))
             trace.found(found.to_json())
     except Exception as error:
-        _tell(opened, of_failed_ingest(error))
-        tell_sentry(opened, error, stage="ingest", prefect_run=flow_run.id)
+        untold = _tell(opened, of_failed_ingest(error))
+        warn_of_untold(*untold, tell_sentry(opened, error, stage="ingest", prefect_run=flow_run.id))
         raise
     untold = _tell(opened, check_now(opened))
     name = {"lake": f"{found.n_in:,} rows", "held": "Batch held"}.get(found.status, "Nothing new")

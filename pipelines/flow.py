@@ -53,6 +53,7 @@ from pipelines.sentry.telling import tell_sentry
 from pipelines.stages import DriftOutcome, EvaluateOutcome
 from pipelines.tracing.flows import FlowTrace, begin_trace
 from pipelines.training import StageError, TrainOutcome, train
+from pipelines.untold import warn_of_untold
 from pipelines.upkeep import Retained, retain
 from pipelines.workspace import Workspace, open_workspace
 from reports.ledger import ErrorSpentError
@@ -155,8 +156,8 @@ def tell_of_crash(_: Any, run: FlowRun, state: State[Any]) -> None:
     progress = read_progress(workspace)
     error = CrashedError(f"Its process ended: {state.message or 'nobody knows why'}")
     stage, n_starts = (progress.under_way, progress.n_starts) if progress is not None else ("", 1)
-    tell(workspace, *_parts(of_failed_night(stage, error, n_starts=n_starts)))
-    tell_sentry(workspace, error, stage=stage, start=n_starts, prefect_run=run.id)
+    untold = tell(workspace, *_parts(of_failed_night(stage, error, n_starts=n_starts)))
+    warn_of_untold(*untold, tell_sentry(workspace, error, stage=stage, start=n_starts, prefect_run=run.id))
 
 
 @flow(
@@ -189,17 +190,13 @@ def nightly(
             opened.follow_buckets()  # in here, so that a bucket that is away is told like any other failure
             record = _whole_night(running, force_train, afresh)
     except Exception as error:
-        tell(opened, *_parts(of_failed_night(running.stage_under_way, error, n_starts=running.n_starts)))
+        stage, n_starts = running.stage_under_way, running.n_starts
+        untold = tell(opened, *_parts(of_failed_night(stage, error, n_starts=n_starts)))
         running.trace.fail(error)
+        warn_of_untold(*untold)
         if not isinstance(error, LockedError):  # another night is at work, and that one is well
-            tell_sentry(
-                opened,
-                error,
-                stage=running.stage_under_way,
-                start=running.n_starts,
-                prefect_run=flow_run.id,
-                trace=running.trace.trace_id,
-            )
+            tags = {"stage": stage, "start": n_starts, "prefect_run": flow_run.id, "trace": running.trace.trace_id}
+            warn_of_untold(tell_sentry(opened, error, **tags))
         raise
     show_night(opened, record)
     return ended(record)  # type: ignore[return-value]  # a state that says how it ended; Prefect unpacks the record

@@ -77,13 +77,12 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             body = gzip.decompress(body) if self.headers["Content-Encoding"] == "gzip" else body
             lines = body.split(b"\n")
-            if state.status == 200:
-                state.raw.append(body)
-                state.events += [
-                    json.loads(payload)
-                    for head, payload in zip(lines[1::2], lines[2::2], strict=False)
-                    if json.loads(head)["type"] == "event"
-                ]
+            state.raw.append(body)
+            state.events += [
+                json.loads(payload)
+                for head, payload in zip(lines[1::2], lines[2::2], strict=False)
+                if json.loads(head)["type"] == "event"
+            ]
             self.send_response(state.status)
             self.end_headers()
 
@@ -162,7 +161,10 @@ def test_messages_lose_what_they_are_about(said: str, leaves: str) -> None:
 
 
 @pytest.mark.usefixtures("prefect_server")
-def test_a_failed_night_is_told_with_its_stage_and_run(fresh: Workspace, receiver: Receiver) -> None:
+def test_a_failed_night_is_told_with_its_stage_and_run(
+    fresh: Workspace, receiver: Receiver, capfd: pytest.CaptureFixture[str]
+) -> None:
+    receiver.status = 403  # it arrives here, and Sentry would not take it
     with pytest.raises(LogFileError):
         run_night(watched(fresh), force_train=False)
 
@@ -170,6 +172,7 @@ def test_a_failed_night_is_told_with_its_stage_and_run(fresh: Workspace, receive
     assert event["exception"]["values"][-1]["type"] == "LogFileError"
     assert (event["tags"]["stage"], event["tags"]["problem"]) == ("ingest", "autoscaler")
     assert len(event["tags"]["prefect_run"]) == 36
+    assert "not everybody was told of this failure: Sentry did not take it: status_403" in capfd.readouterr().err
     assert str(fresh.root) not in b"".join(receiver.raw).decode()
 
 

@@ -94,9 +94,14 @@ def test_a_stage_that_hears_nothing_ends_with_its_process(fresh: Workspace) -> N
         pass  # nobody holds it
 
 
-def test_the_living_tell_of_a_night_whose_process_died(workspace: Workspace) -> None:
+def test_the_living_tell_of_a_night_whose_process_died(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from pipelines.flow import nightly, tell_of_crash
 
+    monkeypatch.delenv("OFFLINE_DQN_SENTRY_DSN", raising=False)
+    settings = workspace.root / "offline_dqn.toml"
+    settings.write_text(f'{settings.read_text()}\n[sentry]\ndsn = "OFFLINE_DQN_SENTRY_DSN"\n')
     died = SimpleNamespace(message="Flow run process exited with non-zero status code -9.")
     tell_of_crash(None, SimpleNamespace(id="7", parameters={"workspace": str(workspace.root)}), died)
 
@@ -104,3 +109,5 @@ def test_the_living_tell_of_a_night_whose_process_died(workspace: Workspace) -> 
     assert cause.notice.level == "page"
     assert "non-zero status code -9" in cause.notice.text
     assert nightly.on_crashed_hooks == [tell_of_crash]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "not everybody was told of this failure: [sentry] dsn names OFFLINE_DQN_SENTRY_DSN, which is not set" in said
