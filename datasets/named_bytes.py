@@ -42,7 +42,8 @@ def altered_message(files: list[str]) -> str:
     return (
         f"Bytes of the lake are not those that were written: {listed}. The disk has lost or changed them, so nothing "
         "was taken from the lake. Restore these files from a backup (`offline-dqn restore BACKUP DIR`, then copy them "
-        "under the same names), look at the disk, and run the same command again."
+        "under the same names), look at the disk, and run the same command again. Where there is no good copy, "
+        "`offline-dqn lake give-up --note WHY` takes them out of the lake, and accounts for their rows."
     )
 
 

@@ -106,7 +106,7 @@ def stage_rewrites(
                     for b, n in by_batch.items()
                 ]
     if removed:
-        staged["removals"] = _records(lake, removed, number, folder)
+        staged["removals"] = removal_records(lake, removed, number, folder)
     return StagedRewrites(staged, retired, n_rows)
 
 
@@ -156,7 +156,8 @@ def _write_changed(
     )
 
 
-def _records(lake: Lake, removed: list[dict[str, object]], number: int, folder: Path) -> list[StagedFile]:
+def removal_records(lake: Lake, removed: list[dict[str, object]], number: int, folder: Path) -> list[StagedFile]:
+    """The file of the table `removals` for commit `number`, written into `folder`."""
     path = folder / "removals.parquet"
     rows = [{**record, "commit_number": number} for record in removed]
     pq.write_table(pa.Table.from_pylist(rows, schema=file_schema(lake.contract, "removals")), path, compression="zstd")

@@ -84,3 +84,27 @@ def test_nothing_else_lies_in_the_folder_of_the_copy(place: str) -> None:
     with pytest.raises(ValueError, match="snapshots and the copy of the lake cannot share a place"):
         StoreConfig(lake="s3://bucket/lake", snapshots=place)
     StoreConfig(lake="s3://bucket/lake")
+
+
+def test_an_altered_file_is_given_up_by_a_command_and_accounted_for(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite_says(monkeypatch, True)
+    root = _write_workspace(tmp_path / "one")
+    write_rows(root / "logs" / "steps" / "a.jsonl", [row for name in "abc" for row in episode(name)])
+    assert run(root, "ingest").code == 0
+    assert "No file of the lake is altered" in run(root, "lake", "give-up", "--note", "no copy").out
+    file = next(
+        path for path in (root / "lake" / "steps").rglob("*.parquet") if path.parent.name.startswith("log_date")
+    )
+    file.write_bytes(file.read_bytes()[:-9])
+
+    nameless = run(root, "lake", "give-up")
+    assert (nameless.code, "why is there no good copy?" in nameless.err) == (1, True)
+    would = run(root, "lake", "give-up", "--dry-run", "--json").json
+    done = run(root, "lake", "give-up", "--note", "no copy", "--reviewer", "Ada", "--json")
+    assert done.code == 0, done.err
+    assert {**done.json, "dry_run": True} == would
+    assert (done.json["files"], done.json["n_rows"]) == ([file.relative_to(root / "lake").as_posix()], {"steps": 9})
+    account = run(root, "query", "SELECT n_lake, n_removed FROM batches", "--json").json["rows"]
+    assert (_rows(run, root), account) == (0, [{"n_lake": 9, "n_removed": 9}])
