@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -51,7 +52,7 @@ def exclude(
     from datasets.batches import find_batch
     from datasets.exclusions import Meant, count_meant
     from datasets.exclusions import exclude as add
-    from pipelines.excluding import tainted_releases
+    from pipelines.excluding import aged_releases, tainted_releases
 
     opened = open_workspace_of(workspace)
     lake = opened.open_lake()
@@ -62,9 +63,11 @@ def exclude(
         opened.refresh_catalog(lake)
     tainted, n_rows = tainted_releases(opened, [rule]), count_meant(lake, rule.meant)
     canary = _running_canary(opened, tainted)
+    aged = aged_releases(opened) if is_new else []
     if as_json:
         found = {"new": is_new, "dry_run": dry_run, "rows": n_rows, "releases": [t.to_json() for t in tainted]}
         found["canary"] = None if canary is None else canary.id
+        found["aged"] = [asdict(each) for each in aged]
         console.print_json({**rule.to_json(), **found})
         return
     title = "Would be excluded" if dry_run else "Excluded" if is_new else "Excluded already; nothing was changed"
@@ -80,6 +83,10 @@ def exclude(
     console.print_account(title, facts)
     for t in tainted:
         console.warn(f"release {t.release}{', the champion' if t.is_champion else ''}: {t.in_words}")
+    for each in aged:
+        console.warn(
+            f"release {each.release}: {each.in_words}, so whether they are meant cannot be told; promotion does not ask"
+        )
     if any(t.is_champion for t in tainted):
         console.warn(
             "`offline-dqn rollback` goes back to one before; `nightly --force-train` trains without these rows"

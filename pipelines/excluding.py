@@ -84,6 +84,58 @@ def tainted_releases(workspace: Workspace, rules: Sequence[Exclusion] | None = N
     return tainted
 
 
+@dataclass(frozen=True)
+class Aged:
+    """A release whose snapshot holds episodes that have left the lake since: no rule can mean them any more.
+
+    Attributes:
+        n_aged: episodes of it that the lake no longer has, such as by `[retention]`.
+        n_episodes: of the snapshot.
+    """
+
+    release: int
+    n_aged: int
+    n_episodes: int
+
+    @property
+    def in_words(self) -> str:
+        """A clause: "120 of the 2,000 episodes of its snapshot have left the lake since"."""
+        return f"{self.n_aged:,} of the {self.n_episodes:,} episodes of its snapshot have left the lake since"
+
+
+def aged_releases(workspace: Workspace) -> list[Aged]:
+    """Every release of which an exclusion cannot tell wholly whether it rests on what is meant, in order.
+
+    Where the snapshot is gone itself, `tainted_releases` says so.
+    """
+    steps = workspace.open_lake().scans(("steps",))["steps"]
+    known: dict[str, tuple[int, int]] = {}
+    found = []
+    for release in workspace.releases_on_disk():
+        snapshot = _snapshot_name(workspace, release)
+        if snapshot is None:
+            continue
+        if snapshot not in known:
+            known[snapshot] = _n_aged(workspace, snapshot, steps)
+        if known[snapshot][0]:
+            found.append(Aged(release, *known[snapshot]))
+    return found
+
+
+def _n_aged(workspace: Workspace, snapshot: str, steps: str) -> tuple[int, int]:
+    """Episodes of a snapshot that the lake no longer has, and all of them."""
+    try:
+        table = _episodes_of(workspace.snapshots_path / snapshot)
+    except SnapshotError:
+        return 0, 0
+    with duck() as connection:
+        ((n_aged, n_episodes),) = connection.execute(
+            f"""SELECT count(*) FILTER (l.episode_id IS NULL), count(*) FROM read_parquet({literal(str(table))}) s
+            LEFT JOIN (SELECT DISTINCT episode_id FROM {steps}) l USING (episode_id)"""
+        ).fetchall()
+    return n_aged, n_episodes
+
+
 def taint_of(workspace: Workspace, release: int) -> Tainted | None:
     """What is excluded of a release's own snapshot; None where nothing is, or where it was not trained here."""
     snapshot = _snapshot_name(workspace, release)

@@ -102,10 +102,18 @@ def follow_releases(behind: BucketFolder, lines: Sequence[Mapping[str, Any]]) ->
 
 
 def mend_release(folder: Path, number: int) -> bool:
-    """Fetches the files of a release that are not what was registered; returns whether it is whole now."""
+    """Fetches the files of a release that are not what was registered; returns whether it is whole now.
+
+    Raises:
+        RecordsError: the bucket lacks what this machine has seen of its journal, or a part of the release.
+        ObjectStoreError: it cannot be asked.
+    """
     behind = bucket_behind(folder)
-    line = _newest(seen_lines(folder)).get(number) if behind is not None else None
-    if behind is None or line is None:
+    if behind is None:
+        return False
+    records_in(folder).refresh()  # a crash may have left the copy of the journal half renewed
+    line = _newest(seen_lines(folder)).get(number)
+    if line is None:
         return False
     _fetch(behind, number, line)
     return True

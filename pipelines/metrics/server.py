@@ -41,11 +41,19 @@ class Counters:
 
     def since(self, earlier: Counters | None) -> Counters:
         """What was counted since; everything where the server has begun anew, or has other buckets."""
-        if earlier is None or set(earlier.buckets) != set(self.buckets):
+        if earlier is None or self.began_anew(earlier):
             return self
         buckets = {bound: n - earlier.buckets[bound] for bound, n in self.buckets.items()}
-        faults = self.faults - earlier.faults
-        return self if min([faults, *buckets.values()]) < 0 else Counters(buckets, faults)
+        return Counters(buckets, self.faults - earlier.faults)
+
+    def began_anew(self, earlier: Counters) -> bool:
+        """Whether a counter is lower than before, or has other buckets: the server was started again in between.
+
+        One that has counted more since its start than it had before is not told from one that went on.
+        """
+        if set(earlier.buckets) != set(self.buckets):
+            return True
+        return self.faults < earlier.faults or any(n < earlier.buckets[bound] for bound, n in self.buckets.items())
 
     @property
     def answered(self) -> float:

@@ -27,11 +27,12 @@ def slo(
     as_json: JsonOption = False,
 ) -> None:
     """What is left of each error budget, and how fast it burns."""
-    from pipelines.slo.standing import standings, stopped_now
+    from pipelines.slo.standing import read_now, standings, stopped_now
 
     opened = open_workspace_of(workspace, as_of)
-    found, warnings = standings(opened, live=True)
-    stopped = list(stopped_now(opened).by)  # of now, whatever --as-of shows
+    reading = read_now(opened)  # once: both are to speak of the same instant
+    found, warnings = standings(opened, live=True, reading=reading)
+    stopped = list(stopped_now(opened, reading=reading).by)  # of now, whatever --as-of shows
     if as_json:
         values = {standing.objective.name: standing.to_json() for standing in found}
         console.print_json({"slo": values, "promotions_stopped_by": stopped, "warnings": warnings})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from itertools import pairwise
 
 from pipelines.metrics.history import NightMetrics
 from pipelines.metrics.server import Counters
@@ -63,17 +64,33 @@ def counted_events(
     return found
 
 
+def restarts(nights: Mapping[date, NightMetrics], reading: tuple[date, Counters] | None) -> list[tuple[date, date]]:
+    """The readings between which the policy server was started again, as far as its counters show it.
+
+    What it counted after the first of two and before that start was never read, and is in no budget.
+    """
+    readings = _readings(nights, reading)
+    return [(earlier, later) for (earlier, was), (later, now) in pairwise(readings) if now.began_anew(was)]
+
+
 def _of_server(nights: Mapping[date, NightMetrics], reading: tuple[date, Counters] | None) -> dict[date, Counters]:
     """What the policy server counted in each night, from one reading to the next."""
+    counted, before = {}, None
+    for night, counters in _readings(nights, reading):
+        counted[night] = counters.since(before)
+        before = counters
+    return counted
+
+
+def _readings(
+    nights: Mapping[date, NightMetrics], reading: tuple[date, Counters] | None
+) -> list[tuple[date, Counters]]:
+    """What the policy server had counted when it was read, oldest first."""
     readings = {night: Counters.from_json(found.server) for night, found in nights.items() if found.server}
     if reading is not None:
         readings = {night: counters for night, counters in readings.items() if night < reading[0]}
         readings[reading[0]] = reading[1]
-    counted, before = {}, None
-    for night, counters in sorted(readings.items()):
-        counted[night] = counters.since(before)
-        before = counters
-    return counted
+    return sorted(readings.items())
 
 
 def _in_time(server: Mapping[date, Counters], within_s: float, unread: str) -> Counted:

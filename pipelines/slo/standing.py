@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from pipelines.metrics.history import MetricHistory
 from pipelines.metrics.server import Counters, ReadingError, read_server
 from pipelines.nights import read_nights
 from pipelines.slo.config import ObjectiveConfig
-from pipelines.slo.events import counted_events
+from pipelines.slo.events import counted_events, restarts
 from pipelines.workspace import Workspace
 from reports.error_budgets import ErrorBudget, Objective, error_budget
 
 _OF_SERVER = frozenset({"availability", "latency"})
 """Objectives that the policy server counts."""
+
+Reading = tuple[Counters | None, str]
+"""What the policy server has counted, or why that is not known; neither where nothing rests on it."""
 
 
 @dataclass(frozen=True)
@@ -55,21 +58,43 @@ class Standing:
         return {**known, "state": self.state, "stops_promotions": self.stops, "absent": self.absent or None}
 
 
-def standings(workspace: Workspace, *, live: bool, now: datetime | None = None) -> tuple[list[Standing], list[str]]:
-    """Every objective that is watched, and what could not be read.
+def standings(
+    workspace: Workspace, *, live: bool, now: datetime | None = None, reading: Reading | None = None
+) -> tuple[list[Standing], list[str]]:
+    """Every objective that is watched, and what was never counted: what could not be read, or was lost to a restart.
 
     Args:
         live: ask the policy server what it has counted since the last night; else the records of nights alone tell.
         now: by the clock.
+        reading: of the policy server, where it has been asked already.
     """
     if not workspace.config.slo.tables():
         return [], []
     now = (now or datetime.now(UTC)).astimezone(UTC)
     by_hand = workspace.given_as_of
     today = _newest_day(workspace, now) if by_hand is None else by_hand.astimezone(UTC).date()
-    server, unread = _read(workspace) if live else (None, "")
+    server, unread = (reading or read_now(workspace)) if live else (None, "")
     warnings = [f"{unread}; what it counted since the last night is missing from availability and latency"]
-    return _standings(workspace, today, server, now), warnings if unread else []
+    return _standings(workspace, today, server, now), [
+        *(warnings if unread else []),
+        *_lost_to_restarts(workspace, today, server),
+    ]
+
+
+def _lost_to_restarts(workspace: Workspace, today: date, server: Counters | None) -> list[str]:
+    """What availability and latency lack, since the policy server took it with it."""
+    config = workspace.config.slo
+    watched = [objective for name, objective in config.objectives().items() if name in _OF_SERVER]
+    if not watched:
+        return []
+    first = today - timedelta(days=max(objective.window_nights for objective in watched) - 1)
+    found = restarts(MetricHistory(workspace.metrics_path).nights(), None if server is None else (today, server))
+    return [
+        f"the policy server was started again between its readings of {earlier} and {later}: what it counted after the "
+        "first of them and before that start is missing from availability and latency"
+        for earlier, later in found
+        if first <= later <= today
+    ]
 
 
 def _standings(workspace: Workspace, today: date, server: Counters | None, now: datetime) -> list[Standing]:
@@ -96,7 +121,7 @@ def _newest_day(workspace: Workspace, now: datetime) -> date:
     return replace(workspace, given_as_of=None).as_of(workspace.open_lake()).astimezone(UTC).date()
 
 
-def _read(workspace: Workspace) -> tuple[Counters | None, str]:
+def read_now(workspace: Workspace) -> Reading:
     """What the policy server has counted, or why that is not known; neither where nothing rests on it."""
     address, tables = workspace.config.metrics.server, workspace.config.slo.tables()
     if address is None or not _OF_SERVER & set(tables):
@@ -122,17 +147,21 @@ class Stopped:
     remedy: str = ""
 
 
-def stopped_now(workspace: Workspace, *, now: datetime | None = None) -> Stopped:
+def stopped_now(workspace: Workspace, *, now: datetime | None = None, reading: Reading | None = None) -> Stopped:
     """What forbids promotions: a spent budget, or a policy server that is to be asked for one and does not answer.
 
     The instant that was given for now plays no part, else another one would bring a spent budget back. The window ends
     at the clock or the log's newest timestamp, and also at the newest night that was measured if that lies later.
+
+    Args:
+        now: by the clock.
+        reading: of the policy server, where it has been asked already.
     """
     tables = workspace.config.slo.tables()
     if not tables:
         return Stopped()
     now = (now or datetime.now(UTC)).astimezone(UTC)
-    server, unread = _read(workspace)
+    server, unread = reading or read_now(workspace)
     today = _newest_day(workspace, now)
     ends = sorted({today, max([today, *MetricHistory(workspace.metrics_path).nights()])})
     spent: dict[str, ErrorBudget] = {}

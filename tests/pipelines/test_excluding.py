@@ -9,7 +9,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from datasets.lake import lake_lock
 from datasets.redaction import redact_snapshot
+from datasets.rewriting import Rewrite, rewrite_rows
 from datasets.snapshot import EPISODES, open_snapshot
 from pipelines import stages
 from pipelines.canary import CanaryWatch, evaluate_canary
@@ -212,6 +214,23 @@ def test_options_before_a_subcommand_are_no_silent_mistake(workspace: Workspace,
     answer = run(None, "exclude", "--workspace", str(workspace.root), "list")
     assert answer.code == 2
     assert "options go behind the command" in " ".join(answer.err.split())
+
+
+def test_what_has_aged_out_of_the_lake_no_rule_means_and_that_is_said(workspace: Workspace, run: Run) -> None:
+    table = newest_snapshot(workspace) / EPISODES
+    held = set(pq.read_table(table, columns=["episode_id"])["episode_id"].to_pylist())
+    gone = min(held)
+    lake = workspace.open_lake()
+    with lake_lock(lake):  # as retention does it
+        rewrite_rows(lake, {"steps": Rewrite(f"episode_id = '{gone}'")}, reason="older than 1 days", at=NOW)
+    rule = ("exclude", "--where", f"episode_id IN ('{gone}', '{max(held)}')", "--note", "its collector lied")
+    told = run(workspace, *rule, "--dry-run", "--json").json
+    answer = run(workspace, *rule)
+
+    assert told["aged"] == [{"release": 1, "n_aged": 1, "n_episodes": len(held)}]
+    assert [sum(release["episodes"].values()) for release in told["releases"]] == [1]
+    said = " ".join(answer.err.split())
+    assert f"release 1: 1 of the {len(held):,} episodes of its snapshot have left the lake since, so whether" in said
 
 
 def test_a_dry_run_says_what_would_be_and_leaves_the_lake_alone(workspace: Workspace, run: Run) -> None:

@@ -20,10 +20,12 @@ from pipelines.canary import CanaryRefusedError, evaluate_canary, override_advan
 from pipelines.canary_state import read_events
 from pipelines.metrics.exposition import export
 from pipelines.metrics.history import MetricHistory
+from pipelines.metrics.server import read_server
 from pipelines.metrics.values import Values
 from pipelines.nights import NightRecord, append_night
 from pipelines.notify.budgets import BUDGET, BURN, budget_notices
 from pipelines.serving.switch import disable, enable
+from pipelines.slo import standing
 from pipelines.slo.config import SloConfig
 from pipelines.slo.events import counted_events
 from pipelines.slo.standing import standings, why_stopped
@@ -261,6 +263,30 @@ def test_an_outage_of_this_morning_stops_promotions_of_today(fresh: Workspace, p
     text[0] = f'{head}{answered}# TYPE offline_dqn_refused counter\noffline_dqn_refused_total{{cause="log_full"}} 9\n'
 
     assert "availability (9 bad of 1,509 in 30 nights" in why_stopped(workspace)
+
+
+def test_the_server_is_asked_once_and_what_a_restart_has_lost_is_said(
+    fresh: Workspace, page: tuple[str, list[str]], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, text = page
+    text[0] = '# TYPE offline_dqn_act_seconds histogram\noffline_dqn_act_seconds_bucket{le="+Inf",release="1"} 1500\n'
+    workspace = configured(fresh, f'[metrics]\nserver = "{address}"\n[slo.availability]\n')
+    today = datetime.now(UTC).date()
+    for days, n in ((40, 900), (39, 10), (3, 2000), (2, 50), (1, 60)):
+        measured(workspace, today - timedelta(days=days), answers=(n, n, 0))
+    asked = []
+    monkeypatch.setattr(standing, "read_server", lambda address: asked.append(address) or read_server(address))
+
+    found = run(workspace, "slo", "--json").json
+
+    assert asked == [address]
+    assert found["promotions_stopped_by"] == []
+    pairs = [(3, 2), (1, 0)]  # the one of 39 days ago has left the window; today's page has other buckets
+    assert [warning.partition(":")[0] for warning in found["warnings"]] == [
+        f"the policy server was started again between its readings of {today - timedelta(days=before)} and "
+        f"{today - timedelta(days=after)}"
+        for before, after in pairs
+    ]
 
 
 def test_a_server_that_cannot_be_read_is_said_and_the_records_stand(fresh: Workspace, run: Run) -> None:

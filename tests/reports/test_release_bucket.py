@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from datasets.bucket_folder import WrongBucketError, follow_bucket
+from datasets.durable import write_durably
 from datasets.object_store import ObjectStore, open_store
 from reports.gate import GateConfig
 from reports.ledger import ErrorSpentError, Ledger, Terms
 from reports.registry import Registry, RegistryError, StaleDecisionError
-from reports.release_bucket import records_in, sweep_uploads
+from reports.release_bucket import mend_release, records_in, sweep_uploads
 from reports.release_records import OvertakenError, RecordsError, decide, seen_lines
 from tests.reports.two_machines import AT, add_release, machine
 
@@ -241,6 +242,32 @@ def test_a_copy_that_was_damaged_is_mended_from_the_bucket(pair: tuple[Registry,
     path.joinpath("training.json").unlink()
     second.promote(1, reviewer="Ada")
     assert path.joinpath("training.json").exists()
+
+
+def test_a_damaged_release_is_mended_after_a_crash_between_the_copy_of_the_journal_and_its_mark(
+    pair: tuple[Registry, Registry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = pair
+    add_release(first, content="good")
+    folder = second.path(1).parent
+    first.promote(1, reviewer="Ada")
+
+    def crash(path: Path, content: str | bytes) -> None:
+        if path.name == ".journal.tag":
+            raise KeyboardInterrupt
+        write_durably(path, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("reports.release_records.write_durably", crash)
+        with pytest.raises(KeyboardInterrupt):
+            second.releases()
+    with pytest.raises(RecordsError, match="a crash cut off its renewal"):
+        seen_lines(folder)
+    (folder / "1" / "policy.json").write_text("evil")
+
+    assert mend_release(folder, 1)
+    assert (folder / "1" / "policy.json").read_text() == "good"
+    assert second.champion() == 1
 
 
 def test_a_journal_that_was_set_back_decides_nothing(pair: tuple[Registry, Registry], store: ObjectStore) -> None:
