@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -22,13 +24,30 @@ _WRITERS = 2
 def write_parts(
     stage: Stage, folder: Path, *, batch_id: str, default_date: str, at: str
 ) -> dict[str, list[StagedFile]]:
-    """Writes the kept and the bad rows as sorted Parquet files under `folder`, ready to be committed.
+    """Writes the kept and the bad rows as sorted Parquet files under `folder`, ready to be committed. Rows that the
+    order of their table leaves open stand as in their logs: the bytes of a file hang on its rows alone.
 
     Args:
         default_date: log_date (ISO) of steps that carry no timestamp.
         at: ISO instant of the quarantine.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    with _whatever_is_known(stage.connection):
+        return _written(stage, folder, batch_id, default_date, at)
+
+
+@contextmanager
+def _whatever_is_known(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """Writes the same bytes whatever DuckDB knows of a column: where its statistics say that there is no null, it packs
+    the column otherwise, and a table has other statistics than the files that the same rows may lie in."""
+    connection.execute("SET disabled_optimizers = 'statistics_propagation'")
+    try:
+        yield
+    finally:
+        connection.execute("RESET disabled_optimizers")
+
+
+def _written(stage: Stage, folder: Path, batch_id: str, default_date: str, at: str) -> dict[str, list[StagedFile]]:
     quarantine = _copy_if_any(
         stage,
         f"SELECT *, {literal(stage.kind)} AS kind, {literal(batch_id)} AS batch_id, "
@@ -40,7 +59,7 @@ def write_parts(
         outcomes = _copy_if_any(
             stage,
             f"SELECT {', '.join(map(quoted, stage.columns))}, {literal(batch_id)} AS batch_id FROM {stage.kept_sql} "
-            "ORDER BY decision_id, timestamp",
+            "ORDER BY decision_id, timestamp, ordinal",
             folder / "outcomes.parquet",
             f"{batch_id}.parquet",
         )
@@ -66,7 +85,7 @@ def _write_steps(stage: Stage, folder: Path, batch_id: str, default_date: str) -
             connection.execute(
                 f"""COPY (
                     SELECT {columns}, {literal(batch_id)} AS batch_id FROM {kept}
-                    WHERE log_date = DATE '{day}'{undated} ORDER BY episode_id, step, timestamp
+                    WHERE log_date = DATE '{day}'{undated} ORDER BY episode_id, step, timestamp, ordinal
                 ) TO {literal(str(path))} (FORMAT parquet, COMPRESSION zstd{group})"""
             )
         return StagedFile(path, name, {"log_date": str(day)}, n_rows)
