@@ -55,8 +55,34 @@ class History:
         return found
 
 
+@dataclass(frozen=True)
+class Look:
+    """What a log file holds, and what of it is known.
+
+    Attributes:
+        unread: what is new; None if nothing is.
+        known: the consumed prefix that it goes on from; None where it begins like no other.
+        ends: how far it may count as consumed once it was read, whatever else is known of it: up to its last whole
+            line, or whole.
+    """
+
+    unread: Unread | None
+    known: Consumed | None
+    ends: tuple[Consumed, ...]
+
+    @property
+    def digest_seen(self) -> str:
+        """SHA-256 of the whole file."""
+        return self.ends[0].digest_seen
+
+
 def look_for_unread(log: LogFile, history: History) -> Unread | None:
-    """What `log` holds beyond what `history` has consumed; None if nothing.
+    """What `log` holds beyond what `history` has consumed; None if nothing. See `look_at`."""
+    return look_at(log, history).unread
+
+
+def look_at(log: LogFile, history: History) -> Look:
+    """What `log` holds beyond what `history` has consumed.
 
     A file is recognised by the digest of a consumed prefix, whatever its name: the same bytes are read once, and of a
     text file that grew only the tail is read. A last line without newline waits until the file is unchanged at the
@@ -82,11 +108,16 @@ def look_for_unread(log: LogFile, history: History) -> Unread | None:
     matches = [c for c in candidates if prefixes[c.n_bytes].digest == c.digest]
     match = max(matches, key=lambda c: (c.n_bytes, c.digest_seen == seen), default=None)
     start, n_lines_before = (match.n_bytes, match.n_lines) if match else (0, 0)
+
+    def head_of(end: int) -> str:
+        return hashlib.sha256(head[:end]).hexdigest()
+
+    ends = tuple(Consumed(prefixes[n].digest, n, prefixes[n].n_newlines, seen, head_of(n)) for n in {complete, size})
     if match and start == size:
-        return None
+        return Look(None, match, ends)
     unchanged = match is not None and match.digest_seen == seen
     end = size if unchanged else max(complete, start)
-    return Unread(
+    unread = Unread(
         start=start,
         end=end,
         n_lines_before=n_lines_before,
@@ -94,8 +125,9 @@ def look_for_unread(log: LogFile, history: History) -> Unread | None:
         digest_seen=seen,
         n_pending=int(end < size),
         n_lines=prefixes[end].n_newlines,
-        head=hashlib.sha256(head[:end]).hexdigest(),
+        head=head_of(end),
     )
+    return Look(unread, match, ends)
 
 
 def end_of_last_line(path: Path, size: int) -> int:

@@ -13,26 +13,25 @@ import duckdb
 
 from datasets.batches import Batch, BatchCounts, FileRecord, commit_batch, consumed_files, hold_batch, new_batch_id
 from datasets.clocks import NightTimes, latest_believable, newest_plausible, refuse_clock_set_back
-from datasets.consumed import Consumed, History, look_for_unread
+from datasets.consumed import Consumed
 from datasets.contract import Contract
 from datasets.duck import duck, literal
 from datasets.erased import refuse_erased
 from datasets.lake import Lake, changing, lake_lock, until_committed
-from datasets.logfiles import LogFile, LogFileError, Unread, find_log_files, other_files, source_name
+from datasets.logfiles import find_log_files, other_files, source_name
 from datasets.nights import recent_facts
 from datasets.outcome_account import OutcomeAccount, account_of_batch
 from datasets.parts import write_parts
 from datasets.privacy import PrivacyKey
+from datasets.reading import Logs, Reading, Taken, logs_of, read_logs, stage_path
+from datasets.reading_apart import GroupReader, read_ahead
 from datasets.repeats import take_out_repeats
 from datasets.settings import Settings
 from datasets.signing import Signatures, signing_key
-from datasets.staging import ReadFile, Stage
-from datasets.suite_process import warm_up
+from datasets.spreading import Spread, one_by_one
+from datasets.staging import Stage
 from datasets.tables import COLUMNS_FILE, scan_files
 from datasets.validation import BatchSummary, ValidateConfig, ValidationResult, validate_outcomes, validate_steps
-
-_LARGE_BYTES = 1 << 30
-"""Bytes of logs, compressed ones taken for ten times their size, from which a batch is staged on the disk."""
 
 _NIGHTS_LOOKED_AT = 30
 """Newest nights of the lake among which the newest instant is looked for; enough to tell a stray one."""
@@ -45,7 +44,8 @@ class IngestConfig(Settings):
     """What "now" means for idleness and age: the clock, or the newest timestamp of the lake for simulated and
     back-filled logs."""
     memory: str = "1100MB"
-    """Limit of the memory that DuckDB may use while it sorts and joins; the rest goes to the staging folder."""
+    """Limit of the memory that DuckDB may use while it sorts and joins; the rest goes to the staging folder. Each group
+    of files that an engine reads has as much of its own."""
     require_signature: bool = False
     """Take only log files whose bytes bear the writer's signature (`offline-dqn sign`); others are reported and left
     where they are."""
@@ -102,6 +102,7 @@ def ingest_logs(
     as_of: datetime | None = None,
     base: Path,
     on_rows: Callable[[int], None] = lambda _: None,
+    spread: Spread = one_by_one,
 ) -> IngestReport:
     """Takes the unread part of every log file at `paths` into the lake as one batch.
 
@@ -114,6 +115,7 @@ def ingest_logs(
         as_of: recorded with the batch; the log_date of rows without a timestamp. By default what `config.as_of` says.
         base: folder that file names are stored relative to.
         on_rows: told how many rows were read, chunk by chunk.
+        spread: reads groups of files. By default DuckDB reads file by file, with every core.
 
     Raises:
         LogFileError: a path does not exist, or holds no log.
@@ -122,6 +124,7 @@ def ingest_logs(
         SigningError: signatures are required, and the key is missing.
         LockedError: another ingest, here or on another machine, has held the lake for ten minutes.
         LakeError: the disk is full, or the memory too small; says how the lake stands.
+        NotSharedError: a worker of `spread` does not see the logs or the lake's folder; nothing was taken in.
     """
     paths = list(paths)
     logs = find_log_files(paths)
@@ -140,25 +143,13 @@ def ingest_logs(
             folder = lake.staging_path / batch_id
             folder.mkdir(parents=True)
             try:
-                run = _Ingest(
-                    lake, kind, config, validate, batch_id, now, as_of, base, folder, on_rows, key, signatures
-                )
-                return replace(run.run(logs), passed_over=passed_over)
+                run = _Ingest(lake, kind, config, validate, batch_id, now, as_of, folder, on_rows, key, spread)
+                return replace(run.run(logs_of(logs, base, signatures)), passed_over=passed_over)
             finally:
                 if not lake.journal_path.exists():  # an unfinished commit still needs its files
                     shutil.rmtree(lake.staging_path, ignore_errors=True)
 
     return until_committed(take_in)
-
-
-@dataclass(frozen=True)
-class _Taken:
-    """A file whose rows are staged."""
-
-    log: LogFile
-    unread: Unread
-    source: str
-    read: ReadFile
 
 
 @dataclass(frozen=True)
@@ -172,16 +163,13 @@ class _Ingest:
     batch_id: str
     now: datetime
     given_as_of: datetime | None
-    base: Path
     folder: Path
     on_rows: Callable[[int], None]
     key: PrivacyKey | None
-    signatures: Signatures | None
+    spread: Spread
 
-    def run(self, logs: list[LogFile]) -> IngestReport:
-        # In memory a stage is faster; one that is larger than the memory has to lie on the disk to be built at all.
-        is_large = sum(log.path.stat().st_size * (10 if log.compression else 1) for log in logs) > _LARGE_BYTES
-        database = self.folder / "stage.duckdb" if is_large else None
+    def run(self, logs: Logs) -> IngestReport:
+        database = stage_path(self.folder, logs.sizes)
         with duck(database, memory=self.config.memory, spill=self.folder / "spill") as connection:
             stage = Stage(
                 connection,
@@ -192,9 +180,11 @@ class _Ingest:
                 key=self.key,
                 on_rows=self.on_rows,
             )
-            taken, unchanged, empty, damaged = self._read(stage, logs)
+            reading = self._read(stage, logs)
+            taken = reading.taken
+            not_taken = (tuple(reading.unchanged), tuple(reading.empty), tuple(reading.damaged))
             if not taken:
-                return IngestReport(None, tuple(unchanged), tuple(empty), tuple(damaged), ())
+                return IngestReport(None, *not_taken, ())
             as_of = self.given_as_of or self._as_of(stage)
             n_erased = refuse_erased(stage, self.lake)
             n_duplicates = take_out_repeats(stage, self.lake) if self.kind == "steps" else 0
@@ -208,11 +198,11 @@ class _Ingest:
             reasons = _frequent_reasons(stage)
         n_steps, n_bad = (sum(file.n_rows for file in parts[table]) for table in (self.kind, "quarantine"))
         counts = BatchCounts(
-            n_in=sum(t.read.n_rows + t.unread.n_pending for t in taken),
+            n_in=sum(t.read.n_rows + t.source.unread.n_pending for t in taken),
             n_lake=n_steps,
             n_quarantined=n_bad,
             n_duplicates=n_duplicates,
-            n_pending=sum(t.unread.n_pending for t in taken),
+            n_pending=sum(t.source.unread.n_pending for t in taken),
             n_erased=n_erased,
         )
         validation = (
@@ -242,50 +232,23 @@ class _Ingest:
         account = None
         if self.kind == "outcomes" and self.lake.contract.outcomes is not None and not held:
             account = account_of_batch(self.lake, self.batch_id, memory=self.config.memory)
-        return IngestReport(batch, tuple(unchanged), tuple(empty), tuple(damaged), tuple(reasons), account)
+        return IngestReport(batch, *not_taken, tuple(reasons), account)
 
     def _latest(self) -> datetime | None:
         """Rows behind it lie in the future. Simulated logs may do so, and those whose now is given."""
         by_clock = self.given_as_of is None and self.config.as_of == "now"
         return latest_believable(self.now) if by_clock else None
 
-    def _read(
-        self, stage: Stage, logs: list[LogFile]
-    ) -> tuple[list[_Taken], list[str], list[str], list[tuple[str, str]]]:
-        known = (f for f in consumed_files(self.lake) if f.kind == self.kind and self._still_counts(f))
-        history = History(map(_as_consumed, known))
-        taken: list[_Taken] = []
-        unchanged, empty, damaged = list[str](), list[str](), list[tuple[str, str]]()
-        for log in logs:
-            source = source_name(log.path, self.base)
-            try:
-                unread = look_for_unread(log, history)
-                if unread is None:
-                    unchanged.append(source)
-                    continue
-                problem = self.signatures.problem(log, unread.digest_seen) if self.signatures else None
-                if problem is not None:
-                    damaged.append((source, problem))
-                    continue
-                warm_up()  # the suite's process loads its libraries while the log is read
-                read = stage.read(log, unread, source)
-            except LogFileError as error:
-                damaged.append((source, str(error)))
-                continue
-            if not read.n_rows and not unread.n_pending:
-                (unchanged if unread.start else empty).append(source)  # it grew by blank lines, or never held a row
-                continue
-            taken.append(_Taken(log, unread, source, read))
-            history.add(_as_consumed(_file_record(taken[-1], self.kind, self.lake.contract, "lake")))
-        stage.finish_reading()
-        for place, file in reversed(list(enumerate(taken))):
-            again = stage.read_again.get(file.source)
-            if isinstance(again, LogFileError):
-                damaged.append((file.source, str(again)))
-                del taken[place]
-            elif again is not None:
-                taken[place] = replace(file, read=again)
-        return taken, unchanged, empty, damaged
+    def _read(self, stage: Stage, logs: Logs) -> Reading:
+        consumed = (f for f in consumed_files(self.lake) if f.kind == self.kind and self._still_counts(f))
+        known = [Consumed(f.digest, f.n_bytes, f.n_lines, f.digest_seen, f.head) for f in consumed]
+        if self.spread is one_by_one:
+            return read_logs(stage, logs, known, {})
+        check = self.key.check if self.key is not None else None
+        reader = GroupReader(
+            self.lake.contract, self.kind, self.folder.absolute(), self._latest(), self.config.memory, check
+        )
+        return read_logs(stage, logs, known, read_ahead(stage, logs, known, reader, self.spread, self.on_rows))
 
     def _as_of(self, stage: Stage) -> datetime:
         if self.config.as_of == "now":
@@ -342,19 +305,16 @@ def _newest_nights_sql(lake: Lake) -> str:
     return scan_files(files, by_date=True)
 
 
-def _as_consumed(file: FileRecord) -> Consumed:
-    return Consumed(file.digest, file.n_bytes, file.n_lines, file.digest_seen, file.head)
-
-
-def _file_record(taken: _Taken, kind: str, contract: Contract, status: str) -> FileRecord:
+def _file_record(taken: Taken, kind: str, contract: Contract, status: str) -> FileRecord:
+    consumed = taken.consumed
     return FileRecord(
-        path=taken.source,
+        path=taken.source.name,
         kind=kind,
-        digest=taken.unread.digest,
-        n_bytes=taken.unread.end,
-        n_lines=taken.unread.n_lines if taken.log.grows else taken.read.last_line,
-        digest_seen=taken.unread.digest_seen,
-        head=taken.unread.head,
+        digest=consumed.digest,
+        n_bytes=consumed.n_bytes,
+        n_lines=consumed.n_lines,
+        digest_seen=consumed.digest_seen,
+        head=consumed.head,
         status=status,
         contract_digest=contract.digest,
     )
@@ -372,9 +332,9 @@ def _why_held(validation: ValidationResult, reasons: list[tuple[str, int]], n_le
 
 
 def _frequent_reasons(stage: Stage, n: int = 5) -> list[tuple[str, int]]:
-    """The most frequent reasons, numbers in them left out so that like goes with like."""
+    """The most frequent reasons, each as it was first given, numbers left out so that like goes with like."""
     pattern = literal(r"-?\d+(\.\d+)?([eE][-+]?\d+)?")
     return stage.connection.execute(
-        f"""SELECT any_value(reason), count(*) AS n FROM bad
+        f"""SELECT arg_min(reason, (source, source_line)), count(*) AS n FROM bad
         GROUP BY regexp_replace(reason, {pattern}, '#', 'g') ORDER BY n DESC, 1 LIMIT {n}"""
     ).fetchall()

@@ -10,8 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
+from datasets.errors import OfflineDqnError
+
 Item = TypeVar("Item")
 Found = TypeVar("Found")
+
+
+class NotSharedError(OfflineDqnError):
+    """A worker that does not see the files that it was told of, or whose files are not seen."""
 
 
 class Spread(Protocol):

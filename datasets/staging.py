@@ -45,7 +45,9 @@ _LINES_PER_FILE = 1 << 40
 DIGEST_DIGITS = 16
 """Of the SHA-256 of a file, as it stands in the names of rows that have none of their own."""
 
-_SAMPLED_LINES = 1000
+SAMPLED_LINES = 1000
+"""First rows of a file, or of several that are read together, that are looked at for the columns that they hold."""
+
 _GROUP_BYTES = 64 << 20
 _CHUNK_ROWS = 100_000
 
@@ -59,10 +61,21 @@ class ReadFile:
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
+    """The unread part of a log file, as one of a batch.
+
+    Attributes:
+        number: orders the rows of the batch.
+        name: how the file is called in the lake.
+        n_sampled: rows of it that tell which of its columns the contract does not name, where it is copied together
+            with others.
+    """
+
+    number: int
     log: LogFile
     unread: Unread
     name: str
+    n_sampled: int = SAMPLED_LINES
 
     @property
     def digest(self) -> str:
@@ -115,8 +128,9 @@ class Stage:
         self._folder = folder
         self._latest = latest
         self._on_rows = on_rows
-        self._files: list[_Source] = []
+        self._files: dict[int, Source] = {}
         self._texts: list[tuple[str, Text]] = []
+        self._apart: list[Path] = []
         self._copy: TextCopy | None = None
         self._n_copies = 0
         self._taken_out = False
@@ -149,20 +163,17 @@ class Stage:
 
     # --- reading
 
-    def read(self, log: LogFile, unread: Unread, name: str) -> ReadFile:
+    def read(self, source: Source) -> ReadFile:
         """Reads the unread part of a file, or copies it to be read with others by `finish_reading`.
-
-        Args:
-            name: how the file is called in the lake.
 
         Raises:
             LogFileError: the file is damaged; nothing of it stays.
         """
-        number = len(self._files)
-        self._files.append(_Source(log, unread, name))
+        number, log = source.number, source.log
+        self._files[number] = source
         if log.format != "jsonl":
             return self._read_exactly(number)
-        in_place = text_in_place(log, unread, number)
+        in_place = text_in_place(log, source.unread, number)
         if in_place is not None and self._take_text(in_place):
             return ReadFile(in_place.n_rows, in_place.n_rows)
         # What must not be stored as it is must not be copied either.
@@ -178,9 +189,27 @@ class Stage:
             return
         for number in sorted({segment.file for segment in text.segments}):
             try:
-                self.read_again[self._files[number].name] = self._read_exactly(number)
+                # Its columns were looked for in the text; which files had to be read again must not add to them.
+                self.read_again[self._files[number].name] = self._read_exactly(number, is_sampled=True)
             except LogFileError as error:
                 self.read_again[self._files[number].name] = error
+
+    def take_in(
+        self, sources: Iterable[Source], rows: Sequence[Path], bad: Sequence[Path], dropped: Iterable[str]
+    ) -> None:
+        """Takes in what other stages of the batch have read and written as Parquet.
+
+        Args:
+            sources: the files that were read, for the raw text of their rows.
+            rows: good rows with the stored columns and `ordinal`; the files stay where they are.
+            bad: rows of the table `bad`.
+            dropped: columns of the logs that the contract does not name.
+        """
+        self._files.update({source.number: source for source in sources})
+        self._apart += rows
+        self.dropped.update(dropped)
+        for path in bad:
+            self.connection.execute(f"INSERT INTO bad BY NAME SELECT * FROM {_parquet_sql([path])}")
 
     def _copy_text(self, number: int) -> ReadFile:
         source = self._files[number]
@@ -229,7 +258,7 @@ class Stage:
         chunk = text_chunk(rows, islice(lines, len(rows)))
         self.judge(chunk, None, self._places(chunk, [text.place_of(row) for row in rows]))
 
-    def _read_exactly(self, number: int) -> ReadFile:
+    def _read_exactly(self, number: int, *, is_sampled: bool = False) -> ReadFile:
         source = self._files[number]
         n_rows, last_line = 0, source.unread.n_lines_before
         try:
@@ -237,8 +266,9 @@ class Stage:
                 own = None
                 if source.log.format != "jsonl":
                     own = [c for c in chunk.column_names if c not in {LINE, RAW, PROBLEM}]
-                sample = chunk[RAW].slice(0, _SAMPLED_LINES)
-                self._note_dropped(top_level_keys(sample.to_pylist()) if own is None else own)
+                if not is_sampled:
+                    sample = chunk[RAW].slice(0, SAMPLED_LINES)
+                    self._note_dropped(top_level_keys(sample.to_pylist()) if own is None else own)
                 lines = chunk[LINE].to_pylist()
                 places = self._places(chunk, [(number, line) for line in lines])
                 self.judge(chunk, own, places, textual=source.log.format == "csv")
@@ -332,12 +362,32 @@ class Stage:
         return self._redaction.json_line(raw) if header is None else self._redaction.csv_record(raw, header)
 
     def _sample_paths(self, text: Text) -> set[str]:
-        """Dotted paths in the first rows of a text and of each file in it."""
-        firsts = [segment.first_row for segment in text.segments]
-        rows = sorted({*firsts, *range(min(text.n_rows, _SAMPLED_LINES))})
-        documents = list(json_objects(text.lines_at(rows)))
-        self._note_dropped({key for document in documents for key in document})
-        return {path for document in documents for path in dotted_paths(document)}
+        """Dotted paths in the first rows of a text and of the files in it.
+
+        Columns that the contract does not name are looked for in rows that the file alone determines: with which
+        others it was copied together must not be told from the account of the batch.
+        """
+        shown = set(range(min(text.n_rows, SAMPLED_LINES)))
+        telling = self._telling_rows(text) if text.is_copy else shown
+        rows = sorted({*(segment.first_row for segment in text.segments), *shown, *telling})
+        paths: set[str] = set()
+        keys: set[str] = set()
+        for row, line in zip(rows, text.lines_at(rows), strict=False):  # a file that was cut meanwhile has fewer
+            for document in json_objects([line]):
+                paths.update(dotted_paths(document))
+                keys.update(document if row in telling else ())
+        self._note_dropped(keys)
+        return paths
+
+    def _telling_rows(self, text: Text) -> set[int]:
+        """The first rows of each file of a text, as many as its source says."""
+        left = {segment.file: self._files[segment.file].n_sampled for segment in text.segments}
+        rows: set[int] = set()
+        for segment in text.segments:
+            n_rows = min(segment.n_rows, left[segment.file])
+            left[segment.file] -= n_rows
+            rows.update(range(segment.first_row, segment.first_row + n_rows))
+        return rows
 
     def _note_dropped(self, keys: Iterable[str]) -> None:
         """Remembers the columns of the log that the contract does not name."""
@@ -357,6 +407,7 @@ class Stage:
         named = ", ".join([*map(quoted, self.columns), "ordinal"])
         parts = [f"SELECT {named} FROM exact"]
         parts += [f"SELECT {named} FROM ({_placed(self._text_sql(*text), layout)})" for text in self._texts]
+        parts += [f"SELECT {named} FROM {_parquet_sql(self._apart)}"] if self._apart else []
         return f"({' UNION ALL '.join(parts)})"
 
     @property
@@ -385,7 +436,7 @@ class Stage:
             by_file.setdefault(ordinal // _LINES_PER_FILE, set()).add(ordinal % _LINES_PER_FILE)
         in_text = {segment.file: text for _, text in self._texts for segment in text.segments}
         for file, lines in by_file.items():
-            if file >= len(self._files):
+            if file not in self._files:
                 continue  # rows that were loaded in their stored form
             source = self._files[file]
             if file in in_text:
@@ -458,6 +509,10 @@ def places_table(
             "digest": pa.array(digests, pa.string()),
         }
     )
+
+
+def _parquet_sql(files: Iterable[Path]) -> str:
+    return f"read_parquet({_list_sql(map(str, files))}, hive_partitioning = false)"
 
 
 def _list_sql(texts: Iterable[str] | None) -> str:

@@ -15,6 +15,7 @@ from prefect.states import Completed
 from pydantic import Field
 
 from pipelines import bound, promoting
+from pipelines.engines import spreading
 from pipelines.flow import ingest_logs
 from pipelines.markdown import as_markdown
 from pipelines.metrics.exposition import export
@@ -43,7 +44,10 @@ def ingest(workspace: WorkspaceFolder) -> dict[str, Any]:
     """
     opened = open_workspace(Path(workspace))
     try:
-        with flow_trace(opened, "ingest", flow_run.id) as trace:
+        with (
+            flow_trace(opened, "ingest", flow_run.id) as trace,
+            spreading(opened.config.engine, opened.root),
+        ):
             found = Ingested.of(ingest_logs(opened))
             trace.found(found.to_json())
     except Exception as error:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets.errors import OfflineDqnError
+from datasets.spreading import NotSharedError
 from offline_dqn.devices import one_thread
 
 _LARGE_BYTES = 1 << 20
@@ -29,10 +30,6 @@ _LARGE_BYTES = 1 << 20
 
 class EngineError(OfflineDqnError):
     """Workers that cannot be had, that are not like this process, or that ended in the middle of a piece."""
-
-
-class NotSharedError(EngineError):
-    """A worker that does not see the workspace's files."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,8 @@ class Workers(Protocol):
         """Begins all pieces; each of what is returned waits for what one of them found.
 
         Raises:
-            EngineError: then, or when waited for: a worker ended, or does not see the workspace.
+            EngineError: then, or when waited for: a worker ended.
+            NotSharedError: when waited for: one does not see the workspace.
         """
         ...
 

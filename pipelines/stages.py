@@ -36,6 +36,7 @@ from datasets.snapshot import (
 )
 from datasets.snapshot_bucket import set_checked
 from datasets.splits import gate_share
+from datasets.spreading import Spread
 from datasets.step_rules import ConstraintError
 from datasets.suite_process import SuiteError
 from datasets.tables import TABLES
@@ -119,9 +120,10 @@ def ingest(
             "how long after its decision an outcome counts (attribution_window), or take the files away. Nothing was "
             "taken in."
         )
-    report = _take_in(workspace, lake, "steps", paths, on_rows)
-    if outcomes:
-        report = replace(report, outcomes=_take_in(workspace, lake, "outcomes", outcomes, on_rows))
+    with spreading(workspace.config.engine, workspace.root) as spread:
+        report = _take_in(workspace, lake, "steps", paths, on_rows, spread)
+        if outcomes:
+            report = replace(report, outcomes=_take_in(workspace, lake, "outcomes", outcomes, on_rows, spread))
     try:
         compact_lake(workspace, lake)
     except AlteredFilesError as error:  # the batches are in, and what is in them is whole
@@ -142,6 +144,7 @@ def _take_in(
     kind: Literal["steps", "outcomes"],
     paths: Sequence[Path],
     on_rows: Callable[[int], None],
+    spread: Spread,
 ) -> IngestReport:
     if not paths:
         return IngestReport(None, (), (), (), ())
@@ -154,6 +157,7 @@ def _take_in(
         as_of=workspace.given_as_of,
         base=workspace.root,
         on_rows=on_rows,
+        spread=spread,
     )
 
 

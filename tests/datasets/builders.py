@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 import pytest
 
-from datasets import ingest
+from datasets import ingest, reading, reading_apart
 from datasets.addresses import parse_address
 from datasets.contract import Contract, contract_from_json
 from datasets.duck import duck
 from datasets.ingest import IngestConfig, IngestReport, ingest_logs
 from datasets.lake import Lake, open_lake
+from datasets.spreading import Spread, one_by_one
 from datasets.tables import TABLES
 from datasets.validation import ExpectationRecord, ValidateConfig, ValidationResult
 
@@ -98,7 +99,13 @@ def lake_at(folder: Path, contract: Contract | None = None, address: str | None 
     return open_lake(folder / "lake", contract or tiny(), parse_address(place) if place else None)
 
 
-def take_in(lake: Lake, *paths: Path, kind: Literal["steps", "outcomes"] = "steps", **config: Any) -> IngestReport:
+def take_in(
+    lake: Lake,
+    *paths: Path,
+    kind: Literal["steps", "outcomes"] = "steps",
+    spread: Spread = one_by_one,
+    **config: Any,
+) -> IngestReport:
     """Ingests; every report's account is checked."""
     report = ingest_logs(
         lake,
@@ -108,6 +115,7 @@ def take_in(lake: Lake, *paths: Path, kind: Literal["steps", "outcomes"] = "step
         kind=kind,
         as_of=None if config else NOON,
         base=lake.root.parent,
+        spread=spread,
     )
     if report.batch is not None:
         report.batch.counts.check()
@@ -154,4 +162,5 @@ def suite_says(monkeypatch: pytest.MonkeyPatch, success: bool) -> None:
     result = ValidationResult(success, () if success else (failure,), 3, 0.0)
     for validate in ("validate_steps", "validate_outcomes"):
         monkeypatch.setattr(ingest, validate, lambda *_, **__: result)
-    monkeypatch.setattr(ingest, "warm_up", lambda: None)
+    for module in (reading, reading_apart):
+        monkeypatch.setattr(module, "warm_up", lambda: None)

@@ -12,7 +12,7 @@ from datasets.consumed import History, look_for_unread
 from datasets.contract import Contract
 from datasets.duck import duck
 from datasets.logfiles import find_log_files
-from datasets.staging import Stage
+from datasets.staging import Source, Stage
 from tests.datasets.builders import episode, step_row, text_of, tiny
 from tests.datasets.mutations import mutated_log
 
@@ -35,10 +35,10 @@ def staged(contract: Contract, folder: Path, paths: list[Path]) -> tuple[list[An
     folder.mkdir()
     with duck(spill=folder / "spill") as connection:
         stage = Stage(connection, contract, "steps", folder)
-        for log in find_log_files(paths):
+        for number, log in enumerate(find_log_files(paths)):
             unread = look_for_unread(log, History())
             assert unread is not None
-            stage.read(log, unread, log.path.name)
+            stage.read(Source(number, log, unread, log.path.name))
         stage.finish_reading()
         good = connection.sql(f"SELECT * FROM {stage.rows_sql} ORDER BY ordinal").to_arrow_table().to_pylist()
         bad = connection.sql("SELECT * FROM bad ORDER BY source, source_line").to_arrow_table().to_pylist()

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from datasets import durable, ingest, journal, staging
+from datasets import durable, ingest, journal, reading, staging
 from datasets.canonical import canonical_sql
 from datasets.contract import Contract
 from datasets.ingest import newest_timestamp
@@ -566,7 +566,7 @@ def test_files_that_are_no_logs_are_named(tmp_path: Path) -> None:
 
 
 def test_a_large_batch_is_staged_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingest, "_LARGE_BYTES", 0)
+    monkeypatch.setattr(reading, "_LARGE_BYTES", 0)
     seen: list[bool] = []
     real = ingest.write_parts
 

@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from datasets import reading
 from pipelines import stages
 from pipelines.cli import quiet_libraries
 from pipelines.metrics.usage import UsageLog, together
@@ -86,6 +87,7 @@ def digests(workspace: Workspace) -> dict[str, str]:
 def main() -> int:
     """Runs them all; 1 where one differs."""
     quiet_libraries()
+    reading.GROUP_BYTES = 1  # so that small logs are spread, too: each file is a group
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
     workspace = prepared(folder / "logs")
     nights: dict[str, Night] = {}

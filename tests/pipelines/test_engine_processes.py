@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -11,11 +12,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from datasets import reading
 from datasets.errors import OfflineDqnError
 from pipelines.engine_config import EngineConfig
 from pipelines.engines import spreading
 from pipelines.metrics.usage import Meter
 from pipelines.pieces import EngineError
+from tests.datasets.builders import suite_says, tiny
+from tests.datasets.mixed_logs import Nights, two_nights
 
 
 def sum_above(weights: NDArray[np.float64], limit: float) -> tuple[float, int]:
@@ -26,8 +30,25 @@ def sum_above(weights: NDArray[np.float64], limit: float) -> tuple[float, int]:
     return float(weights[weights > limit].sum()) + 0.0 * burnt, os.getpid()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_groups() -> Iterator[None]:
+    """Small logs make several groups, and no suite looks at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "GROUP_BYTES", 1500)
+        suite_says(patch, True)
+        yield
+
+
+@pytest.fixture(scope="module")
+def read_here(tmp_path_factory: pytest.TempPathFactory) -> Nights:
+    """What two ingests of mixed logs make of which nothing is spread."""
+    return two_nights(tmp_path_factory.mktemp("read") / "here", tiny())
+
+
 @pytest.mark.parametrize("kind", ["dask", "ray"])
-def test_processes_find_the_same_bits_and_their_work_is_counted(kind: Literal["dask", "ray"], tmp_path: Path) -> None:
+def test_processes_find_the_same_bits_and_their_work_is_counted(
+    kind: Literal["dask", "ray"], tmp_path: Path, read_here: Nights
+) -> None:
     pytest.importorskip("prefect_dask" if kind == "dask" else "prefect_ray")
     weights = np.random.default_rng(0).random(500_000)
     limits = [0.1, 0.5, 0.9]
@@ -39,7 +60,9 @@ def test_processes_find_the_same_bits_and_their_work_is_counted(kind: Literal["d
         lying = [path.stat().st_size for path in (tmp_path / ".engine").rglob("*") if path.is_file()]
         with pytest.raises(OfflineDqnError, match=r"^-1 is no limit$"):
             spread("limit", partial(sum_above, weights), [0.1, -1])
+        read = two_nights(tmp_path / "read", tiny(), spread)
 
+    assert (read.told, read.tables, read.files) == (read_here.told, read_here.tables, read_here.files)
     assert [value for value, _ in found] == [sum_above(weights, limit)[0] for limit in limits]
     assert os.getpid() not in {process for _, process in found}
     assert used.cpu_s > 0.05

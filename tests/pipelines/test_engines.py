@@ -17,15 +17,18 @@ import numpy as np
 import pytest
 import torch
 
+from datasets import reading
 from datasets.errors import OfflineDqnError
 from datasets.settings import SettingsError, build_settings
-from datasets.spreading import Spread, one_by_one
-from pipelines import engines, readings
+from datasets.spreading import NotSharedError, Spread, one_by_one
+from pipelines import engines, readings, stages
 from pipelines.engine_config import EngineConfig
 from pipelines.engines import spreading
-from pipelines.pieces import EngineError, NotSharedError, Parcels, Piece, pack, refuse_others, work_out_packed
+from pipelines.pieces import EngineError, Parcels, Piece, pack, refuse_others, work_out_packed
 from pipelines.workspace import Workspace
 from reports.records import evaluation_to_json
+from tests.datasets.builders import suite_says
+from tests.pipelines.conftest import Run
 
 TWO_THREADS = EngineConfig(kind="threads", workers=2)
 
@@ -156,19 +159,45 @@ def judged(workspace: Workspace, config: EngineConfig, spread: Spread | None = N
     return json.dumps(evaluation_to_json(evaluation)) + episodes.hex()
 
 
-def test_an_evaluation_is_the_same_to_the_bit_with_its_folds_apart(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun: list[str] = []
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the pieces that threads are given."""
+    names: list[str] = []
     submit = engines._Threads.submit
 
     def watched(self: Any, pieces: Any) -> Any:
-        begun.extend(piece.name for piece in pieces)
+        names.extend(piece.name for piece in pieces)
         return submit(self, pieces)
 
     monkeypatch.setattr(engines._Threads, "submit", watched)
+    return names
 
+
+def test_an_evaluation_is_the_same_to_the_bit_with_its_folds_apart(workspace: Workspace, begun: list[str]) -> None:
     alone = judged(workspace, EngineConfig())
     assert judged(workspace, TWO_THREADS) == alone
     assert judged(workspace, EngineConfig(), as_elsewhere) == alone
     assert begun == ["fold 1 of 2", "fold 2 of 2"]
+
+
+def test_a_command_reads_several_logs_by_the_engine_and_one_by_itself(
+    fresh: Workspace, run: Run, begun: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite_says(monkeypatch, True)
+    monkeypatch.setattr(reading, "GROUP_BYTES", 1)
+    stages.simulate(fresh, n_episodes=12)
+    (log,) = fresh.logs_path.iterdir()
+    lines = log.read_text().splitlines(keepends=True)
+    for part in range(3):
+        (log.parent / f"{part}.jsonl").write_text("".join(lines[part::4]))
+    log.unlink()
+    settings = fresh.root / "offline_dqn.toml"
+    settings.write_text(f"{settings.read_text()}\n[engine]\nworkers = 2\n")
+
+    answer = run(fresh, "ingest", "--json")
+    assert begun == ["group 1 of 3", "group 2 of 3", "group 3 of 3"]
+    assert answer.json["batch"]["n_lake"] == len(lines[0::4]) + len(lines[1::4]) + len(lines[2::4])
+
+    (log.parent / "3.jsonl").write_text("".join(lines[3::4]))
+    assert run(fresh, "ingest", "--json").json["batch"]["n_lake"] == len(lines[3::4])
+    assert len(begun) == 3
