@@ -406,20 +406,23 @@ class Registry:
 
         Raises:
             RegistryError: there is nothing to go back to, `to` is neither the baseline nor a champion before this one,
-                its bytes changed, it is champion already, or no reviewer is named. Nothing changes then.
+                its bytes changed, it is champion already, no reviewer is named, or without `to` somebody else has
+                changed the champion since this began. Nothing changes then.
         """
-        return decide(lambda: self._roll_back(to, reviewer, note, at))
+        records_in(self.releases_path).refresh()
+        left = self.champion()
+        return decide(lambda: self._roll_back(left, to, reviewer, note, at))
 
-    def _roll_back(self, to: int | None, reviewer: str, note: str, at: datetime | None) -> Promotion:
+    def _roll_back(self, left: int | None, to: int | None, reviewer: str, note: str, at: datetime | None) -> Promotion:
         try:
             with self._opened() as seen:
-                to = self._former(to)
+                to = self._former(to, left)
                 self._known(to)
                 return self._make_champion("rollback", to, reviewer, note, at, seen)
         except TrackingError:
             with self.locked():
                 seen = records_in(self.releases_path).refresh()
-                to = self._former(to)
+                to = self._former(to, left)
                 self._refuse_nobody(to, reviewer)
                 self._refuse_champion(to)
                 manifest = read_manifest(self._path(to))
@@ -430,9 +433,14 @@ class Registry:
                     raise RegistryError(self._damage_message(to, damage)) from None
                 return self._append_champion("rollback", to, reviewer, note, at, seen)
 
-    def _former(self, to: int | None) -> int:
+    def _former(self, to: int | None, left: int | None) -> int:
         history = self.history()
         former, numbers = line_of_champions(history)[:-1], self._numbers()
+        if to is None and self.champion() != left:  # else two people who mean the same one would go back two
+            raise RegistryError(
+                f"This began while {'nothing' if left is None else f'release {left}'} was the champion, and now "
+                f"{self._acting()}. Nothing was changed. `offline-dqn rollback` goes back from there."
+            )
         if to is None:
             if not former and (0 not in numbers or self.champion() == 0):
                 raise RegistryError("There is nothing to roll back to: no former champion, and no other baseline.")

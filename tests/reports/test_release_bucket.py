@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from datasets.bucket_folder import WrongBucketError, follow_bucket
 from datasets.durable import write_durably
 from datasets.object_store import ObjectStore, open_store
 from reports.gate import GateConfig
+from reports.history import Promotion
 from reports.ledger import ErrorSpentError, Ledger, Terms
 from reports.registry import Registry, RegistryError, StaleDecisionError
 from reports.release_bucket import mend_release, records_in, sweep_uploads
@@ -112,6 +114,30 @@ def test_two_machines_that_roll_back_at_once_go_back_once(pair: tuple[Registry, 
     for registry in pair:
         registry.releases()
         assert [p.to_release for p in registry.history()] == [1, 2, 3, 2]
+
+
+def test_two_people_who_roll_back_one_champion_at_once_do_not_go_back_two(
+    pair: tuple[Registry, Registry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = pair
+    for content in ("a", "b", "c"):
+        add_release(first, "passed", content)
+    for number in (1, 2, 3):
+        first.promote(number, reviewer="Ada")
+    real = Registry._roll_back
+
+    def overtaken(registry: Registry, *asked: Any) -> Promotion:
+        if registry is second and len(first.history()) == 3:
+            first.rollback(reviewer="Grace", at=AT)
+        return real(registry, *asked)
+
+    monkeypatch.setattr(Registry, "_roll_back", overtaken)
+    with pytest.raises(
+        RegistryError, match=r"began while release 3 was .* release 2 is the champion since .* by Grace"
+    ):
+        second.rollback(reviewer="Ada")
+    assert [p.to_release for p in second.history()] == [1, 2, 3, 2]
+    assert second.rollback(reviewer="Ada").to_release == 1
 
 
 def test_machines_that_register_at_once_get_a_number_each(pair: tuple[Registry, Registry]) -> None:
