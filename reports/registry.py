@@ -449,13 +449,13 @@ class Registry:
             return to
         before = ", ".join(str(n) for n in sorted({*former, *({0} & {*numbers})} - {self.champion()}))
         goes = f"A rollback goes only back: here to {before}." if before else "There is nothing to roll back to."
-        left = left_by(to, history)
-        if left is None:
+        undone = left_by(to, history)
+        if undone is None:
             raise RegistryError(f"Release {to} was never champion. {goes} `offline-dqn promote {to}` has it act.")
         raise RegistryError(
-            f"Release {to} was rolled back from on {left.at:%Y-%m-%d %H:%M:%S} UTC by {left.reviewer}"
-            f"{f' ({left.note})' if left.note else ''}. {goes} `offline-dqn promote {to}` has it act again, after its "
-            "gate, rejections and error budgets were asked."
+            f"Release {to} was rolled back from on {undone.at:%Y-%m-%d %H:%M:%S} UTC by {undone.reviewer}"
+            f"{f' ({undone.note})' if undone.note else ''}. {goes} `offline-dqn promote {to}` has it act again, after "
+            "its gate, rejections and error budgets were asked."
         )
 
     def _make_champion(
