@@ -16,7 +16,7 @@ import duckdb
 import pyarrow as pa
 
 from datasets.coverage import coverage_of
-from datasets.duck import NO_ROOM, duck, literal
+from datasets.duck import MEMORY, NO_ROOM, duck, literal
 from datasets.episodes import episodes_sql, transitions_sql
 from datasets.errors import OfflineDqnError
 from datasets.exclusions import read_exclusions
@@ -139,7 +139,7 @@ def _build(
     state: str,
 ) -> None:
     path.unlink(missing_ok=True)
-    with duck() as connection:
+    with duck(memory=MEMORY) as connection:  # alone in its DuckDB, where nobody else attaches the file
         connection.execute(f"ATTACH {literal(str(path))} AS built (STORAGE_VERSION '{_STORAGE_VERSION}')")
         connection.execute("USE built")
         for name, query in _views(lake, as_of).items():

@@ -10,10 +10,7 @@ from typing import Any, Protocol
 
 import duckdb
 
-from datasets.duck import FEATURE_TYPES, quoted
-
-SEALED: dict[str, str | bool | int | float | list[str]] = {"enable_external_access": "false"}
-"""Settings of a connection whose SQL may look at nothing but the rows that it is given."""
+from datasets.duck import FEATURE_TYPES, quoted, sealed_duck
 
 
 class _Typed(Protocol):
@@ -48,9 +45,9 @@ def expression_problem(
 
 @lru_cache(maxsize=1024)
 def _problem(expression: str, kind: str, columns: tuple[tuple[str, str], ...], actions: tuple[str, ...]) -> str | None:
-    with duckdb.connect(config=SEALED) as connection:
+    with sealed_duck() as connection:
         declared = ", ".join(f"{quoted(name)} {type_}" for name, type_ in columns)
-        connection.execute(f"CREATE TABLE steps ({declared})")
+        connection.execute(f"CREATE TEMP TABLE steps ({declared})")
         value = f"CAST(({expression}\n) AS {kind})"
         try:
             statements = connection.extract_statements(f"SELECT {value} FROM steps")
@@ -74,7 +71,7 @@ def _problem(expression: str, kind: str, columns: tuple[tuple[str, str], ...], a
 
 def syntax_tree(expression: str) -> dict[str, Any] | None:
     """DuckDB's syntax tree of an expression; None where the text is not one expression."""
-    with duckdb.connect(config=SEALED) as connection:
+    with sealed_duck() as connection:
         found = connection.execute("SELECT json_serialize_sql(?)", [f"SELECT ({expression}\n)"]).fetchall()
     nodes = [statement["node"] for statement in json.loads(found[0][0]).get("statements", [])]
     if len(nodes) != 1 or len(nodes[0].get("select_list", ())) != 1 or nodes[0]["from_table"]["type"] != "EMPTY":
@@ -99,7 +96,7 @@ def mentioned_fields(expression: str, struct: str) -> frozenset[str] | None:
 def unsteady_functions(expression: str) -> tuple[str, ...]:
     """Functions that an expression calls and that may answer otherwise the next time, such as `random` and `now`."""
     called = {str(node.get("function_name", "")).lower() for node in _nodes(syntax_tree(expression) or {})} - {""}
-    with duckdb.connect(config=SEALED) as connection:
+    with sealed_duck() as connection:
         found = connection.execute(
             "SELECT DISTINCT function_name FROM duckdb_functions() WHERE stability <> 'CONSISTENT' ORDER BY 1"
         ).fetchall()
@@ -139,7 +136,7 @@ def _unknown_names(expression: str, columns: Mapping[str, str]) -> list[str]:
 
 
 def _fields_of(struct: str) -> tuple[str, ...]:
-    with duckdb.connect(config=SEALED) as connection:
+    with sealed_duck() as connection:
         return tuple(name for name, _ in connection.execute(f"SELECT NULL::{struct}").description[0][1].children)
 
 

@@ -11,7 +11,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from datasets.contract import BooleanFeature, CategoricalFeature, Contract, Feature, ImageFeature, VectorFeature
-from datasets.expressions import SEALED, expression_problem, observation_type
+from datasets.duck import sealed_duck
+from datasets.expressions import expression_problem, observation_type
 from datasets.observations import Observations
 
 
@@ -29,10 +30,12 @@ def evaluate_sql(
 def evaluate_on(table: pa.Table, expressions: Sequence[str], kind: str) -> list[NDArray[Any]]:
     """As `evaluate_sql`, over the columns of a table; one of them is `row`, by which it is ordered."""
     columns = ", ".join(f"CAST(({text}\n) AS {kind}) AS value_{i}" for i, text in enumerate(expressions))
-    with duckdb.connect(config=SEALED) as connection:
+    with sealed_duck() as connection:
         connection.register("steps", table)
-        connection.execute("SET lock_configuration = true")
-        found = connection.execute(f"SELECT {columns} FROM steps ORDER BY row").fetchnumpy()
+        statements = connection.extract_statements(f"SELECT {columns} FROM steps ORDER BY row")
+        if len(statements) != 1:
+            raise duckdb.ParserException(f"{' and '.join(expressions)} is more than one expression")
+        found = connection.execute(statements[0]).fetchnumpy()
     return list(found.values())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-import duckdb
+from datasets.duck import duck
 
 
 def feature_of(tree: dict[str, Any]) -> str | None:
@@ -31,7 +31,7 @@ def truth_value_of(tree: dict[str, Any]) -> bool | None:
 @lru_cache(maxsize=1024)
 def as_double(number: str) -> float | None:
     """What DuckDB makes of a constant number that it compares or computes with a DOUBLE."""
-    with duckdb.connect() as connection:
+    with duck() as connection:
         found = connection.execute(f"SELECT TRY_CAST({number} AS DOUBLE)").fetchall()
     double: float | None = found[0][0]
     return double

@@ -49,6 +49,7 @@ checkpoint_every = 100
 
 [evaluate]
 n_replicates = 2000
+placebo_halves = 400
 n_folds = 2
 fqe = { n_random_features = 100 }
 deciding = { estimator = "dr" }
