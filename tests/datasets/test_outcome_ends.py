@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from datasets.contract import Contract
@@ -145,6 +145,7 @@ NAMES = [f"d{n}" for n in range(6)]
         max_size=18,
     ),
 )
+@example(steps=[(None, None)] * 5 + [("truncated", 0.1)], told=[("d5", 0, "truncated", 0.2, None)])
 @settings(max_examples=20, deadline=None)
 def test_ends_by_sql_are_those_by_plain_python(steps: list[Any], told: list[Any]) -> None:
     rows = [

@@ -119,7 +119,9 @@ def seen(
 
 def _insert(connection: duckdb.DuckDBPyConnection, table: str, rows: list[Mapping[str, Any]]) -> None:
     if rows:
-        connection.register("rows", pa.Table.from_pylist([dict(row) for row in rows]))
+        # A table gets the columns of its first row, so that one names them all.
+        named = dict.fromkeys(name for row in rows for name in row)
+        connection.register("rows", pa.Table.from_pylist([{**named, **row} for row in rows]))
         connection.execute(f"INSERT INTO {table} BY NAME SELECT * FROM rows")
         connection.unregister("rows")
 
