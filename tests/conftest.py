@@ -15,8 +15,11 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.fsync = lambda _: None
-"""What is flushed survives a power cut, which no test makes: a third of a small ingest is the wait for it. A test of the
-order of flushes, or of one that fails, puts its own in the place of this one; commands in processes of their own flush."""
+"""What is flushed survives a power cut, which no test makes: a third of a small ingest is the wait for it.
+
+A test of the order of flushes, or of one that fails, puts its own in the place of this one; commands that run as
+processes of their own flush.
+"""
 
 _for_want_of_a_program: list[str] = []
 

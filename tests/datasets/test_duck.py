@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
@@ -24,18 +25,33 @@ def test_what_one_connection_makes_no_other_sees() -> None:
         third.execute("SELECT * FROM t")
 
 
-def test_nothing_stays_behind_whatever_happens_in_it() -> None:
+def fail_in_a_transaction() -> None:
     with duck() as connection:
-        before = connection.execute("SELECT count(*) FROM duckdb_databases()").fetchall()
-    with pytest.raises(duckdb.ConversionException), duck() as failing:
-        failing.execute("CREATE TABLE t AS SELECT range AS a FROM range(1000)")
-        failing.execute("BEGIN")
-        failing.execute("SELECT CAST('x' AS INTEGER)").fetchall()
-    with pytest.raises(ZeroDivisionError), duck() as reading:
-        reading.execute("SELECT * FROM range(1000000)").fetchone()  # of a result that is not read to its end
+        connection.execute("CREATE TABLE t AS SELECT range AS a FROM range(1000)")
+        connection.execute("BEGIN")
+        connection.execute("SELECT CAST('x' AS INTEGER)").fetchall()
+
+
+def leave_a_result_half_read() -> None:
+    with duck() as connection:
+        connection.execute("SELECT * FROM range(1000000)").fetchone()
         raise ZeroDivisionError
-    with duck() as connection:
-        assert connection.execute("SELECT count(*) FROM duckdb_databases()").fetchall() == before
+
+
+@pytest.mark.parametrize(
+    ("fail", "error"),
+    [(fail_in_a_transaction, duckdb.ConversionException), (leave_a_result_half_read, ZeroDivisionError)],
+)
+def test_nothing_stays_behind_whatever_fails(fail: Callable[[], None], error: type[Exception]) -> None:
+    def databases() -> int:
+        with duck() as connection:
+            ((n,),) = connection.execute("SELECT count(*) FROM duckdb_databases()").fetchall()
+        return int(n)
+
+    before = databases()
+    with pytest.raises(error):
+        fail()
+    assert databases() == before
 
 
 def test_threads_work_side_by_side() -> None:

@@ -60,8 +60,8 @@ def test_a_log_that_is_brought_again_fills_the_gap(tmp_path: Path) -> None:
 
     again = tmp_path / "logs" / "steps" / "again.jsonl"
     again.parent.mkdir(parents=True, exist_ok=True)
-    # Bytes that begin as a known file does are not read again, so there is a line in front. Which one's rows were altered hangs on the
-    # names of the batches.
+    # Bytes that begin as a known file does are not read again, so a line stands in front. Whose rows were altered hangs
+    # on the names of the batches, so it is both.
     again.write_bytes(b"\n" + (tmp_path / "a.jsonl").read_bytes() + (tmp_path / "b.jsonl").read_bytes())
     assert counts_of(take_in(lake, again))["lake"] == n
 
