@@ -12,7 +12,7 @@ WORK ?=
 PORT ?= 4200
 
 .DEFAULT_GOAL := help
-.PHONY: bucket derived docs schema help setup nightly loop drill serve test databases lint audit format bench peers engines sizing calibrate clean
+.PHONY: bucket derived docs schema help setup nightly loop incident drill serve test databases lint audit format bench peers engines sizing calibrate clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ serve: $(READY) ## Run nights by schedule: Prefect's server and worker on loopba
 
 loop: $(READY) ## Serve, learn and promote for two simulated weeks; ends with a picture (docs/loop.md)
 	@$(BIN)/python -m pipelines.loop $(WORKSPACE)-loop $(ARGS)
+
+incident: $(READY) ## Learn from a poisoned source, promote, be paged, and work through the runbooks, timed (docs/runbooks)
+	@$(BIN)/python -m pipelines.incident.drill $(WORKSPACE)-incident $(ARGS)
 
 drill: $(READY) ## Inject faults into nights of a scratch workspace and repeat them (docs/faults.md; ARGS="--rounds 4 --seed 7")
 	@$(BIN)/offline-dqn drill $(ARGS)
@@ -98,7 +101,7 @@ calibrate: $(READY) ## Measure the gate's error rates and write docs/calibration
 	@$(BIN)/python -m tests.benchmarks.calibrate $(ARGS)
 
 clean: ## Remove .venv and the demo workspace
-	rm -rf .venv $(WORKSPACE) $(WORKSPACE)-loop
+	rm -rf .venv $(WORKSPACE) $(WORKSPACE)-loop $(WORKSPACE)-incident
 
 derived: $(READY) ## Write dashboards/, its alert rules and the table of docs/metrics.md from the definitions of the metrics
 	@$(BIN)/python -m pipelines.metrics.derived

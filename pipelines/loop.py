@@ -30,9 +30,6 @@ PICTURE, PAGE, RECORD = "loop.svg", "loop.html", "loop.json"
 VERSION_ZERO = Thresholds(up=0.6, down=0.3, keeps=2, exploration=0.5)
 """The rules of `[baseline]` below, as `loop_rivals` tries controllers."""
 
-_MARK = ".made-by-make-loop"
-"""Only a workspace that carries this file is thrown away by the next `make loop`."""
-
 _CONTRACT = f"""
 [actions.caps]          # counted by the server, kept by the shield
 {CAPPED} = {{ at_most = {AT_MOST}, per = "1h", by = "episode" }}
@@ -42,7 +39,7 @@ attribution_window = "20m"
 default = -10.0         # what nobody reports counts as the worst
 """
 
-_SETTINGS = """# The autoscaler in a drill: small networks and few folds, so that two weeks take minutes.
+SETTINGS = """# The autoscaler in a drill: small networks and few folds, so that two weeks take minutes.
 
 [ingest]
 as_of = "newest"               # simulated time
@@ -109,17 +106,21 @@ def main() -> int:
     return 0
 
 
-def fresh_workspace(root: Path) -> Workspace:
-    """A workspace for a drill, in place of an older drill's.
+def fresh_workspace(root: Path, maker: str = "make loop") -> Workspace:
+    """A workspace for a drill, in place of an older one of the same drill.
+
+    Args:
+        maker: the command; only a workspace that carries its mark is thrown away.
 
     Raises:
         WorkspaceError: the folder holds something else.
     """
+    mark = root / f".made-by-{maker.replace(' ', '-')}"
     if root.exists():
-        if not (root / _MARK).exists():
+        if not mark.exists():
             raise WorkspaceError(
-                f"{root} exists and was not made by `make loop`, so it is left alone. Choose another folder: "
-                "make loop WORKSPACE=DIR"
+                f"{root} exists and was not made by `{maker}`, so it is left alone. Choose another folder: "
+                f"{maker} WORKSPACE=DIR"
             )
         shutil.rmtree(root)
     write_workspace(root, "autoscaler")
@@ -128,8 +129,8 @@ def fresh_workspace(root: Path) -> Workspace:
     before, success, after = text.partition("[success]")
     # Whether the objective was met is priced by the reward already; as a measure of its own it would contradict it.
     path.write_text(before + after[after.index("[constraints") :] + _CONTRACT if success else text + _CONTRACT)
-    (root / "offline_dqn.toml").write_text(_SETTINGS, encoding="utf-8")
-    (root / _MARK).write_text("Thrown away by the next `make loop`.\n")
+    (root / "offline_dqn.toml").write_text(SETTINGS, encoding="utf-8")
+    mark.write_text(f"Thrown away by the next `{maker}`.\n")
     return open_workspace(root)
 
 

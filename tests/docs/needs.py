@@ -190,6 +190,7 @@ NEEDS: Mapping[str, Needs] = {
 NOT_RUN: Mapping[str, str] = {
     "make nightly": "three nights at full size; docs/first_night.md runs the same commands",
     "make serve": "runs until Ctrl-C; tests/pipelines/test_scheduler.py starts and ends the same scheduler",
+    "make incident": "minutes of a fleet, nights and trainings; tests/pipelines/test_incident_drill.py runs its parts",
     "make loop": "two simulated weeks; tests/pipelines/test_loop.py runs a slice",
     "make calibrate": "hours; tests/benchmarks runs a slice",
     "pip install": "would install",

@@ -68,7 +68,7 @@ def test_a_moment_in_the_past_has_nothing_from_after_its_window(workspace: Works
     answer = run(
         workspace, "incident", "capture", "--at", middle.isoformat(), "--episodes", 5, "--minutes", 5, "--json"
     )
-    rows = duckdb.sql(
+    rows = duckdb.execute(
         f"SELECT min(timestamp), max(timestamp) FROM '{answer.json['folder']}/episodes.parquet' e "
         f"JOIN '{answer.json['folder']}/steps.parquet' USING (episode_id)"
     ).fetchall()
@@ -224,7 +224,7 @@ def test_an_erased_episode_leaves_every_capture_which_stays_whole(workspace: Wor
     folder = find_incident(workspace, "i")
     assert run(workspace, "erase", "--episode", episode).code == 0
 
-    left = duckdb.sql(f"SELECT count(*) FROM '{folder}/steps.parquet' WHERE episode_id = '{episode}'").fetchall()
+    left = duckdb.execute(f"SELECT count(*) FROM '{folder}/steps.parquet' WHERE episode_id = '{episode}'").fetchall()
     incident = read_incident(folder)
 
     assert left == [(0,)]
