@@ -12,7 +12,7 @@ WORK ?=
 PORT ?= 4200
 
 .DEFAULT_GOAL := help
-.PHONY: bucket derived docs schema help setup nightly loop incident drill serve test databases lint audit format bench peers engines sizing calibrate clean
+.PHONY: bucket derived docs schema help setup nightly loop incident drill serve test long databases lint audit format bench peers engines sizing calibrate clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ drill: $(READY) ## Inject faults into nights of a scratch workspace and repeat t
 
 test: $(READY) ## Run the tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+long: $(READY) ## Run the tests that take from half a minute on, each beside a quicker one of the same way
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m long $(ARGS)
 
 LAKE_TESTS = lake_bucket lake_lease batches compaction compatibility erasure retention rewriting quarantine outcome_ingest identities
 

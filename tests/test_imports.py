@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -46,9 +47,13 @@ LATE = {"mlflow", "deltalake"}
 """Libraries that are imported inside functions only: importing the module that uses them stays quick."""
 
 
-def imports_of(path: Path) -> Iterator[tuple[str, bool, int]]:
+@cache
+def imports_of(path: Path) -> tuple[tuple[str, bool, int], ...]:
     """Top-level package of every import, whether it stands at module level, and its line."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return tuple(_imports_of(ast.parse(path.read_text(encoding="utf-8")), path))
+
+
+def _imports_of(tree: ast.Module, path: Path) -> Iterator[tuple[str, bool, int]]:
     inside = {
         id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef) for n in ast.walk(f)
     }

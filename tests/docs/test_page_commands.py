@@ -106,7 +106,14 @@ def why_not_run(command: Command, needs: Needs) -> str | None:
     )
 
 
-@pytest.mark.parametrize("name", [name for name, page in PAGES.items() if commands_on(page)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.long] if "examples/" in name else [])
+        for name, page in PAGES.items()
+        if commands_on(page)
+    ],
+)
 def test_every_command_of_the_page_runs(
     name: str,
     first_night: Path,

@@ -33,7 +33,7 @@ overlap = { largest_tail_index = 0.99, largest_share = 1.0 }
 """Every estimate is shown, also where the gate would not trust the overlap of a single night."""
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in (1, 2))])
 def test_one_night_makes_a_policy_that_earns_more(seed: int, tmp_path: Path) -> None:
     settings = write_workspace(tmp_path / "workspace", "autoscaler").root / "offline_dqn.toml"
     edit(settings, "n_episodes = 4000", f"n_episodes = 4000\nseed = {seed}")

@@ -316,6 +316,7 @@ def test_json_has_neither_nan_nor_infinity(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out == '{"a": null, "b": [null, 1.5], "3": [null, true]}\n'
 
 
+@pytest.mark.long
 def test_what_a_command_prints_is_its_own(workspace: Workspace) -> None:
     """As processes of their own, so that what libraries print at start and exit is seen too."""
     stages.simulate(workspace, n_episodes=48)

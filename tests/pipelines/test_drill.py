@@ -155,6 +155,7 @@ def test_lost_rows_a_second_release_and_unfinished_work_are_seen(workspace: Work
     assert "night.json was left" in said
 
 
+@pytest.mark.long
 def test_a_night_that_is_killed_within_its_ingest_is_repeated_to_the_same_lake(
     first_night: Path, tmp_path: Path, prefect_server: str
 ) -> None:

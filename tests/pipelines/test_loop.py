@@ -85,6 +85,7 @@ def test_a_folder_that_no_drill_made_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "mine").exists()
 
 
+@pytest.mark.long
 def test_a_slice_of_the_drill_runs_and_loses_nothing(tmp_path: Path) -> None:
     """Two days of few services: served by a real process that is killed once, ingested and judged each night."""
     workspace = fresh_workspace(tmp_path / "drill")

@@ -224,7 +224,7 @@ def test_a_second_night_at_once_is_told_who_is_at_work(workspace: Workspace, run
     assert read_nights(workspace.nights_path) == []
 
 
-@pytest.mark.parametrize("stage", ["train", "evaluate"])
+@pytest.mark.parametrize("stage", ["train", pytest.param("evaluate", marks=pytest.mark.long)])
 def test_a_night_that_was_killed_goes_on_from_there(stage: str, fresh: Workspace, prefect_server: str) -> None:
     edit(
         fresh.root / "offline_dqn.toml",
@@ -293,7 +293,7 @@ def test_a_night_of_its_own_prints_nothing_of_the_libraries(workspace: Workspace
     assert list((tmp_path / "home").iterdir()) == []
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGKILL])
 def test_a_night_that_is_stopped_or_killed_leaves_no_server_behind(workspace: Workspace, how: signal.Signals) -> None:
     """A scheduler's SIGTERM, or a kill, in which no code of ours runs: the temporary server ends with the night."""
     edit(workspace.root / "offline_dqn.toml", "n_updates = 800", "n_updates = 100000")
