@@ -103,6 +103,7 @@ def ingest_logs(
     base: Path,
     on_rows: Callable[[int], None] = lambda _: None,
     spread: Spread = one_by_one,
+    elsewhere: bool = False,
 ) -> IngestReport:
     """Takes the unread part of every log file at `paths` into the lake as one batch.
 
@@ -116,6 +117,7 @@ def ingest_logs(
         base: folder that file names are stored relative to.
         on_rows: told how many rows were read, chunk by chunk.
         spread: reads groups of files. By default DuckDB reads file by file, with every core.
+        elsewhere: whether it does so on other machines; else plain JSON Lines are left to this process.
 
     Raises:
         LogFileError: a path does not exist, or holds no log.
@@ -143,7 +145,9 @@ def ingest_logs(
             folder = lake.staging_path / batch_id
             folder.mkdir(parents=True)
             try:
-                run = _Ingest(lake, kind, config, validate, batch_id, now, as_of, folder, on_rows, key, spread)
+                run = _Ingest(
+                    lake, kind, config, validate, batch_id, now, as_of, folder, on_rows, key, spread, elsewhere
+                )
                 return replace(run.run(logs_of(logs, base, signatures)), passed_over=passed_over)
             finally:
                 if not lake.journal_path.exists():  # an unfinished commit still needs its files
@@ -167,6 +171,7 @@ class _Ingest:
     on_rows: Callable[[int], None]
     key: PrivacyKey | None
     spread: Spread
+    elsewhere: bool
 
     def run(self, logs: Logs) -> IngestReport:
         database = stage_path(self.folder, logs.sizes)
@@ -248,7 +253,8 @@ class _Ingest:
         reader = GroupReader(
             self.lake.contract, self.kind, self.folder.absolute(), self._latest(), self.config.memory, check
         )
-        return read_logs(stage, logs, known, read_ahead(stage, logs, known, reader, self.spread, self.on_rows))
+        ahead = read_ahead(stage, logs, known, reader, self.spread, self.on_rows, elsewhere=self.elsewhere)
+        return read_logs(stage, logs, known, ahead)
 
     def _as_of(self, stage: Stage) -> datetime:
         if self.config.as_of == "now":

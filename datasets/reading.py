@@ -13,12 +13,13 @@ from datasets.staging import SAMPLED_LINES, ReadFile, Source, Stage
 from datasets.suite_process import warm_up
 
 GROUP_BYTES = 32 << 20
-"""Bytes of the consecutive files that make a group, compressed ones taken for `_UNPACKED` times their size."""
+"""Bytes of the consecutive files that make a group, by the size of JSON Lines that takes as long to read."""
 
 _LARGE_BYTES = 1 << 30
 """Bytes of logs from which what is read of them is staged on the disk."""
 
-_UNPACKED = 10
+_UNPACKED, _EXACT = 10, 10
+"""Compressed files are taken for so many times their size, and what the fast reader does not read for so many more."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Logs:
 
     Attributes:
         files: of them.
-        sizes: bytes of each, as they are when read.
+        sizes: bytes of each, unpacked.
         base: folder that file names are stored relative to.
         signatures: that they have to bear; None where none is asked for.
     """
@@ -42,7 +43,8 @@ class Logs:
         """Numbers of the files of each group, cut by the files alone: consecutive ones up to GROUP_BYTES, and each
         larger one by itself."""
         starts, n_bytes = [0], 0
-        for number, size in enumerate(self.sizes):
+        for number, log in enumerate(self.files):
+            size = self.sizes[number] * (1 if log.format == "jsonl" else _EXACT)
             if n_bytes and n_bytes + size > GROUP_BYTES:
                 starts.append(number)
                 n_bytes = 0

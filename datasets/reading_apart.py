@@ -163,14 +163,18 @@ def read_ahead(
     reader: Callable[[Group], GroupRead],
     spread: Spread,
     on_rows: Callable[[int], None],
+    *,
+    elsewhere: bool,
 ) -> dict[int, Found]:
-    """Reads all files into the stage that hang on no other file of the batch, by groups.
+    """Reads files into the stage that hang on no other file of the batch, by groups.
 
     Args:
         known: what earlier batches have consumed.
         reader: a `GroupReader` for this stage.
         spread: works out the groups.
         on_rows: told how many rows were read.
+        elsewhere: whether other machines do so. On this one plain JSON Lines are left out: DuckDB reads them with every
+            core already, and to write their rows down for it would cost more.
 
     Returns:
         What became of files, by number; the others are to be read one after the other, with what is known then.
@@ -181,7 +185,7 @@ def read_ahead(
     if len(logs.groups) < 2:
         return {}
     found = _look_ahead(logs, known)
-    groups = [_group(logs, numbers, found) for numbers in logs.groups]
+    groups = [_group(logs, numbers, found, elsewhere) for numbers in logs.groups]
     groups = [group for group in groups if group.sources]
     if len(groups) < 2:  # one by itself is read faster here, by every core
         return found
@@ -228,10 +232,10 @@ def _hangs_on(look: Look, batch: set[Consumed]) -> bool:
     return known is not None and known in batch and (known.n_bytes > 0 or known.digest_seen == look.digest_seen)
 
 
-def _group(logs: Logs, numbers: Iterable[int], found: Mapping[int, Found]) -> Group:
-    chosen = [number for number in numbers if number in found and found[number].source is not None]
-    sources = (found[number].source for number in chosen)
-    return Group(tuple(s for s in sources if s is not None), sum(logs.sizes[number] for number in chosen))
+def _group(logs: Logs, numbers: Iterable[int], found: Mapping[int, Found], elsewhere: bool) -> Group:
+    sources = [found[number].source for number in numbers if number in found]
+    chosen = [s for s in sources if s is not None and (elsewhere or s.log.format != "jsonl" or s.log.compression)]
+    return Group(tuple(chosen), sum(logs.sizes[source.number] for source in chosen))
 
 
 def _read_one(stage: Stage, source: Source) -> ReadApart:
@@ -252,7 +256,7 @@ def _replaced(file: ReadApart, again: ReadFile | LogFileError | None) -> ReadApa
 
 def _written(stage: Stage, relation: str, path: Path) -> tuple[tuple[Path, int], ...]:
     group = f", ROW_GROUP_SIZE {stage.rows_per_group}" if stage.rows_per_group else ""
-    copied = f"COPY (SELECT * FROM {relation}) TO {literal(str(path))} (FORMAT parquet{group})"
+    copied = f"COPY (SELECT * FROM {relation}) TO {literal(str(path))} (FORMAT parquet, COMPRESSION lz4{group})"
     ((n_rows,),) = stage.connection.execute(copied).fetchall()
     return ((path, path.stat().st_size),) if n_rows else ()
 

@@ -158,6 +158,7 @@ def _take_in(
         base=workspace.root,
         on_rows=on_rows,
         spread=spread,
+        elsewhere=workspace.config.engine.address is not None,
     )
 
 

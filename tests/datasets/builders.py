@@ -116,6 +116,7 @@ def take_in(
         as_of=None if config else NOON,
         base=lake.root.parent,
         spread=spread,
+        elsewhere=True,
     )
     if report.batch is not None:
         report.batch.counts.check()

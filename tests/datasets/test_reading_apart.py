@@ -108,14 +108,19 @@ def count_lines(group: Group) -> GroupRead:
 CONTENT = st.sampled_from([b"", b"\n", b"a", b"a\n", b"a\nb", b"a\nb\n", b"a\nb\nc\n", b"a\nd\n", b"\na\n", b"q\n"])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     files=st.lists(st.tuples(CONTENT, st.booleans()), min_size=2, max_size=9),
     before=st.lists(st.integers(0, 8), max_size=3),
     group_bytes=st.integers(1, 12),
+    elsewhere=st.booleans(),
 )
 def test_whichever_files_go_on_from_one_another_the_same_parts_of_them_are_read(
-    tmp_path_factory: pytest.TempPathFactory, files: list[tuple[bytes, bool]], before: list[int], group_bytes: int
+    tmp_path_factory: pytest.TempPathFactory,
+    files: list[tuple[bytes, bool]],
+    before: list[int],
+    group_bytes: int,
+    elsewhere: bool,
 ) -> None:
     folder = tmp_path_factory.getbasetemp() / "related"
     folder.mkdir(exist_ok=True)
@@ -133,23 +138,27 @@ def test_whichever_files_go_on_from_one_another_the_same_parts_of_them_are_read(
         for one in old:
             known += [taken.consumed for taken in read_logs(stage, one, known, {}).taken]
         alone: Reading = read_logs(stage, all_logs, known, {})
-        ahead = read_ahead(stage, all_logs, known, count_lines, lambda _, f, items: [f(i) for i in items], print_none)
+        ahead = read_ahead(
+            stage, all_logs, known, count_lines, one_after_the_other, lambda _: None, elsewhere=elsewhere
+        )
         apart = read_logs(stage, all_logs, known, ahead)
     assert apart == alone
 
 
-def print_none(_: int) -> None: ...
+def one_after_the_other(_: str, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    return [function(item) for item in items]
 
 
 def test_groups_are_cut_by_the_sizes_of_the_files_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "GROUP_BYTES", 10)
-    log = LogFile(Path("/a.jsonl"), "jsonl", "")
+    fast, exact = LogFile(Path("/a.jsonl"), "jsonl", ""), LogFile(Path("/a.csv"), "csv", "")
 
-    def cut(*sizes: int) -> list[list[int]]:
+    def cut(log: LogFile, *sizes: int) -> list[list[int]]:
         return [list(group) for group in Logs([log] * len(sizes), sizes, Path("/")).groups]
 
-    assert cut(4, 6, 1, 30, 0, 9, 1) == [[0, 1], [2], [3], [4, 5, 6]]
-    assert cut(99) == [[0]]
+    assert cut(fast, 4, 6, 1, 30, 0, 9, 1) == [[0, 1], [2], [3], [4, 5, 6]]
+    assert cut(fast, 99) == [[0]]
+    assert cut(exact, 0, 1, 1, 2) == [[0, 1], [2], [3]]
 
 
 # --- what goes wrong

@@ -6,6 +6,7 @@ nights have made is compared by digests; what they took is printed.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import shutil
@@ -41,13 +42,14 @@ class Night:
 
 
 def prepared(root: Path) -> Workspace:
-    """A small workspace with one night of logs in several files."""
+    """A small workspace with one night of logs in several files, packed: plain ones are read without an engine."""
     workspace = write_small_workspace(root)
     stages.simulate(workspace)
     (log,) = workspace.logs_path.iterdir()
     lines = log.read_text().splitlines(keepends=True)
     for part in range(4):
-        (workspace.logs_path / f"{log.stem}-{part}.jsonl").write_text("".join(lines[part::4]))
+        packed = workspace.logs_path / f"{log.stem}-{part}.jsonl.gz"
+        packed.write_bytes(gzip.compress("".join(lines[part::4]).encode()))
     log.unlink()
     return workspace
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import json
 import os
 import pickle
@@ -25,10 +26,9 @@ from pipelines import engines, readings, stages
 from pipelines.engine_config import EngineConfig
 from pipelines.engines import spreading
 from pipelines.pieces import EngineError, Parcels, Piece, pack, refuse_others, work_out_packed
-from pipelines.workspace import Workspace
+from pipelines.workspace import Workspace, open_workspace
 from reports.records import evaluation_to_json
 from tests.datasets.builders import suite_says
-from tests.pipelines.conftest import Run
 
 TWO_THREADS = EngineConfig(kind="threads", workers=2)
 
@@ -180,24 +180,28 @@ def test_an_evaluation_is_the_same_to_the_bit_with_its_folds_apart(workspace: Wo
     assert begun == ["fold 1 of 2", "fold 2 of 2"]
 
 
-def test_a_command_reads_several_logs_by_the_engine_and_one_by_itself(
-    fresh: Workspace, run: Run, begun: list[str], monkeypatch: pytest.MonkeyPatch
+def test_several_packed_logs_are_read_by_the_engine_and_one_is_not(
+    fresh: Workspace, begun: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     suite_says(monkeypatch, True)
+    monkeypatch.setattr(stages, "batch_docs", lambda *_: None)
     monkeypatch.setattr(reading, "GROUP_BYTES", 1)
     stages.simulate(fresh, n_episodes=12)
     (log,) = fresh.logs_path.iterdir()
     lines = log.read_text().splitlines(keepends=True)
     for part in range(3):
-        (log.parent / f"{part}.jsonl").write_text("".join(lines[part::4]))
-    log.unlink()
+        (log.parent / f"{part}.jsonl.gz").write_bytes(gzip.compress("".join(lines[part::4]).encode()))
+    log.write_text("".join(lines[3::4]))  # plain: read here
     settings = fresh.root / "offline_dqn.toml"
     settings.write_text(f"{settings.read_text()}\n[engine]\nworkers = 2\n")
 
-    answer = run(fresh, "ingest", "--json")
+    report = stages.ingest(open_workspace(fresh.root))
     assert begun == ["group 1 of 3", "group 2 of 3", "group 3 of 3"]
-    assert answer.json["batch"]["n_lake"] == len(lines[0::4]) + len(lines[1::4]) + len(lines[2::4])
+    assert report.batch is not None
+    assert report.batch.counts.n_lake == len(lines)
 
-    (log.parent / "3.jsonl").write_text("".join(lines[3::4]))
-    assert run(fresh, "ingest", "--json").json["batch"]["n_lake"] == len(lines[3::4])
+    (log.parent / "3.jsonl.gz").write_bytes(gzip.compress("".join(lines[:10]).encode()))
+    again = stages.ingest(open_workspace(fresh.root)).batch
+    assert again is not None
+    assert again.counts.n_duplicates == 10
     assert len(begun) == 3
