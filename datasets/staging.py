@@ -367,14 +367,15 @@ class Stage:
         Columns that the contract does not name are looked for in rows that the file alone determines: with which
         others it was copied together must not be told from the account of the batch.
         """
-        shown = set(range(min(text.n_rows, SAMPLED_LINES)))
-        telling = self._telling_rows(text) if text.is_copy else shown
-        rows = sorted({*(segment.first_row for segment in text.segments), *shown, *telling})
+        first = range(min(text.n_rows, SAMPLED_LINES))
+        shown = {*first, *(segment.first_row for segment in text.segments)}
+        telling = self._telling_rows(text) if text.is_copy else set(first)
+        rows = sorted(shown | telling)
         paths: set[str] = set()
         keys: set[str] = set()
         for row, line in zip(rows, text.lines_at(rows), strict=False):  # a file that was cut meanwhile has fewer
             for document in json_objects([line]):
-                paths.update(dotted_paths(document))
+                paths.update(dotted_paths(document) if row in shown else ())
                 keys.update(document if row in telling else ())
         self._note_dropped(keys)
         return paths
