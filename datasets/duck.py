@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import os
 import threading
@@ -85,6 +86,15 @@ _instances: dict[tuple[int, str], duckdb.DuckDBPyConnection] = {}
 _lock = threading.Lock()
 os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 _numbers = itertools.count()
+
+
+@atexit.register
+def _close() -> None:
+    """What is open when the interpreter ends is reported as leaked, a page of it."""
+    for (process, _), connection in _instances.items():
+        if process == os.getpid():
+            connection.close()
+    _instances.clear()
 
 
 def _cursor(name: str, config: dict[str, Any], begin: str) -> duckdb.DuckDBPyConnection:
