@@ -46,7 +46,7 @@ drill: $(READY) ## Inject faults into nights of a scratch workspace and repeat t
 test: $(READY) ## Run the tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-long: $(READY) ## Run the tests that take from half a minute on, each beside a quicker one of the same way
+long: $(READY) ## Run the tests that take from half a minute on, which make test leaves out
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m long $(ARGS)
 
 LAKE_TESTS = lake_bucket lake_lease batches compaction compatibility erasure retention rewriting quarantine outcome_ingest identities

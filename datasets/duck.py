@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import atexit
-import itertools
+import ctypes
 import os
+import tempfile
 import threading
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,6 @@ import duckdb
 NO_ROOM = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.TransactionException)
 """What DuckDB raises where the disk or the memory does not suffice; the last one when it commits to a full disk."""
 
-_SESSION = "SET TimeZone = 'UTC'; SET enable_progress_bar = false"
 
 MEMORY = "2GB"
 """Default limit of DuckDB's own memory."""
@@ -45,10 +46,9 @@ def literal(text: str) -> str:
 def duck(
     database: Path | None = None, *, memory: str | None = None, spill: Path | None = None
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection that is closed at the end.
+    """A connection that is closed at the end, alone in its DuckDB.
 
-    Its tables and views are its own. Without arguments it shares one DuckDB with other connections of this process,
-    and that one's memory: a new one takes 15 ms to start, many times what a small query does.
+    Without arguments it may be one whose DuckDB was used before and kept, whose settings are locked.
 
     Args:
         database: file of the database; in memory by default.
@@ -56,12 +56,13 @@ def duck(
         spill: folder for what does not fit into it.
     """
     if database is None and memory is None and spill is None:
-        with _shared() as connection:
+        with _kept("open") as connection:
             yield connection
         return
     connection = duckdb.connect(str(database) if database else ":memory:")
     try:
-        connection.execute(f"{_SESSION}; SET memory_limit = '{memory or MEMORY}'")
+        connection.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
+        connection.execute(f"SET memory_limit = '{memory or MEMORY}'")
         if spill is not None:
             connection.execute("SET temp_directory = ?", [str(spill)])
         yield connection
@@ -71,53 +72,93 @@ def duck(
 
 @contextmanager
 def sealed_duck() -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection that is closed at the end and whose SQL can look at nothing but the rows that it is given.
-
-    It shares one DuckDB with the other sealed connections of this process, none of which can change it: what is
-    registered or made TEMP is a connection's own, and whoever runs SQL of users runs one SELECT.
-    """
-    with _cursor("sealed", {"enable_external_access": False}, "SET lock_configuration = true") as connection:
+    """A connection like `duck()`, whose SQL can look at nothing but the rows that it is given: no file, no setting."""
+    with _kept("sealed") as connection:
         yield connection
 
 
-_instances: dict[tuple[int, str], duckdb.DuckDBPyConnection] = {}
-"""Those that are shared, by process: a fork has none of the threads of what it inherits."""
+# --- DuckDBs that are kept: to start one takes 15 ms, many times what a small query does
 
+_SETTINGS: dict[str, dict[str, Any]] = {
+    # Files are read anew each time, and nothing is kept of what they held.
+    "open": {"enable_external_file_cache": False},
+    "sealed": {"enable_external_access": False},
+}
+_MOST_KEPT = 4
+_idle: dict[str, list[duckdb.DuckDBPyConnection]] = {kind: [] for kind in _SETTINGS}
 _lock = threading.Lock()
-os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
-_numbers = itertools.count()
+
+
+@contextmanager
+def _kept(kind: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection to a DuckDB that nobody else uses meanwhile. One in which anything failed is not used again: an
+    altered file can leave it in a state in which every later query fails.
+    """
+    instance, connection = _begin(kind)
+    try:
+        yield connection
+    except BaseException:
+        with suppress(duckdb.Error):
+            connection.close()
+            instance.close()
+        raise
+    try:
+        connection.close()
+        instance.execute("DETACH own")
+    except duckdb.Error:
+        instance.close()
+        return
+    with _lock:
+        if len(_idle[kind]) < _MOST_KEPT:
+            _idle[kind].append(instance)
+            return
+    instance.close()
+
+
+def _begin(kind: str) -> tuple[duckdb.DuckDBPyConnection, duckdb.DuckDBPyConnection]:
+    """A DuckDB, and a connection to it in an empty database of its own, which ends with the connection."""
+    while True:
+        with _lock:
+            instance = _idle[kind].pop() if _idle[kind] else None
+        is_new = instance is None
+        if instance is None:
+            instance = duckdb.connect(config=_SETTINGS[kind])
+            instance.execute(f"SET GLOBAL TimeZone = 'UTC'; SET memory_limit = '{MEMORY}'")
+            if kind == "open":  # where it spills does not hang on the current folder, which may change
+                instance.execute("SET temp_directory = ?", [f"{tempfile.gettempdir()}/offline-dqn-{uuid.uuid4().hex}"])
+            instance.execute("SET lock_configuration = true")
+        try:
+            connection = instance.cursor()
+            connection.execute("ATTACH ':memory:' AS own; USE own")
+        except duckdb.Error:
+            instance.close()
+            if is_new:
+                raise
+        else:
+            return instance, connection
+
+
+def _let_go() -> list[duckdb.DuckDBPyConnection]:
+    with _lock:
+        found = [instance for kept in _idle.values() for instance in kept]
+        for kept in _idle.values():
+            kept.clear()
+    return found
 
 
 @atexit.register
 def _close() -> None:
     """What is open when the interpreter ends is reported as leaked, a page of it."""
-    for (process, _), connection in _instances.items():
-        if process == os.getpid():
-            connection.close()
-    _instances.clear()
+    for instance in _let_go():
+        with suppress(duckdb.Error):
+            instance.close()
 
 
-def _cursor(name: str, config: dict[str, Any], begin: str) -> duckdb.DuckDBPyConnection:
-    key = (os.getpid(), name)
-    with _lock:
-        if key not in _instances:
-            _instances[key] = duckdb.connect(config=config)
-            _instances[key].execute(begin)
-        return _instances[key].cursor()
+def _in_child() -> None:
+    """A fork has none of the threads of the DuckDBs that it inherits: it neither uses them nor ever ends them."""
+    _lock.release()
+    for instance in _let_go():
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(instance))
 
 
-@contextmanager
-def _shared() -> Iterator[duckdb.DuckDBPyConnection]:
-    def cursor() -> duckdb.DuckDBPyConnection:
-        # What a file held is not kept: it may have been damaged since within the same instant.
-        return _cursor("open", {"enable_external_file_cache": False}, f"SET memory_limit = '{MEMORY}'")
-
-    own = f"own_{next(_numbers)}"
-    connection = cursor()
-    try:
-        connection.execute(f"{_SESSION}; ATTACH ':memory:' AS {own}; USE {own}")
-        yield connection
-    finally:
-        connection.close()
-        with cursor() as other:  # one in which no transaction has failed
-            other.execute(f"DETACH DATABASE IF EXISTS {own}")
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_in_child)

@@ -293,7 +293,7 @@ def test_a_night_of_its_own_prints_nothing_of_the_libraries(workspace: Workspace
     assert list((tmp_path / "home").iterdir()) == []
 
 
-@pytest.mark.parametrize("how", [pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_night_that_is_stopped_or_killed_leaves_no_server_behind(workspace: Workspace, how: signal.Signals) -> None:
     """A scheduler's SIGTERM, or a kill, in which no code of ours runs: the temporary server ends with the night."""
     edit(workspace.root / "offline_dqn.toml", "n_updates = 800", "n_updates = 100000")
