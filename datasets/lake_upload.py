@@ -92,9 +92,14 @@ def _content_of(state: LakeState) -> _Content:
 
 def _found(lake: Lake, bucket: LakeBucket, staged: dict[str, list[StagedFile]]) -> None:
     check = lake.root / "_privacy.json"
-    if check.exists() and bucket.agree("privacy.json", check.read_bytes()) != check.read_bytes():
+    own = check.read_bytes() if check.exists() else None
+    if own is None:
+        theirs = None if bucket.store.find("privacy.json") is None else "a key, which this lake has none of"
+    else:
+        theirs = None if bucket.agree("privacy.json", own) == own else "another key"
+    if theirs is not None:
         raise LakeError(
-            f"{bucket} holds what an upload of another lake has left, whose rows are hashed under another key. Nothing "
+            f"{bucket} holds what an upload of another lake has left, whose rows are hashed under {theirs}. Nothing "
             "was changed. Name another prefix in [store] lake."
         )
     uploaded = bucket.upload_files(staged)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from datasets.consumed import HEAD_BYTES, Consumed, History, Look
+from datasets.consumed import Consumed, History, Look
 from datasets.contract import Contract
 from datasets.duck import duck, literal
 from datasets.logfiles import LogFileError
@@ -29,6 +29,9 @@ from datasets.reading import Found, Logs, consumed_part, stage_path
 from datasets.spreading import NotSharedError, Spread
 from datasets.staging import ReadFile, Source, Stage
 from datasets.suite_process import warm_up
+
+_BLOCK_BYTES = 1 << 20
+"""Bytes of a log that are held at once while its digest is taken."""
 
 _REMEDY = (
     "Workers read logs where they lie and write their rows into the folder of the lake: mount the workspace, and logs "
@@ -262,15 +265,23 @@ def _written(stage: Stage, relation: str, path: Path) -> tuple[tuple[Path, int],
 
 
 def _unseen(source: Source) -> str:
-    """How the file that is seen here differs from the one that was looked at; "" where it does not."""
-    end = source.unread.end
+    """How the bytes that would be read here differ from those that were looked at; "" where they do not.
+
+    A signature was asked of those, so no byte of a file goes unseen: the part of it that is read, or all of one that is
+    read whole.
+    """
+    end, digest = source.unread.end, hashlib.sha256()
     try:
         with source.log.path.open("rb") as file:
-            head = file.read(min(HEAD_BYTES, end))
             n_bytes = os.fstat(file.fileno()).st_size
+            is_long_enough = n_bytes >= end if source.log.grows else n_bytes == end
+            left = end if is_long_enough else 0
+            while left and (block := file.read(min(_BLOCK_BYTES, left))):
+                digest.update(block)
+                left -= len(block)
     except OSError as error:
         return error.strerror or str(error)
-    if n_bytes < end or hashlib.sha256(head).hexdigest() != source.unread.head:
+    if not is_long_enough or digest.hexdigest() != source.unread.digest:
         return f"it is another file there, of {n_bytes} bytes"
     return ""
 

@@ -475,6 +475,9 @@ def test_a_cut_off_upload_goes_on_only_with_the_folder_that_it_began_with(
     lake_at(other, hiding).privacy_key()
     with pytest.raises(LakeError, match=r"left, whose rows are hashed under another key\. Nothing was changed"):
         upload_lake(other / "lake", hiding, address)
+    lake_at(tmp_path / "open")
+    with pytest.raises(LakeError, match=r"hashed under a key, which this lake has none of\. Nothing was changed"):
+        upload_lake(tmp_path / "open" / "lake", tiny(), address)
     with monkeypatch.context() as patch:
         patch.setattr(lake_upload, "become_mirror", _die)
         with pytest.raises(_Died):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,20 +13,35 @@ from types import MappingProxyType
 from typing import Any, cast
 
 import duckdb
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets import reading
-from datasets.consumed import Consumed
+from datasets.consumed import HEAD_BYTES, Consumed
 from datasets.journal import LakeError
-from datasets.logfiles import LogFile, LogFileError, open_unread
+from datasets.logfiles import LogFile, LogFileError, find_log_files, open_unread
 from datasets.privacy import KEY_VARIABLE, PrivacyError, PrivacyKey
 from datasets.reading import Logs, Reading, read_logs
 from datasets.reading_apart import Group, GroupRead, ReadApart, read_ahead
+from datasets.signing import KEY_VARIABLE as SIGNING_VARIABLE
+from datasets.signing import sign_logs, signing_key
 from datasets.spreading import NotSharedError, Spread
 from datasets.staging import ReadFile, Source, Stage
-from tests.datasets.builders import ask, counts_of, episode, lake_at, step_keys, step_row, take_in, tiny, write_rows
+from tests.datasets.builders import (
+    NOON,
+    ask,
+    counts_of,
+    episode,
+    lake_at,
+    step_keys,
+    step_row,
+    take_in,
+    text_of,
+    tiny,
+    write_rows,
+)
 from tests.datasets.mixed_logs import everything, two_nights
 
 pytestmark = pytest.mark.usefixtures("quick_suite")
@@ -230,6 +246,39 @@ def test_whatever_goes_wrong_nothing_is_taken_and_the_next_ingest_takes_everythi
     assert counts_of(report) == {"in": 6, "lake": 6}
     why = f"{gone} cannot be read: No such file or directory. Nothing of it was taken."
     assert report.damaged == (("logs/gone.jsonl", why),)
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz", ".csv"])
+def test_no_byte_of_a_log_differs_between_who_looks_and_who_reads(
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "GROUP_BYTES", 1)
+    monkeypatch.setenv(SIGNING_VARIABLE, "s" * 40)
+    lake = lake_at(tmp_path)
+    logs = [tmp_path / "logs" / f"{name}{ending}" for name in "bc"]
+    noise = np.random.default_rng(0).bytes(3000).hex()  # so that packed rows, too, lie behind the first KiB
+    for log in logs:
+        write_rows(log, [step_row(noise), *episode(log.name[0], 30)])
+        if ending == ".csv":
+            header = "episode_id,step,cpu,action,reward,note\n"
+            log.write_text(header + "".join(f"{log.name[0]},{n},0.5,hold,-1.5,{noise[:90]}\n" for n in range(30)))
+        elif ending == ".jsonl.gz":
+            log.write_bytes(gzip.compress(log.read_bytes(), mtime=0))
+    sign_logs(find_log_files([tmp_path / "logs"]), signing_key(), at=NOON)
+    signed = logs[1].read_bytes()
+    if ending == ".jsonl.gz":  # a member more, behind the very bytes that were looked at
+        forged = signed + gzip.compress(text_of(episode("forged")).encode(), mtime=0)
+    else:
+        head, tail = signed.rsplit(b"-1", 1)
+        forged = head + b"+9" + tail
+        assert len(forged) == len(signed)
+    assert len(signed) > 2 * HEAD_BYTES
+    assert forged[: 2 * HEAD_BYTES] == signed[: 2 * HEAD_BYTES]
+    replaced = with_change(lambda: logs[1].write_bytes(forged), lambda: logs[1].write_bytes(signed))
+
+    with pytest.raises(NotSharedError, match=rf"cannot read .*c{ending}: it is another file there, of {len(forged)} "):
+        take_in(lake, tmp_path / "logs", spread=replaced, as_of="newest", require_signature=True)
+    assert step_keys(lake) == []
 
 
 def test_workers_hide_what_the_contract_hides_by_a_key_that_does_not_travel(
