@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from itertools import count
@@ -101,16 +102,32 @@ class Nights:
         told: the same as text, without the folder's own name.
         files: the bytes of every Parquet file of the lake, by name.
         tables: the rows of its small tables, as text.
+        n_groups: that were given to be read apart, by ingest.
     """
 
     reports: tuple[IngestReport, ...]
     told: tuple[str, ...]
     files: dict[str, bytes]
     tables: str
+    n_groups: tuple[int, ...]
+
+
+class Counted:
+    """A spread that counts the pieces that it is given, call by call."""
+
+    def __init__(self, spread: Spread) -> None:
+        self._spread = spread
+        self.given: list[int] = []
+
+    def __call__(self, what: str, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        self.given.append(len(items))
+        return self._spread(what, function, items)
 
 
 def two_nights(folder: Path, contract: Contract, spread: Spread = one_by_one) -> Nights:
     """Mixed logs in a new folder, taken in, grown and taken in again."""
+    counted = Counted(spread)
+    spread = spread if spread is one_by_one else counted  # that one stands for not to spread at all
     folder.mkdir()
     lake = lake_at(folder, contract)
     write_mixed_logs(folder / "logs")
@@ -125,4 +142,4 @@ def two_nights(folder: Path, contract: Contract, spread: Spread = one_by_one) ->
     rows = [ask(lake, f"SELECT * FROM {{{table}}} ORDER BY ALL") for table in ("batches", "files", "quarantine")]
     told = [json.dumps(report.to_json()).replace(str(folder), "") for report in reports]
     tables = json.dumps(rows, default=str).replace(str(folder), "")
-    return Nights(tuple(reports), tuple(told), everything(lake), tables)
+    return Nights(tuple(reports), tuple(told), everything(lake), tables, tuple(counted.given))

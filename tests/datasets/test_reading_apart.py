@@ -15,7 +15,7 @@ from typing import Any, cast
 import duckdb
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from datasets import reading
@@ -42,7 +42,7 @@ from tests.datasets.builders import (
     tiny,
     write_rows,
 )
-from tests.datasets.mixed_logs import everything, two_nights
+from tests.datasets.mixed_logs import Counted, everything, two_nights
 
 pytestmark = pytest.mark.usefixtures("quick_suite")
 
@@ -69,6 +69,7 @@ def test_a_lake_is_the_same_to_the_byte_where_its_logs_were_read_apart(
     here = two_nights(tmp_path / "here", tiny())
     apart = two_nights(tmp_path / "apart", tiny(), two_threads)
 
+    assert (here.n_groups, len(apart.n_groups), min(apart.n_groups, default=0) >= 2) == ((), 2, True)
     assert apart.told == here.told
     assert [name for name in {**here.files, **apart.files} if apart.files.get(name) != here.files.get(name)] == []
     assert apart.tables == here.tables
@@ -85,8 +86,10 @@ def test_outcomes_are_read_apart_too(tmp_path: Path, monkeypatch: pytest.MonkeyP
     lake = lake_at(tmp_path, tiny(outcomes={"attribution_window": "1h"}))
     rows = [{"decision_id": f"d{n}", "timestamp": "2024-05-01T10:00:00Z", "reward": -1.0} for n in range(2)]
     paths = [write_rows(tmp_path / f"{n}.jsonl", [row, "bad"]) for n, row in enumerate(rows)]
-    report = take_in(lake, *paths, kind="outcomes", spread=two_threads)
+    counted = Counted(two_threads)
+    report = take_in(lake, *paths, kind="outcomes", spread=counted)
 
+    assert counted.given == [2]
     assert counts_of(report) == {"in": 4, "lake": 2, "quarantined": 2}
     assert ask(lake, "SELECT decision_id FROM {outcomes} ORDER BY 1") == [("d0",), ("d1",)]
 
@@ -131,6 +134,8 @@ CONTENT = st.sampled_from([b"", b"\n", b"a", b"a\n", b"a\nb", b"a\nb\n", b"a\nb\
     group_bytes=st.integers(1, 12),
     elsewhere=st.booleans(),
 )
+@example(files=[(b"a\n", False), (b"q\n", False)], before=[], group_bytes=1, elsewhere=True)
+@example(files=[(b"a\n", True), (b"a\nd\n", False), (b"q\n", True)], before=[], group_bytes=1, elsewhere=False)
 def test_whichever_files_go_on_from_one_another_the_same_parts_of_them_are_read(
     tmp_path_factory: pytest.TempPathFactory,
     files: list[tuple[bytes, bool]],
@@ -154,11 +159,29 @@ def test_whichever_files_go_on_from_one_another_the_same_parts_of_them_are_read(
         for one in old:
             known += [taken.consumed for taken in read_logs(stage, one, known, {}).taken]
         alone: Reading = read_logs(stage, all_logs, known, {})
-        ahead = read_ahead(
-            stage, all_logs, known, count_lines, one_after_the_other, lambda _: None, elsewhere=elsewhere
-        )
+        counted = Counted(one_after_the_other)
+        ahead = read_ahead(stage, all_logs, known, count_lines, counted, lambda _: None, elsewhere=elsewhere)
         apart = read_logs(stage, all_logs, known, ahead)
+        unlike_any = groups_unlike_any(files, before, all_logs.groups, elsewhere=elsewhere)
     assert apart == alone
+    assert len(counted.given) <= 1
+    if unlike_any > 1:
+        assert sum(counted.given) >= unlike_any
+
+
+def groups_unlike_any(
+    files: Sequence[tuple[bytes, bool]], before: Sequence[int], groups: Sequence[range], *, elsewhere: bool
+) -> int:
+    """How many groups at the least are to be read apart: those with a file whose first byte nothing before it has."""
+    known = {files[number][0][:1] for number in before if number < len(files)}
+    apart: set[int] = set()
+    for place, group in enumerate(groups):
+        for number in group:
+            content, is_packed = files[number]
+            if content and content[:1] not in known and (elsewhere or is_packed):
+                apart.add(place)
+            known.add(content[:1])
+    return len(apart)
 
 
 def one_after_the_other(_: str, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:

@@ -14,12 +14,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datasets import reading
-from pipelines import stages
-from pipelines.cli import quiet_libraries
+from pipelines import cli, engines, stages
 from pipelines.metrics.usage import UsageLog, together
 from pipelines.workspace import Workspace, open_workspace
 from tests.pipelines.conftest import write_small_workspace
@@ -31,14 +33,17 @@ ENGINES: dict[str, str] = {
     "Ray, 2 processes": 'kind = "ray"\nworkers = 2',
 }
 
+_N_LOGS = 4
+
 
 @dataclass(frozen=True)
 class Night:
-    """What a night has made, as digests by name, and what it took."""
+    """What a night has made, as digests by name, what it took, and how many pieces of each kind its workers did."""
 
     made: dict[str, str]
     wall_s: float
     cpu_s: float
+    pieces: dict[str, int]
 
 
 def prepared(root: Path) -> Workspace:
@@ -47,9 +52,9 @@ def prepared(root: Path) -> Workspace:
     stages.simulate(workspace)
     (log,) = workspace.logs_path.iterdir()
     lines = log.read_text().splitlines(keepends=True)
-    for part in range(4):
+    for part in range(_N_LOGS):
         packed = workspace.logs_path / f"{log.stem}-{part}.jsonl.gz"
-        packed.write_bytes(gzip.compress("".join(lines[part::4]).encode()))
+        packed.write_bytes(gzip.compress("".join(lines[part::_N_LOGS]).encode()))
     log.unlink()
     return workspace
 
@@ -61,11 +66,35 @@ def night_with(workspace: Workspace, engine: str, copy: Path) -> Night:
     settings.write_text(f"{settings.read_text()}\n[engine]\n{engine}\n")
     began = time.perf_counter()
     # In a process of its own, as a user's: Prefect's client waits for the server of an earlier night in this one.
-    nightly = [sys.executable, "-c", "from pipelines.cli import main; main()", "nightly", "--workspace", str(copy)]
+    pieces = copy.with_suffix(".pieces")
+    of_small_groups = f"from tests.pipelines.engine_nights import main_of_night; main_of_night({str(pieces)!r})"
+    nightly = [sys.executable, "-c", of_small_groups, "nightly", "--workspace", str(copy)]
     subprocess.run(nightly, check=True, stdout=subprocess.DEVNULL)
     wall_s = time.perf_counter() - began
     done = open_workspace(copy)
-    return Night(digests(done), wall_s, together(UsageLog(done.metrics_path).of_night(done.night())).cpu_s)
+    cpu_s = together(UsageLog(done.metrics_path).of_night(done.night())).cpu_s
+    worked_out = Counter(pieces.read_text().split()) if pieces.exists() else Counter[str]()
+    return Night(digests(done), wall_s, cpu_s, dict(worked_out))
+
+
+def main_of_night(pieces: str) -> None:
+    """`offline-dqn` in the process of a night: small logs are spread, too, since each file is a group.
+
+    Args:
+        pieces: file that a word is written to for each piece that workers have worked out: what it is called.
+    """
+    reading.GROUP_BYTES = 1
+    work_out = engines._Engine.__call__
+
+    def counted(engine: Any, what: str, function: Any, items: Sequence[Any]) -> list[Any]:
+        found = work_out(engine, what, function, items)
+        if engine._workers is not None and len(items) > 1:  # else it is done here
+            with Path(pieces).open("a") as file:
+                file.write(f"{what} " * len(found))
+        return found
+
+    engines._Engine.__call__ = counted  # type: ignore[assignment,method-assign]
+    cli.main()
 
 
 def digests(workspace: Workspace) -> dict[str, str]:
@@ -89,21 +118,25 @@ def digests(workspace: Workspace) -> dict[str, str]:
 
 
 def main() -> int:
-    """Runs them all; 1 where one differs."""
-    quiet_libraries()
-    reading.GROUP_BYTES = 1  # so that small logs are spread, too: each file is a group
+    """Runs them all; 1 where one differs, or did not spread what it is to show."""
+    cli.quiet_libraries()
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
     workspace = prepared(folder / "logs")
     nights: dict[str, Night] = {}
     for number, (name, engine) in enumerate(ENGINES.items()):
         nights[name] = night_with(workspace, engine, folder / f"night-{number}")
-        print(f"{name:22} {nights[name].wall_s:7.1f} s wall {nights[name].cpu_s:7.1f} s CPU", flush=True)
+        night = nights[name]
+        spread = ", ".join(f"{n} {what}" for what, n in night.pieces.items()) or "nothing"
+        print(f"{name:22} {night.wall_s:7.1f} s wall {night.cpu_s:7.1f} s CPU   spread: {spread}", flush=True)
     first = next(iter(nights.values()))
     apart = {name: [k for k, v in night.made.items() if v != first.made[k]] for name, night in nights.items()}
     for what, digest in first.made.items():
         same = [name for name, night in nights.items() if night.made[what] == digest]
         print(f"{what:28} {digest}  {'the same on all' if len(same) == len(nights) else f'only on {same}'}")
-    return int(any(apart.values()))
+    unspread = [name for name, engine in ENGINES.items() if engine and nights[name].pieces.get("group", 0) < _N_LOGS]
+    if unspread:
+        print(f"The logs were not read by groups, so that nothing is shown of it: {', '.join(unspread)}")
+    return int(any(apart.values()) or bool(unspread))
 
 
 if __name__ == "__main__":

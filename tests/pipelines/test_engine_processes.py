@@ -62,6 +62,7 @@ def test_processes_find_the_same_bits_and_their_work_is_counted(
             spread("limit", partial(sum_above, weights), [0.1, -1])
         read = two_nights(tmp_path / "read", tiny(), spread)
 
+    assert min(read.n_groups, default=0) >= 2, f"groups that were spread, by ingest: {read.n_groups}"
     assert (read.told, read.tables, read.files) == (read_here.told, read_here.tables, read_here.files)
     assert [value for value, _ in found] == [sum_above(weights, limit)[0] for limit in limits]
     assert os.getpid() not in {process for _, process in found}
