@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -108,32 +109,30 @@ def aged_releases(workspace: Workspace) -> list[Aged]:
 
     Where the snapshot is gone itself, `tainted_releases` says so.
     """
+    snapshots = {release: _snapshot_name(workspace, release) for release in workspace.releases_on_disk()}
+    n_aged = _n_aged(workspace, sorted({name for name in snapshots.values() if name is not None}))
+    return [Aged(release, *n_aged[name]) for release, name in snapshots.items() if name in n_aged]
+
+
+def _n_aged(workspace: Workspace, snapshots: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Of each snapshot that holds some: episodes that the lake no longer has, and all of them. Scans the lake once."""
+    tables: dict[str, Path] = {}
+    for snapshot in snapshots:
+        with suppress(SnapshotError):
+            tables[snapshot] = _episodes_of(workspace.snapshots_path / snapshot)
+    if not tables:
+        return {}
+    held = " UNION ALL ".join(
+        f"SELECT {literal(snapshot)} AS snapshot, episode_id FROM read_parquet({literal(str(table))})"
+        for snapshot, table in tables.items()
+    )
     steps = workspace.open_lake().scans(("steps",))["steps"]
-    known: dict[str, tuple[int, int]] = {}
-    found = []
-    for release in workspace.releases_on_disk():
-        snapshot = _snapshot_name(workspace, release)
-        if snapshot is None:
-            continue
-        if snapshot not in known:
-            known[snapshot] = _n_aged(workspace, snapshot, steps)
-        if known[snapshot][0]:
-            found.append(Aged(release, *known[snapshot]))
-    return found
-
-
-def _n_aged(workspace: Workspace, snapshot: str, steps: str) -> tuple[int, int]:
-    """Episodes of a snapshot that the lake no longer has, and all of them."""
-    try:
-        table = _episodes_of(workspace.snapshots_path / snapshot)
-    except SnapshotError:
-        return 0, 0
     with duck() as connection:
-        ((n_aged, n_episodes),) = connection.execute(
-            f"""SELECT count(*) FILTER (l.episode_id IS NULL), count(*) FROM read_parquet({literal(str(table))}) s
-            LEFT JOIN (SELECT DISTINCT episode_id FROM {steps}) l USING (episode_id)"""
+        rows = connection.execute(
+            f"""SELECT snapshot, count(*) FILTER (l.episode_id IS NULL) AS n_aged, count(*) FROM ({held}) s
+            LEFT JOIN (SELECT DISTINCT episode_id FROM {steps}) l USING (episode_id) GROUP BY ALL HAVING n_aged > 0"""
         ).fetchall()
-    return n_aged, n_episodes
+    return {snapshot: (n_aged, n_episodes) for snapshot, n_aged, n_episodes in rows}
 
 
 def taint_of(workspace: Workspace, release: int) -> Tainted | None:

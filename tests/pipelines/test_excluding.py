@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -16,7 +18,7 @@ from datasets.snapshot import EPISODES, open_snapshot
 from pipelines import stages
 from pipelines.canary import CanaryWatch, evaluate_canary
 from pipelines.canary_state import read_canary
-from pipelines.excluding import taint_of, tainted_releases
+from pipelines.excluding import Aged, aged_releases, taint_of, tainted_releases
 from pipelines.night_progress import begin_or_resume, write_progress
 from pipelines.night_record import Ingested, record_of
 from pipelines.parent import find_parent
@@ -231,6 +233,18 @@ def test_what_has_aged_out_of_the_lake_no_rule_means_and_that_is_said(workspace:
     assert [sum(release["episodes"].values()) for release in told["releases"]] == [1]
     said = " ".join(answer.err.split())
     assert f"release 1: 1 of the {len(held):,} episodes of its snapshot have left the lake since, so whether" in said
+
+    # More releases: of the same snapshot, of one that holds nothing which has left, and of one that is gone.
+    other = table.parent.with_name("another")
+    shutil.copytree(table.parent, other)
+    rows = pq.read_table(table)
+    pq.write_table(rows.filter(pc.field("episode_id") != gone), other / EPISODES)
+    for release, snapshot in (2, table.parent.name), (3, "another"), (4, "gone"):
+        path = shutil.copytree(workspace.release_path(1), workspace.release_path(release)) / "training.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "snapshot": snapshot}))
+    assert aged_releases(workspace) == [Aged(1, 1, len(held)), Aged(2, 1, len(held))]
+    pq.write_table(rows.filter(pc.field("episode_id") == gone), other / EPISODES)
+    assert aged_releases(workspace)[2:] == [Aged(3, 1, 1)]
 
 
 def test_a_dry_run_says_what_would_be_and_leaves_the_lake_alone(workspace: Workspace, run: Run) -> None:
