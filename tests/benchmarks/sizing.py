@@ -36,6 +36,7 @@ WANTED = (1_000_000, 10_000_000, 100_000_000)
 STAGES = ("ingest", "drift", "snapshot", "train", "choose", "evaluate")
 """In the order of the night; `train` fits the networks, `choose` judges the candidates."""
 
+_LARGEST = 3
 _STEPS_PER_EPISODE = 6
 _BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
@@ -120,13 +121,15 @@ class Law:
 
 
 def law_of(points: Mapping[int, float]) -> Law:
-    """The line a + b n through measured points by number of steps, with a and b not negative.
+    """The line a + b n through the three largest measured nights, with a and b not negative.
 
-    Each point counts by its relative error: small nights say as much as large ones. What a stage does no more of
-    beyond a limit of its own (an evaluation fits on at most so many steps) comes out too dear, never too cheap.
+    Each point counts by its relative error: a small night says as much as a large one. Only the largest are asked, since
+    stages do no more of some things beyond limits of their own (an evaluation fits on at most so many steps): nights
+    below such a limit say nothing of those beyond it, and would make these too dear.
     """
-    n = np.array(sorted(points), dtype=np.float64) / 1e6
-    y = np.array([points[k] for k in sorted(points)])
+    sizes = sorted(points)[-_LARGEST:]
+    n = np.array(sizes, dtype=np.float64) / 1e6
+    y = np.array([points[k] for k in sizes])
     weights = 1.0 / np.maximum(y, 1e-3)
     found, _ = optimize.nnls(np.column_stack([np.ones_like(n), n]) * weights[:, None], y * weights)
     return Law(float(found[0]), float(found[1]))
@@ -171,7 +174,7 @@ def tables(rows: Sequence[Measured]) -> str:
         lines += [f"| **night** | {' | '.join(whole)} |{' | |' if beyond else ''}", ""]
     machines = sorted({row.machine for row in rows})
     walls = {n: sum(row.wall_s for row in rows if row.n_steps == n) for n in sizes}
-    lines.append("Wall time of the stages together, on a machine that was busy with other work (see its load): "
+    lines.append("Wall time of the stages together (beside other work, where the load says so): "
                  + ", ".join(f"{_number(w)} s at {_words(n)}" for n, w in walls.items()) + ".")  # fmt: skip
     return "\n".join([*lines, "", f"Measured on: {'; '.join(machines)}."])
 
