@@ -123,9 +123,9 @@ class Law:
 def law_of(points: Mapping[int, float]) -> Law:
     """The line a + b n through the three largest measured nights, with a and b not negative.
 
-    Each point counts by its relative error: a small night says as much as a large one. Only the largest are asked, since
-    stages do no more of some things beyond limits of their own (an evaluation fits on at most so many steps): nights
-    below such a limit say nothing of those beyond it, and would make these too dear.
+    Each point counts by its relative error: a small night says as much as a large one. Only the largest are asked,
+    since stages do no more of some things beyond limits of their own (an evaluation fits on at most so many steps):
+    nights below such a limit say nothing of those beyond it, and would make these too dear.
     """
     sizes = sorted(points)[-_LARGEST:]
     n = np.array(sizes, dtype=np.float64) / 1e6
