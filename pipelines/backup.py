@@ -73,7 +73,7 @@ def back_up(workspace: Workspace, archive_path: Path, *, at: datetime | None = N
         at: when it is made; default now.
 
     Raises:
-        BackupError: the archive exists, or lies in the workspace.
+        BackupError: the archive exists, lies in the workspace, or would lie in a folder that does not exist.
         LockedError: a night or an ingest is at work.
         OSError: such as a full disk; nothing is left.
     """
@@ -85,7 +85,11 @@ def back_up(workspace: Workspace, archive_path: Path, *, at: datetime | None = N
             f"{target} lies in the workspace itself: the next backup would hold this one. Name a file elsewhere."
         )
     created_at = (at or datetime.now(UTC)).astimezone(UTC)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.parent.is_dir():
+        raise BackupError(
+            f"{target.parent} does not exist, and is not made: where a disk is not mounted, the backup would fill the "
+            f"one below. Mount it, or make the folder: mkdir -p {target.parent}"
+        )
     beside = target.with_name(f".{target.name}.part")
     files: dict[str, dict[str, object]] = {}
     try:

@@ -98,13 +98,16 @@ def enable(
     from pipelines.serving.switch import enable as undo
 
     by = user_name() if reviewer is None else reviewer
-    found = undo(open_workspace_of(workspace, follow=False).serving_path, by=by, note=note)
+    opened = open_workspace_of(workspace, follow=False)
+    found = undo(opened.serving_path, by=by, note=note)
     if as_json:
         console.print_json({"disabled": False, "was": found.to_json() if found else None})
         return
     if found is None:
         console.print_account("Nothing is disabled; nothing was changed", {"to disable": "offline-dqn disable"})
         return
+    champion = opened.registry.champion()  # None too where the records of releases are out of reach
     console.print_account(
-        "The champion acts again", {"was disabled by": found.by, "since": f"{found.at:%Y-%m-%d %H:%M:%S} UTC"}
+        f"The champion{'' if champion is None else f', release {champion},'} acts again",
+        {"was disabled by": found.by, "since": f"{found.at:%Y-%m-%d %H:%M:%S} UTC"},
     )

@@ -106,10 +106,15 @@ def ingest(
         The report on steps, with that on outcomes inside, if there were any.
 
     Raises:
-        StageError: there are outcomes, and the contract does not say what they mean.
+        StageError: there are outcomes, and the contract does not say what they mean; or the folder of logs is gone.
     """
     lake = workspace.open_lake()
     if not paths and not outcomes:
+        if not workspace.logs_path.is_dir():
+            raise StageError(
+                f"{workspace.logs_path} does not exist, so nobody can tell whether there are new logs. Is a disk not "
+                f"mounted? Where logs come some other way, leave an empty folder: mkdir -p {workspace.logs_path}"
+            )
         for folder in (workspace.logs_path, workspace.outcome_logs_path):
             mend_log(folder)  # what a killed server left of a line is no row; one that runs sees to it itself
         paths = [workspace.logs_path] if holds_logs(workspace.logs_path) or not list_batches(lake) else []

@@ -450,6 +450,8 @@ class Registry:
         before = ", ".join(str(n) for n in sorted({*former, *({0} & {*numbers})} - {self.champion()}))
         goes = f"A rollback goes only back: here to {before}." if before else "There is nothing to roll back to."
         undone = left_by(to, history)
+        if to not in numbers:
+            raise RegistryError(f"There is no release {to}. {goes}")
         if undone is None:
             raise RegistryError(f"Release {to} was never champion. {goes} `offline-dqn promote {to}` has it act.")
         raise RegistryError(

@@ -110,18 +110,18 @@ def examine(
 def _steps(events: Sequence[Event], suspect: int | None) -> Iterator[Step]:
     promoted = _first(events, PROMOTED, release=suspect)
     alert = _first(events, ALERT, after=promoted)
-    told = alert or promoted
+    told, since_told = alert or promoted, "the alert" if alert else "its promotion; nobody was told"
     excluded = _first(events, EXCLUDED, after=promoted)
     trained = _first(events, TRAINED, after=excluded or told)
     wanted = [
         ("told of it", "its promotion", promoted, alert),
-        ("disabled", "the alert", told, _first(events, DISABLED, after=told)),
-        ("rolled back", "the alert", told, _first(events, ROLLED_BACK, after=told)),
-        ("captured", "the alert", told, _first(events, CAPTURED, after=told)),
-        ("reproduced offline", "the alert", told, _first(events, REPRODUCED, after=told)),
-        ("source taken out", "the alert", told, excluded),
-        ("retrained without it", "the alert", told, trained),
-        ("re-evaluated", "the alert", told, _first(events, EVALUATED, after=trained) if trained else None),
+        ("disabled", since_told, told, _first(events, DISABLED, after=told)),
+        ("rolled back", since_told, told, _first(events, ROLLED_BACK, after=told)),
+        ("captured", since_told, told, _first(events, CAPTURED, after=told)),
+        ("reproduced offline", since_told, told, _first(events, REPRODUCED, after=told)),
+        ("source taken out", since_told, told, excluded),
+        ("retrained without it", since_told, told, trained),
+        ("re-evaluated", since_told, told, _first(events, EVALUATED, after=trained) if trained else None),
     ]
     for what, since, start, end in wanted:
         yield Step(what, since, None if start is None or end is None else (end.at - start.at).total_seconds())

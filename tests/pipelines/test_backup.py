@@ -61,6 +61,12 @@ def test_no_backup_is_made_while_a_night_runs(fresh: Workspace, tmp_path: Path) 
     assert list(tmp_path.glob("*.tar*")) == []
 
 
+def test_a_disk_that_is_not_mounted_is_told_and_the_one_below_not_filled(fresh: Workspace, tmp_path: Path) -> None:
+    with pytest.raises(BackupError, match=r"backups does not exist, and is not made.*mkdir -p"):
+        back_up(fresh, tmp_path / "backups" / "kept.tar")
+    assert not (tmp_path / "backups").exists()
+
+
 def test_nothing_is_overwritten(fresh: Workspace, tmp_path: Path) -> None:
     back_up(fresh, tmp_path / "kept.tar")
     with pytest.raises(BackupError, match="exists already"):

@@ -174,6 +174,16 @@ def test_logs_that_the_lake_lacks_are_told(workspace: Workspace, run: Run) -> No
     assert "later.jsonl hold rows that the lake has not taken in" in " ".join(answer.err.split())
 
 
+def test_where_nobody_was_told_the_postmortem_counts_from_the_promotion(workspace: Workspace, run: Run) -> None:
+    assert run(workspace, "rollback", "--reviewer", "Ada").code == 0
+    assert run(workspace, "incident", "capture", "--episodes", 2, "--minutes", 5, "--name", "i").code == 0
+
+    steps = {step.what: step for step in examine(workspace, find_incident(workspace, "i"), release=1).steps}
+
+    assert steps["told of it"].s is None
+    assert steps["rolled back"].since == "its promotion; nobody was told"
+
+
 def test_the_postmortem_tells_what_happened_and_how_long_each_step_took(workspace: Workspace, run: Run) -> None:
     history = [json.loads(line) for line in (workspace.releases_path / "history.jsonl").read_text().splitlines()]
     promoted = datetime.fromisoformat(history[-1]["at"])

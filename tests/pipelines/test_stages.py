@@ -47,6 +47,14 @@ def test_only_nights_that_are_over_are_live(as_of: str, clock: str, window: str 
     assert [str(night) for night in cast(Any, found)] == expected
 
 
+def test_a_folder_of_logs_that_has_gone_is_no_quiet_night(workspace: Workspace) -> None:
+    workspace.logs_path.rename(workspace.root / "away")
+    with pytest.raises(stages.StageError, match=r"steps does not exist.*Is a disk not mounted\?.*mkdir -p"):
+        stages.ingest(workspace)
+    workspace.logs_path.mkdir()
+    assert stages.ingest(workspace).batch is None
+
+
 def test_a_version_number_alone_does_not_make_an_episode_the_rules_own(workspace: Workspace) -> None:
     replay, _ = open_snapshot(next(workspace.snapshots_path.glob("*/snapshot.json")).parent)
     rules = load_release(workspace, 0, replay.contract)

@@ -265,6 +265,8 @@ def test_rollback_goes_only_to_former_champions(workspace: Path) -> None:
         registry.rollback(reviewer="Ada")
     add_release(registry)
     registry.promote(1, reviewer="Ada")
+    with pytest.raises(RegistryError, match=r"There is no release 7\. There is nothing to roll back to\."):
+        registry.rollback(7, reviewer="Ada")
     with pytest.raises(RegistryError, match=r"Release 2 was never champion\. There is nothing to roll back to\."):
         registry.rollback(2, reviewer="Ada")
     with pytest.raises(RegistryError, match="There is no release 0"):

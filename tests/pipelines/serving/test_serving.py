@@ -277,7 +277,7 @@ def test_the_kill_switch_works_when_releases_and_registry_are_gone(workspace: Wo
         took_s = eventually(lambda: server.act()["decided_by"] == "baseline")
         ready = server.ask("/v1/ready")[1]
         twice = run(workspace, "disable", "--reviewer", "Grace")
-        assert run(workspace, "enable", "--reviewer", "Ada").code == 0
+        assert "The champion acts again" in run(workspace, "enable", "--reviewer", "Ada").out
         again = run(workspace, "enable", "--reviewer", "Ada")
         eventually(lambda: server.act()["release"] == 1)
 
@@ -295,6 +295,8 @@ def test_a_disabled_server_starts_from_its_configuration_alone(workspace: Worksp
     workspace.releases_path.rename(workspace.root / "gone")
     with serving(workspace) as server:
         assert (server.act()["decided_by"], server.act()["release"]) == ("baseline", 0)
+    (workspace.root / "gone").rename(workspace.releases_path)
+    assert "The champion, release 1, acts again" in run(workspace, "enable", "--reviewer", "Ada").out
 
 
 def test_the_kill_switch_does_not_promise_a_version_zero_that_there_is_not(workspace: Workspace, run: Run) -> None:
