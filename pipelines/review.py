@@ -171,4 +171,4 @@ def ask_for_review(workspace: Workspace, release: int) -> str:
     except ObjectNotFound:
         return by_shell
     assert isinstance(run, FlowRun)  # only inside a coroutine it is something to wait for
-    return f"{run.name} in Prefect waits for a reviewer (flow run {run.id}); or {by_shell}"
+    return f"{by_shell}; or by the form of {run.name} (flow run {run.id}) in Prefect's UI, while its server runs"

@@ -186,7 +186,8 @@ def test_a_review_is_started_once_for_each_evaluation(waiting: Workspace, monkey
     ask_for_review(waiting, 1)
     waiting.registry.promote(1, reviewer="Ada", note="fine")
 
-    assert says.startswith("calm-otter in Prefect waits for a reviewer")
+    assert says.startswith("offline-dqn promote 1 --reviewer NAME, or")
+    assert "by the form of calm-otter (flow run " in says
     assert started[0]["name"] == "review/review"
     assert started[0]["parameters"] == {"workspace": str(waiting.root), "release": 1}
     assert (started[0]["timeout"], started[0]["as_subflow"]) == (0, False)  # the night does not wait
