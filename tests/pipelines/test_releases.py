@@ -34,7 +34,7 @@ def test_rollback_goes_to_the_rules_and_there_and_back(workspace: Workspace, run
     assert (back.json["from"], back.json["to"]) == (0, 1)
     assert (named.json["from"], named.json["to"]) == (1, 0)
     assert never.code == 1
-    assert "Release 5 was never champion. There is nothing to roll back to." in never.err
+    assert "There is no release 5. There is nothing to roll back to." in never.err
     assert forward.code == 1
     assert "Release 1 was rolled back from on " in forward.err
     assert "`offline-dqn promote 1` has it act again" in " ".join(forward.err.split())
