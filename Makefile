@@ -44,7 +44,7 @@ drill: $(READY) ## Inject faults into nights of a scratch workspace and repeat t
 	@$(BIN)/offline-dqn drill $(ARGS)
 
 test: $(READY) ## Run the tests
-	@$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)  # on two cores; tests of servers and processes wait
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 long: $(READY) ## Run the tests that take from half a minute on, which make test leaves out
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m long $(ARGS)
